@@ -1,0 +1,72 @@
+# What people and CI type; `make` alone prints it.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+
+# Which requirements are installed is remembered by stamps, so that a second call costs nothing.
+DEV    := $(VENV)/.installed-dev
+DEMO   := $(VENV)/.installed-demo
+# The demo is content with the development environment where there is one.
+READY  := $(if $(wildcard $(DEV)),$(DEV),$(DEMO))
+
+COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+	--no-emit-index-url --no-emit-find-links --annotation-style line pyproject.toml requirements/build.in
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint format protos constraints bench clean
+
+help: ## print this
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo "  PYTHON=python3.12 chooses another Python for the first install, ARGS='-k mean' is handed to test and demo."
+
+install: $(DEV) ## make .venv with everything that development needs
+
+demo: $(READY) ## run a whole network on this machine and watch it train
+	@$(BIN)/runnel demo $(ARGS)
+
+test: $(DEV) ## run all tests
+	@$(BIN)/pytest $(ARGS)
+
+lint: $(DEV) ## check style, types and the direction of imports
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy -p runnel
+	@$(BIN)/mypy tools tests
+	@$(BIN)/lint-imports --no-logo
+
+format: $(DEV) ## format all code
+	@$(BIN)/ruff check --fix --quiet
+	@$(BIN)/ruff format
+
+protos: $(DEV) ## write protos/gen anew from protos/runnel
+	@$(BIN)/python tools/generate_stubs.py
+
+constraints: $(DEV) ## pin the newest versions that fit, with hashes; ARGS='--upgrade-package X' moves only X
+	@$(COMPILE) --extra all --group dev --output-file requirements/dev.txt $(or $(ARGS),--upgrade)
+	@$(COMPILE) --extra demo --constraints requirements/dev.txt --output-file requirements/demo.txt $(or $(ARGS),--upgrade)
+
+bench: $(DEV) ## run the benchmarks
+	@set -e; for each in benchmarks/*.py; do echo "== $$each"; $(BIN)/python $$each $(ARGS); done
+
+clean: ## remove everything that was made, also .venv
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(DEV): requirements/dev.txt pyproject.toml
+	$(call install,$<)
+	@touch $(DEV) $(DEMO)
+
+$(DEMO): requirements/demo.txt pyproject.toml
+	$(call install,$<)
+	@touch $@
+
+# The hashes are those of the index's files, whichever index pip is configured for.
+define install
+	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "Runnel needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || true)." >&2; \
+		echo "Name one that is, for example: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing $(1) into $(VENV) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement $(1)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+endef

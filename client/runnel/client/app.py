@@ -1,0 +1,99 @@
+"""A client process: the object graph and its life."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+import structlog
+
+from runnel.client.agent import ClientAgent
+from runnel.client.runtimes import ProcessRuntime, entry_point_variables, site_variables
+from runnel.client.settings import ClientSettings
+from runnel.common.endpoints import remove_endpoints, write_endpoints
+from runnel.common.errors import BadSettings
+from runnel.common.protocol import Hello, NodeKind
+from runnel.transport import UplinkLink
+from runnel.transport.way_up import client_tls, load_or_create_identity, require_loopback
+
+log = structlog.get_logger()
+
+
+def site_databases(data: Mapping[str, str]) -> dict[str, Path | str]:
+    """Return the databases of the settings; one with ``://`` is an address, anything else a path that must exist.
+
+    Raises:
+        BadSettings: a path does not exist.
+    """
+    databases: dict[str, Path | str] = {}
+    for name, where in data.items():
+        if "://" in where:
+            databases[name] = where
+        elif Path(where).exists():
+            databases[name] = Path(where).absolute()
+        else:
+            raise BadSettings(
+                f"The database {name!r} is to be {where}, and there is no such file or folder.",
+                hint="Correct --data NAME=PATH.",
+                database=name,
+            )
+    return databases
+
+
+async def run_client(settings: ClientSettings, stop: asyncio.Event, environ: Mapping[str, str] | None = None) -> None:
+    """Work until ``stop`` is set.
+
+    Raises:
+        BadSettings: a setting does not fit.
+        Unauthenticated, Forbidden, Conflict: the network does not want this client.
+    """
+    environ = os.environ if environ is None else environ
+    if settings.insecure:
+        require_loopback(settings.network)
+    databases = site_databases(settings.data)
+    variables = site_variables(settings.env, environ)
+    await asyncio.to_thread(settings.state.mkdir, parents=True, exist_ok=True)
+    identity = load_or_create_identity(settings.state, kind="client", name=settings.name)
+    entry_point_variables(client_name=identity.name, data=databases, site=variables)  # raises what does not fit
+
+    def link(hello: Callable[[], Hello]) -> UplinkLink:
+        return UplinkLink(
+            settings.network,
+            name=identity.name,
+            node_id=identity.node_id,
+            kind=NodeKind.CLIENT,
+            token=None if settings.token is None else settings.token.get_secret_value(),
+            hello=hello,
+            tls=client_tls(settings.network, settings.tls_ca, plaintext=settings.allow_plaintext),
+            allow_plaintext=settings.allow_plaintext,
+            prefer=settings.prefer,
+        )
+
+    runtime = ProcessRuntime(environments=settings.state / "environments", environ=environ)
+    async with runtime:
+        agent = ClientAgent(
+            name=identity.name,
+            node_id=identity.node_id,
+            version=version("runnel"),
+            state=settings.state,
+            link_factory=link,
+            runtime=runtime,
+            databases=databases,
+            variables=variables,
+            parallel=settings.parallel,
+            run_timeout_s=settings.run_timeout_s,
+        )
+        write_endpoints(settings.state)
+        log.info("ready", name=identity.name, network=settings.network, databases=sorted(databases))
+        try:
+            async with agent, asyncio.TaskGroup() as group:
+                way_up = group.create_task(agent.run(), name="way up")
+                stopped = group.create_task(stop.wait(), name="stop")
+                await asyncio.wait((way_up, stopped), return_when=asyncio.FIRST_COMPLETED)
+                stopped.cancel()
+                way_up.cancel()
+        finally:
+            remove_endpoints(settings.state)

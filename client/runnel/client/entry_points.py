@@ -1,0 +1,314 @@
+"""The contract with the code of a compute package: which files it is given and what is taken from it.
+
+Each entry point is called in the package's root with absolute paths in a folder that is made for the run and removed
+with everything in it when the run is over, however it ends:
+
+* ``train MODEL_IN MODEL_OUT``: ``MODEL_IN`` (``.npz``) is the global model, ``MODEL_IN-metadata`` the client settings
+  of the session as JSON. It writes ``MODEL_OUT``, a model of the same names, shapes and dtypes, and, if it wants,
+  ``MODEL_OUT-metadata``, a JSON object whose ``num_examples`` is the weight in the mean.
+* ``validate MODEL_IN VALIDATION_JSON``: it writes a JSON object; its numbers are metrics.
+* ``startup``: once for an unpacked package, before anything else of it.
+* ``build SEED``: it writes a seed model.
+
+Neither output exists before. The model is a copy (by reference where the filesystem can), for a script may well write
+to its input, and the cached model serves other runs.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from runnel.client.domain.contract import (
+    MAX_JSON_BYTES,
+    Notes,
+    TrainResult,
+    ValidateResult,
+    check_settings,
+    read_notes,
+)
+from runnel.client.runtimes.runtime import Call, Finished, Limits, LineSink, Prepared, Runtime
+from runnel.common.blobs import in_thread, storage_errors
+from runnel.common.errors import BadModel, BadOutput
+from runnel.common.tensors import ModelSchema, normalise, open_npz
+
+STARTED_MARK = ".runnel-started"
+_COPY_BYTES = 1 << 30
+
+
+async def train(
+    runtime: Runtime,
+    prepared: Prepared,
+    *,
+    model: Path,
+    workdir: Path,
+    settings_json: str,
+    env: Mapping[str, str],
+    timeout_s: float | None,
+    say: LineSink,
+    limits: Limits | None = None,
+) -> TrainResult:
+    """Run ``train`` on ``model`` and check what it leaves.
+
+    Args:
+        runtime: where.
+        prepared: by ``runtime``.
+        model: the global model, canonical ``.npz``; not modified.
+        workdir: existing folder; the update is made in it, everything else in it is removed.
+        settings_json: the session's client settings, a JSON object.
+        env: from :func:`runnel.client.runtimes.variables.entry_point_variables`.
+        timeout_s: for the entry point alone.
+        say: takes its lines.
+        limits: for its process; the defaults of :class:`Limits` if None.
+
+    Raises:
+        BadOutput: no model was written, or its metadata is not what the contract says.
+        BadModel: what it wrote is no model, not one of the same names, shapes and dtypes, or not finite.
+        EntryPointFailed, EntryPointTimeout, BadPackage: see :meth:`Runtime.run`.
+        InvalidInput: ``settings_json`` is no JSON object.
+        StorageFull: no room for the files of the run.
+    """
+    check_settings(settings_json)
+    async with _run_folder(workdir) as folder:
+        model_in, model_out = folder / "model_in.npz", folder / "model_out.npz"
+        metadata = Path(f"{model_out}-metadata")
+        await _give(model, model_in, settings_json)
+        run = _Run(
+            runtime=runtime, prepared=prepared, folder=folder, env=env, timeout_s=timeout_s, say=say, limits=limits
+        )
+        finished = await run("train", model_in, model_out)
+        schema = await in_thread(_schema_of, model)
+        update = folder / "update.npz"
+        with _told_with(finished, model_out, "train"):
+            await in_thread(_take_model, model_out, update, entry_point="train", expect=schema)
+        with _told_with(finished, metadata, "train"):
+            notes = await in_thread(_take_notes, metadata, entry_point="train", optional=True)
+        _tell_not_finite(notes, say)
+        kept = await in_thread(_keep, update, workdir)
+    return TrainResult(update=kept, notes=notes, elapsed_s=finished.elapsed_s, log_tail=finished.log_tail)
+
+
+async def validate(
+    runtime: Runtime,
+    prepared: Prepared,
+    *,
+    model: Path,
+    workdir: Path,
+    settings_json: str,
+    env: Mapping[str, str],
+    timeout_s: float | None,
+    say: LineSink,
+    limits: Limits | None = None,
+) -> ValidateResult:
+    """Run ``validate`` on ``model`` and read the JSON that it leaves; arguments and errors are those of :func:`train`.
+
+    Raises:
+        BadOutput: it wrote no JSON object.
+    """
+    check_settings(settings_json)
+    async with _run_folder(workdir) as folder:
+        model_in, out = folder / "model_in.npz", folder / "validation.json"
+        await _give(model, model_in, settings_json)
+        run = _Run(
+            runtime=runtime, prepared=prepared, folder=folder, env=env, timeout_s=timeout_s, say=say, limits=limits
+        )
+        finished = await run("validate", model_in, out)
+        with _told_with(finished, out, "validate"):
+            notes = await in_thread(_take_notes, out, entry_point="validate")
+        _tell_not_finite(notes, say)
+    return ValidateResult(notes=notes, elapsed_s=finished.elapsed_s, log_tail=finished.log_tail)
+
+
+async def startup(
+    runtime: Runtime,
+    prepared: Prepared,
+    *,
+    workdir: Path,
+    env: Mapping[str, str],
+    timeout_s: float | None,
+    say: LineSink,
+    limits: Limits | None = None,
+) -> bool:
+    """Run ``startup`` if the package has it and it has not yet ended well for these unpacked files.
+
+    A mark in the package's root remembers that, so it holds over restarts of the client and ends with the files. Tasks
+    that share ``prepared`` wait for each other.
+
+    Returns:
+        Whether it was run.
+
+    Raises:
+        EntryPointFailed, EntryPointTimeout: see :meth:`Runtime.run`; it will be tried again.
+    """
+    if "startup" not in prepared.package.manifest.entry_points:
+        return False
+    mark = prepared.package.root / STARTED_MARK
+    async with prepared.starting:
+        if await in_thread(mark.exists):
+            return False
+        async with _run_folder(workdir) as folder:
+            run = _Run(
+                runtime=runtime, prepared=prepared, folder=folder, env=env, timeout_s=timeout_s, say=say, limits=limits
+            )
+            await run("startup")
+        with storage_errors(mark):
+            await in_thread(mark.touch)
+    return True
+
+
+async def build(
+    runtime: Runtime,
+    prepared: Prepared,
+    *,
+    seed: Path,
+    workdir: Path,
+    env: Mapping[str, str],
+    timeout_s: float | None,
+    say: LineSink,
+    limits: Limits | None = None,
+) -> Path:
+    """Run ``build`` and write the model that it leaves to ``seed`` as a canonical ``.npz``; return ``seed``.
+
+    Raises:
+        BadOutput: it wrote no file.
+        BadModel: the file is no model, or has numbers that are not finite.
+        EntryPointFailed, EntryPointTimeout, BadPackage: see :meth:`Runtime.run`.
+    """
+    async with _run_folder(workdir) as folder:
+        out = folder / "seed.npz"
+        run = _Run(
+            runtime=runtime, prepared=prepared, folder=folder, env=env, timeout_s=timeout_s, say=say, limits=limits
+        )
+        finished = await run("build", out)
+        with _told_with(finished, out, "build"):
+            await in_thread(_take_model, out, seed, entry_point="build", expect=None)
+    return seed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Run:
+    """All that the runs of one folder have in common."""
+
+    runtime: Runtime
+    prepared: Prepared
+    folder: Path
+    env: Mapping[str, str]
+    timeout_s: float | None
+    say: LineSink
+    limits: Limits | None = field(default=None)
+
+    async def __call__(self, entry_point: str, *arguments: Path) -> Finished:
+        call = Call(
+            entry_point=entry_point,
+            arguments=tuple(map(str, arguments)),
+            workdir=self.folder,
+            env=self.env,
+            timeout_s=self.timeout_s,
+            limits=self.limits or Limits(),
+        )
+        return await self.runtime.run(self.prepared, call, self.say)
+
+
+@asynccontextmanager
+async def _run_folder(workdir: Path) -> AsyncIterator[Path]:
+    with storage_errors(workdir):
+        folder = await in_thread(_make_folder, workdir)
+    try:
+        yield folder
+    finally:
+        await in_thread(_remove, folder)
+
+
+def _remove(folder: Path) -> None:
+    try:
+        shutil.rmtree(folder)
+    except PermissionError:  # a script may have taken the rights from its folders
+        for path, folders, _ in os.walk(folder):
+            for name in (path, *(os.path.join(path, one) for one in folders)):  # noqa: PTH118 (os.walk speaks str)
+                if not os.path.islink(name):  # noqa: PTH114
+                    os.chmod(name, 0o700)  # noqa: PTH101
+        shutil.rmtree(folder)
+
+
+def _make_folder(workdir: Path) -> Path:
+    return Path(tempfile.mkdtemp(prefix="run-", dir=workdir.absolute()))
+
+
+async def _give(model: Path, model_in: Path, settings_json: str) -> None:
+    with storage_errors(model_in):
+        await in_thread(_copy, model, model_in)
+        await in_thread(Path(f"{model_in}-metadata").write_text, settings_json, encoding="utf-8")
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file, sharing its blocks until either is written where the filesystem can do that."""
+    if not hasattr(os, "copy_file_range"):  # not Linux
+        shutil.copyfile(source, target)
+        return
+    with source.open("rb") as read, target.open("wb") as write:
+        try:
+            while os.copy_file_range(read.fileno(), write.fileno(), _COPY_BYTES):
+                pass
+        except OSError:  # not between these two filesystems; if there is no room, copyfile says so
+            shutil.copyfile(source, target)
+
+
+def _schema_of(model: Path) -> ModelSchema:
+    with open_npz(model, source="the global model") as opened:
+        return opened.schema
+
+
+@contextmanager
+def _told_with(finished: Finished, output: Path, entry_point: str) -> Iterator[None]:
+    """Give the error about an output the last lines of the run that left it: the reason is often there."""
+    try:
+        yield
+    except (BadModel, BadOutput) as error:
+        error.fields |= {"entry_point": entry_point, "output": output.name, "log_tail": finished.log_tail}
+        raise
+
+
+def _take_model(path: Path, target: Path, *, entry_point: str, expect: ModelSchema | None) -> None:
+    _require_file(path, entry_point)
+    normalise(path, target, source=f"the entry point {entry_point}", expect=expect)
+
+
+def _take_notes(path: Path, *, entry_point: str, optional: bool = False) -> Notes:
+    if optional and not os.path.lexists(path):
+        return Notes()
+    _require_file(path, entry_point)
+    with path.open("rb") as file:
+        return read_notes(file.read(MAX_JSON_BYTES + 1), what=f"{path.name} of the entry point {entry_point}")
+
+
+def _require_file(path: Path, entry_point: str) -> None:
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        raise BadOutput(
+            f"The entry point {entry_point} ended well but did not write {path.name}.",
+            hint="It is to write to the path that is its last argument.",
+        ) from None
+    if not stat.S_ISREG(mode):
+        raise BadOutput(
+            f"The entry point {entry_point} should write {path.name} as a file but made something else of it."
+        )
+
+
+def _keep(update: Path, workdir: Path) -> Path:
+    """Move the update out of the folder that is about to be removed."""
+    handle, name = tempfile.mkstemp(prefix="update-", suffix=".npz", dir=workdir.absolute())
+    os.close(handle)
+    return update.replace(name)
+
+
+def _tell_not_finite(notes: Notes, say: LineSink) -> None:
+    for name, value in notes.extra.items():
+        if isinstance(value, str) and value.endswith("(not a finite number)"):
+            say("runnel", f"The metric {name} is {value}: it is kept with the report but is no metric.")

@@ -1,0 +1,106 @@
+"""Finished reports on disk, until the network has settled them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from runnel.common.blobs import digest_file, storage_errors
+from runnel.common.blobs.storage import sync_file
+from runnel.common.disk import write_json
+from runnel.common.protocol import AssignmentKey, BlobRef, Failure, Outcome, Work
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldReport:
+    """A report and the file of its payload, if it has one."""
+
+    key: AssignmentKey
+    outcome: Outcome
+    payload: BlobRef | None
+    file: Path | None
+
+
+class Outbox:
+    """One folder for each report; a report is there when its ``report.json`` is. All methods block.
+
+    Args:
+        root: made if it does not exist; what an earlier process did not finish writing is removed.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        root.mkdir(parents=True, exist_ok=True)
+        for folder in root.iterdir():
+            if not (folder / "report.json").exists():
+                shutil.rmtree(folder)
+
+    def keep(self, key: AssignmentKey, outcome: Outcome, update: Path | None) -> None:
+        """Keep a report; ``update`` is moved here. Durable when this returns.
+
+        Raises:
+            StorageFull: no room.
+        """
+        folder = self._folder(key)
+        with storage_errors(folder):
+            folder.mkdir(exist_ok=True)
+            payload = None
+            if update is not None:
+                payload = digest_file(update)
+                file = folder / "payload"
+                shutil.move(update, file)
+                sync_file(file)
+            write_json(
+                folder / "report.json",
+                {
+                    "key": [key.session_id, key.round, key.work.value],
+                    "outcome": dataclasses.asdict(outcome),
+                    "payload": None if payload is None else dataclasses.asdict(payload),
+                },
+            )
+
+    def held(self) -> list[AssignmentKey]:
+        """Return what is kept."""
+        return [report.key for folder in sorted(self._root.iterdir()) if (report := self._read(folder)) is not None]
+
+    def get(self, key: AssignmentKey) -> HeldReport | None:
+        """Return a kept report."""
+        return self._read(self._folder(key))
+
+    def drop(self, key: AssignmentKey) -> None:
+        """Forget a report; one that is not there is no error."""
+        folder = self._folder(key)
+        (folder / "report.json").unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def _folder(self, key: AssignmentKey) -> Path:
+        return self._root / hashlib.sha256(str(key).encode()).hexdigest()[:32]
+
+    def _read(self, folder: Path) -> HeldReport | None:
+        try:
+            data: dict[str, Any] = json.loads((folder / "report.json").read_text())
+            session_id, round_number, work = data["key"]
+            outcome = data["outcome"]
+            failure = outcome.pop("failure")
+            payload = data["payload"]
+            return HeldReport(
+                key=AssignmentKey(session_id=session_id, round=round_number, work=Work(work)),
+                outcome=Outcome(**outcome, failure=None if failure is None else Failure(**failure)),
+                payload=None if payload is None else BlobRef(**payload),
+                file=None if payload is None else folder / "payload",
+            )
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError) as err:
+            log.error("unreadable report dropped", folder=str(folder), error=str(err))
+            shutil.rmtree(folder, ignore_errors=True)
+            return None

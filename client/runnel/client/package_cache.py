@@ -1,0 +1,67 @@
+"""Compute packages at the client: fetched once, unpacked once, prepared once, by digest."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from runnel.client.runtimes import LineSink, PackageFiles, Prepared, Runtime
+from runnel.common.blobs import BlobStore
+from runnel.common.protocol import BlobRef
+from runnel.compute_package import read_manifest, unpack
+
+Fetch = Callable[[BlobRef, Path], Awaitable[None]]
+
+
+class PackageCache:
+    """Prepared packages.
+
+    Args:
+        root: for archives (``archives``) and unpacked packages (``unpacked/<digest>``).
+        fetch: brings a blob to a file and verifies it.
+        runtime: prepares and runs packages.
+    """
+
+    def __init__(self, root: Path, fetch: Fetch, runtime: Runtime) -> None:
+        self._archives = BlobStore(root / "archives")
+        self._unpacked = root / "unpacked"
+        self._unpacked.mkdir(parents=True, exist_ok=True)
+        self._fetch = fetch
+        self._runtime = runtime
+        self._prepared: dict[str, Prepared] = {}
+        self._turn = asyncio.Lock()
+
+    async def get(self, ref: BlobRef, say: LineSink) -> Prepared:
+        """Return the package, ready to run.
+
+        Raises:
+            BadPackage: it is no package, or its archive is hostile.
+            EnvironmentFailed: what it requires could not be installed.
+            Unreachable, DeadlineExceeded: it could not be fetched.
+        """
+        async with self._turn:
+            prepared = self._prepared.get(ref.sha256)
+            if prepared is None:
+                root = await self._files(ref, say)
+                manifest = await asyncio.to_thread(read_manifest, root)
+                prepared = await self._runtime.prepare(
+                    PackageFiles(digest=ref.sha256, root=root, manifest=manifest), say
+                )
+                self._prepared[ref.sha256] = prepared
+            return prepared
+
+    async def _files(self, ref: BlobRef, say: LineSink) -> Path:
+        if not self._archives.has(ref):
+            say("runnel", f"fetching package {ref.sha256[:12]} ({ref.size_bytes:,} bytes)")
+            target = self._archives.temporary()
+            try:
+                await self._fetch(ref, target)
+                await asyncio.to_thread(self._archives.adopt, target, ref)
+            finally:
+                await asyncio.to_thread(target.unlink, missing_ok=True)
+        # Unpacked anew at each start of the client: what an entry point of an earlier run left there is gone.
+        folder = self._unpacked / ref.sha256
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        return await asyncio.to_thread(unpack, self._archives.path(ref), folder)

@@ -1,0 +1,273 @@
+"""A compute package tried out as a client would run it, before anybody's client has to."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from runnel.client import entry_points
+from runnel.client.domain.contract import Result, TrainResult
+from runnel.client.runtimes.process import ProcessRuntime
+from runnel.client.runtimes.runtime import LineSink, PackageFiles, Prepared
+from runnel.client.runtimes.variables import entry_point_variables
+from runnel.common.blobs import digest_file, in_thread
+from runnel.common.errors import BadModel, BadOutput, InvalidInput, NotFound, RunnelError
+from runnel.common.tensors import normalise
+from runnel.compute_package import Manifest, pack, read_manifest, unpack
+
+DEFAULT_TIMEOUT_S = 3600.0
+_WEIGHT_HINT = 'Write {"num_examples": N} to the path of the model with -metadata appended.'
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One thing that was tried.
+
+    Args:
+        name: stable: ``unpack``, ``manifest``, ``environment``, ``startup``, ``seed``, ``train``, ``update``,
+            ``metadata``, ``validate``, ``metrics``.
+        ok: whether it went well.
+        detail: what was found, or what is wrong.
+        hint: what to do about it; empty if nothing.
+        elapsed_s: seconds it took.
+    """
+
+    name: str
+    ok: bool
+    detail: str
+    hint: str = ""
+    elapsed_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rehearsal:
+    """What was tried, in order; the last step is the first that failed, if one did. ``warnings`` don't make it fail."""
+
+    steps: tuple[Step, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every step went well."""
+        return all(step.ok for step in self.steps)
+
+
+async def rehearse(
+    package: Path,
+    *,
+    seed: Path | None = None,
+    data: Mapping[str, Path] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    say: LineSink,
+    environ: Mapping[str, str] | None = None,
+    environments: Path | None = None,
+    timeout_s: float | None = DEFAULT_TIMEOUT_S,
+) -> Rehearsal:
+    """Run a package through all that a client will do with it, and tell at which step it fails and why.
+
+    A folder is packed first, so that what its ignore file leaves out is missing here as it would be there. Everything
+    happens in a temporary folder; nothing is written beside the package.
+
+    Args:
+        package: a folder, or an archive.
+        seed: a model to start from; None: the package's ``build`` makes one.
+        data: the site's databases by name, as ``runnel client --data`` gives them.
+        settings: client settings of the session.
+        say: takes the lines that the entry points print.
+        environ: the client's variables; those of this process by default.
+        environments: folder that keeps built environments; by default none is kept.
+        timeout_s: for each entry point.
+    """
+    place = await in_thread(_make_place)
+    try:
+        runtime = ProcessRuntime(
+            environments=environments or place / "environments", environ=os.environ if environ is None else environ
+        )
+        async with runtime:
+            attempt = _Attempt(
+                package=package,
+                place=place,
+                runtime=runtime,
+                env=entry_point_variables(client_name="rehearsal", session_id="rehearsal", round_number=1, data=data),
+                settings_json=json.dumps(dict(settings or {})),
+                say=say,
+                timeout_s=timeout_s,
+            )
+            with suppress(_StepFailed):  # it is the last of the steps
+                await attempt.go(seed)
+            return attempt.result()
+    finally:
+        await in_thread(shutil.rmtree, place, ignore_errors=True)
+
+
+def _make_place() -> Path:
+    return Path(tempfile.mkdtemp(prefix="runnel-check-")).resolve()
+
+
+class _StepFailed(Exception):
+    """The steps after this one make no sense."""
+
+
+@dataclass(slots=True, kw_only=True)
+class _Attempt:
+    """One rehearsal under way."""
+
+    package: Path
+    place: Path
+    runtime: ProcessRuntime
+    env: Mapping[str, str]
+    settings_json: str
+    say: LineSink
+    timeout_s: float | None
+    steps: list[Step] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def result(self) -> Rehearsal:
+        return Rehearsal(steps=tuple(self.steps), warnings=tuple(self.warnings))
+
+    async def go(self, seed: Path | None) -> None:
+        files = await self._unpack()
+        async with self._step("environment") as note:
+            prepared = await self.runtime.prepare(files, self.say)
+            note(f"runs with {prepared.python}")
+        await self._startup(prepared)
+        model = await self._seed(prepared, seed)
+        trained = await self._train(prepared, model)
+        await self._validate(prepared, trained.update)
+
+    @asynccontextmanager
+    async def _step(self, name: str) -> AsyncIterator[Callable[[str], None]]:
+        """Record a step; the block calls what it is given with what it found."""
+        found: list[str] = []
+        started = time.perf_counter()
+        try:
+            yield found.append
+        except RunnelError as error:
+            self._failed(name, error, time.perf_counter() - started)
+            raise _StepFailed from error
+        elapsed_s = time.perf_counter() - started
+        self.steps.append(Step(name=name, ok=True, detail="; ".join(found), elapsed_s=elapsed_s))
+
+    def _failed(self, name: str, error: RunnelError, elapsed_s: float) -> None:
+        self.steps.append(Step(name=name, ok=False, detail=error.message, hint=error.hint, elapsed_s=elapsed_s))
+
+    async def _unpack(self) -> PackageFiles:
+        async with self._step("unpack") as note:
+            archive = self.package
+            if await in_thread(self.package.is_dir):
+                packed = await in_thread(pack, self.package, self.place / "package.tar.gz")
+                archive = packed.path
+            elif not await in_thread(self.package.is_file):
+                raise NotFound(f"There is no folder or archive {self.package}.")
+            root = await in_thread(unpack, archive, self.place / "package")
+            ref = await in_thread(digest_file, archive)
+            note(f"{ref.size_bytes:,} bytes, {ref.sha256[:12]}…")
+        async with self._step("manifest") as note:
+            manifest: Manifest = await in_thread(read_manifest, root)
+            note(f"{manifest.name}: {', '.join(manifest.entry_points)}")
+        return PackageFiles(digest=ref.sha256, root=root, manifest=manifest)
+
+    async def _startup(self, prepared: Prepared) -> None:
+        if "startup" not in prepared.package.manifest.entry_points:
+            return
+        async with self._step("startup"):
+            await entry_points.startup(
+                self.runtime, prepared, workdir=self.place, env=self.env, timeout_s=self.timeout_s, say=self.say
+            )
+
+    async def _seed(self, prepared: Prepared, given: Path | None) -> Path:
+        model = self.place / "seed.npz"
+        async with self._step("seed") as note:
+            if given is not None:
+                if not await in_thread(given.is_file):
+                    raise NotFound(f"There is no seed model {given}.")
+                schema = await in_thread(normalise, given, model, source=str(given))
+                note(f"{schema.n_params:,} parameters in {len(schema.tensors)} arrays, as given")
+            elif "build" not in prepared.package.manifest.entry_points:
+                raise InvalidInput(
+                    "A seed model is needed to try the package out, and it has no entry point build that makes one.",
+                    hint="Give one with --seed FILE, or add build.py, which is called as: python build.py SEED.",
+                )
+            else:
+                await entry_points.build(
+                    self.runtime,
+                    prepared,
+                    seed=model,
+                    workdir=self.place,
+                    env=self.env,
+                    timeout_s=self.timeout_s,
+                    say=self.say,
+                )
+                note("made by build")
+        return model
+
+    async def _train(self, prepared: Prepared, model: Path) -> TrainResult:
+        started = time.perf_counter()
+        try:
+            async with self._step("train") as note:
+                trained = await entry_points.train(
+                    self.runtime,
+                    prepared,
+                    model=model,
+                    workdir=self.place,
+                    settings_json=self.settings_json,
+                    env=self.env,
+                    timeout_s=self.timeout_s,
+                    say=self.say,
+                )
+                note(f"ended well after {trained.elapsed_s:.1f} s")
+        except _StepFailed as failed:
+            # The script itself went well: say so, and which of its outputs did not.
+            if isinstance(failed.__cause__, (BadModel, BadOutput)):
+                step = "metadata" if failed.__cause__.fields["output"].endswith("-metadata") else "update"
+                self.steps[-1] = Step(
+                    name="train", ok=True, detail="ended well", elapsed_s=time.perf_counter() - started
+                )
+                self._failed(step, failed.__cause__, 0.0)
+            raise
+        async with self._step("update") as note:
+            before, after = await asyncio.gather(in_thread(digest_file, model), in_thread(digest_file, trained.update))
+            note("same names, shapes and dtypes as the model that came in, all numbers finite")
+            if before == after:
+                self.warnings.append("The model that came out of train is the one that went in: nothing was learnt.")
+        async with self._step("metadata") as note:
+            if trained.notes.num_examples is None:
+                self.warnings.append(
+                    f"train gave no num_examples: this site will weigh 1, as any other. {_WEIGHT_HINT}"
+                )
+            note(f"weight {trained.weight:g}{_listed(trained)}")
+        return trained
+
+    async def _validate(self, prepared: Prepared, model: Path) -> None:
+        if "validate" not in prepared.package.manifest.entry_points:
+            self.warnings.append("The package has no entry point validate: no round will have metrics.")
+            return
+        async with self._step("validate") as note:
+            result = await entry_points.validate(
+                self.runtime,
+                prepared,
+                model=model,
+                workdir=self.place,
+                settings_json=self.settings_json,
+                env=self.env,
+                timeout_s=self.timeout_s,
+                say=self.say,
+            )
+            note(f"ended well after {result.elapsed_s:.1f} s")
+        async with self._step("metrics") as note:
+            if not result.metrics:
+                self.warnings.append("validate gave no finite numbers, so there is no metric to see or to stop at.")
+            note(_listed(result).removeprefix(", ") or "none")
+
+
+def _listed(result: Result) -> str:
+    return "".join(f", {name} {value:.4g}" for name, value in result.metrics.items())

@@ -1,0 +1,175 @@
+"""Entry points as processes of the client's machine and user."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from runnel.client.runtimes.environment import EnvironmentCache
+from runnel.client.runtimes.guard import Guard
+from runnel.client.runtimes.log_capture import LogCapture
+from runnel.client.runtimes.process_group import DEFAULT_GRACE_S, run_group
+from runnel.client.runtimes.runtime import Call, Finished, LineSink, PackageFiles, Prepared
+from runnel.client.runtimes.variables import process_variables
+from runnel.common.errors import BadPackage, EntryPointFailed, EntryPointTimeout, EnvironmentFailed
+
+_HINTS = {
+    signal.SIGKILL: "out of memory?",
+    signal.SIGXCPU: "its processor time was used up",
+    signal.SIGSEGV: "a crash in native code",
+    signal.SIGABRT: "a crash in native code",
+    signal.SIGILL: "a library that was built for another processor?",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedProcess(Prepared):
+    """A package with the interpreter that runs it: an absolute path, not resolved, for it names the environment."""
+
+    python: Path
+
+
+class ProcessRuntime:
+    """Runs each entry point as a process group of its own, in the package's root, with the package's environment.
+
+    This separates runs from the client and from each other but not from the machine: the process has the rights of the
+    client's user, and a process that makes itself a daemon (a session of its own) is not found again. Where packages
+    are not trusted that far, run them in containers.
+
+    Use as an async context manager; runs are to be ended before it is left.
+
+    Args:
+        environments: folder of the environments that are built.
+        environ: the client's variables.
+        grace_s: seconds between SIGTERM and SIGKILL.
+    """
+
+    def __init__(self, *, environments: Path, environ: Mapping[str, str], grace_s: float = DEFAULT_GRACE_S) -> None:
+        self._guard = Guard()
+        self._environments = EnvironmentCache(environments, environ=environ, guard=self._guard)
+        self._env = process_variables(environ)
+        self._grace_s = grace_s
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._guard.close()
+
+    async def prepare(self, package: PackageFiles, say: LineSink) -> PreparedProcess:
+        """Build the package's environment or find it built; see :meth:`Runtime.prepare`."""
+        listing = package.manifest.requirements or package.manifest.python_env
+        python = await self._environments.prepare(package.root / listing if listing else None, say)
+        return PreparedProcess(package=package, python=python)
+
+    async def run(self, prepared: Prepared, call: Call, say: LineSink) -> Finished:
+        """Run one entry point; see :meth:`Runtime.run`.
+
+        Raises:
+            EnvironmentFailed: the environment was removed since it was prepared.
+        """
+        if not isinstance(prepared, PreparedProcess):
+            raise TypeError(f"prepared by another runtime: {prepared!r}")
+        root = prepared.package.root
+        env = _with_python(self._env | dict(call.env), prepared.python)
+        argv = prepared.package.manifest.argv(call.entry_point, call.arguments, python=str(prepared.python))
+        argv[0] = _program(argv[0], call.entry_point, prepared, env["PATH"])
+        capture = LogCapture(say, budget_bytes=call.limits.output_bytes)
+        started = time.perf_counter()
+        try:
+            status = await run_group(
+                argv,
+                cwd=root,
+                env=env,
+                guard=self._guard,
+                capture=capture,
+                limits=call.limits,
+                timeout_s=call.timeout_s,
+                grace_s=self._grace_s,
+            )
+        except TimeoutError as error:
+            raise EntryPointTimeout(
+                f"The entry point {call.entry_point} was still running after {call.timeout_s:g} s and was ended.",
+                hint="Let it do less, or give it more time.",
+                entry_point=call.entry_point,
+                timeout_s=call.timeout_s,
+                log_tail=capture.tail,
+            ) from error
+        if status:
+            raise _failed(call.entry_point, status, capture.tail)
+        return Finished(exit_status=status, elapsed_s=time.perf_counter() - started, log_tail=capture.tail)
+
+
+def _with_python(env: dict[str, str], python: Path) -> dict[str, str]:
+    """Let scripts that call ``python`` or an installed command themselves find those of their environment."""
+    env["PATH"] = f"{python.parent}{os.pathsep}{env['PATH']}"
+    if (python.parent.parent / "pyvenv.cfg").exists():
+        env["VIRTUAL_ENV"] = str(python.parent.parent)
+    return env
+
+
+def _program(word: str, entry_point: str, prepared: PreparedProcess, path: str) -> str:
+    """Return what to execute for the first word of a command, or say clearly that it is not there."""
+    root = prepared.package.root
+    if word == str(prepared.python) or word == "bash":
+        found = shutil.which(word, path=path)
+    else:
+        found = shutil.which(root / word if "/" in word else word, path=path)
+    if found is not None:
+        return found
+    if word == str(prepared.python):
+        raise EnvironmentFailed(
+            f"The interpreter {word} of the package's environment is not there any more.",
+            hint="Restart the client, so that it is built again.",
+        )
+    if "/" in word and not (root / word).exists():
+        raise BadPackage(
+            f"The entry point {entry_point} should run {word}, which the package does not have.",
+            entry_point=entry_point,
+        )
+    why = "is not executable" if "/" in word else "is not installed at this client"
+    raise EntryPointFailed(
+        f"The entry point {entry_point} should run {word!r}, which {why}.",
+        hint="Make it executable in the package." if "/" in word else "Install it there, or change the package.",
+        entry_point=entry_point,
+        exit_status=127,
+        log_tail="",
+    )
+
+
+def _failed(entry_point: str, status: int, tail: str) -> EntryPointFailed:
+    return EntryPointFailed(
+        f"The entry point {entry_point} {describe_status(status)}.",
+        hint="The last lines of its log tell more." if tail else "It printed nothing.",
+        entry_point=entry_point,
+        exit_status=status,
+        log_tail=tail,
+    )
+
+
+def describe_status(status: int) -> str:
+    """Say how a process ended; ``status`` as subprocess returns it.
+
+    >>> describe_status(3)
+    'ended with exit status 3'
+    >>> describe_status(-9)
+    'was killed by SIGKILL (out of memory?)'
+    """
+    # A shell tells a signal that ended its command as 128 + number.
+    number = -status if status < 0 else status - 128
+    if number not in signal.valid_signals():
+        return f"ended with exit status {status}"
+    name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+    hint = f" ({_HINTS[signal.Signals(number)]})" if number in _HINTS else ""
+    if status < 0:
+        return f"was killed by {name}{hint}"
+    return f"ended with exit status {status}, which mostly means: killed by {name}{hint}"

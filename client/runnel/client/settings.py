@@ -1,0 +1,35 @@
+"""Settings of a client."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+
+from runnel.common.ids import valid_name
+from runnel.common.settings import checked
+
+
+class ClientSettings(BaseModel):
+    """Read from flags, ``RUNNEL_CLIENT_…``, a TOML file and these defaults, in this order."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    network: str = Field(description="HOST:PORT of the reducer.")
+    state: Path = Field(Path("client-state"), description="Folder of the identity, the caches and unsettled reports.")
+    name: Annotated[str, checked(valid_name)] | None = Field(
+        None, description="Name in the network; by default from its identity."
+    )
+    data: dict[str, str] = Field(default_factory=dict, description="Databases that entry points see: NAME=PATH.")
+    env: list[str] = Field(default_factory=list, description="Further variables for entry points: NAME or NAME=VALUE.")
+    token: SecretStr | None = Field(None, description="Token of the role client.")
+    insecure: bool = Field(False, description="No tokens and no TLS; on the loopback only.")
+    allow_plaintext: bool = Field(False, description="No TLS, also beyond the loopback.")
+    tls_ca: Path | None = Field(
+        None, description="PEM file of the authorities that sign the network; by default the system's."
+    )
+    prefer: str = Field("", description="Name of the combiner that it would like.")
+    parallel: int = Field(1, ge=1, description="How many entry points may run at once.")
+    run_timeout_s: float | None = Field(None, gt=0, description="The site's own limit for one run of an entry point.")
+    grace_s: float = Field(10.0, ge=0, description="Seconds to end what is under way when the process is told to stop.")

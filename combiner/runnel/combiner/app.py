@@ -1,0 +1,109 @@
+"""A combiner process: the object graph and its life."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from importlib.metadata import version
+
+import structlog
+
+from runnel.combiner.combiner import Combiner
+from runnel.combiner.settings import CombinerSettings
+from runnel.common.endpoints import remove_endpoints, write_endpoints
+from runnel.common.errors import Unreachable
+from runnel.common.protocol import Hello, NodeKind
+from runnel.transport import CredentialVerifier, NodeIdentity, RpcServer, UplinkLink, UplinkServer
+from runnel.transport.way_up import client_tls, load_or_create_identity, require_loopback, server_tls
+
+log = structlog.get_logger()
+
+
+class AwaitedVerifier(CredentialVerifier):
+    """Verifies credentials as soon as the network above has said by which key; until then callers try again."""
+
+    def __init__(self) -> None:
+        self._verifier: CredentialVerifier | None = None
+
+    def set_key(self, public_key: bytes) -> None:
+        """Use this key (raw Ed25519, 32 bytes) from now on."""
+        self._verifier = CredentialVerifier(public_key)
+
+    def verify(self, token: str | None) -> NodeIdentity:
+        """Return whom the credential was issued to."""
+        if self._verifier is None:
+            raise Unreachable("This combiner is not attached to its network yet.", hint="Try again in a moment.")
+        return self._verifier.verify(token)
+
+
+@contextlib.asynccontextmanager
+async def serve_combiner(settings: CombinerSettings) -> AsyncIterator[tuple[Combiner, RpcServer]]:
+    """Serve those below; :meth:`Combiner.run` of what is yielded is the way up.
+
+    Raises:
+        BadSettings, Conflict, StorageFull: it can't be served like this.
+    """
+    if settings.insecure:
+        require_loopback(settings.network, settings.listen)
+    tls = server_tls(
+        settings.tls_cert,
+        settings.tls_key,
+        settings.listen,
+        allow_plaintext=settings.allow_plaintext or settings.insecure,
+    )
+    await asyncio.to_thread(settings.state.mkdir, parents=True, exist_ok=True)
+    identity = load_or_create_identity(settings.state, kind="combiner", name=settings.name)
+    verifier = AwaitedVerifier()
+
+    def link(hello: Callable[[], Hello]) -> UplinkLink:
+        return UplinkLink(
+            settings.network,
+            name=identity.name,
+            node_id=identity.node_id,
+            kind=NodeKind.COMBINER,
+            token=None if settings.token is None else settings.token.get_secret_value(),
+            hello=hello,
+            tls=client_tls(settings.network, settings.tls_ca, plaintext=settings.allow_plaintext),
+            allow_plaintext=settings.allow_plaintext,
+        )
+
+    combiner = Combiner(
+        name=identity.name,
+        node_id=identity.node_id,
+        version=version("runnel"),
+        state=settings.state,
+        link_factory=link,
+        on_public_key=verifier.set_key,
+        capacity=settings.capacity,
+        keep_bytes=settings.keep_bytes,
+        heartbeat_s=settings.heartbeat_s,
+        isolated_after_s=settings.isolated_after_s,
+    )
+    uplink = UplinkServer(combiner, verifier, heartbeat_s=settings.heartbeat_s)
+    rpc = RpcServer(settings.listen, tls=tls, allow_plaintext=settings.allow_plaintext, services=[uplink.service])
+    async with combiner, rpc, uplink:
+        combiner.address = settings.advertise or rpc.address
+        combiner.tls = tls is not None
+        write_endpoints(settings.state, rpc=rpc.address)
+        try:
+            log.info("ready", rpc=rpc.address, name=identity.name, network=settings.network)
+            yield combiner, rpc
+        finally:
+            remove_endpoints(settings.state)
+
+
+async def run_combiner(settings: CombinerSettings, stop: asyncio.Event) -> None:
+    """Serve until ``stop`` is set; then send those below elsewhere and go."""
+    async with serve_combiner(settings) as (combiner, _), asyncio.TaskGroup() as group:
+        way_up = group.create_task(combiner.run(), name="way up")
+        stopped = group.create_task(stop.wait(), name="stop")
+        await asyncio.wait((way_up, stopped), return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if not way_up.done():
+            log.info("stopping", nodes=combiner.attached_below)
+            combiner.drain("the combiner shuts down")
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(settings.grace_s):
+                    await combiner.deserted()
+            way_up.cancel()

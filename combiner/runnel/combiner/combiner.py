@@ -1,0 +1,413 @@
+"""A combiner: attached upward, serving downward, with the order book between."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import platform
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import TracebackType
+
+import structlog
+
+from runnel.combiner.blob_cache import BlobCache
+from runnel.combiner.domain import Decision, Finish, Membership, OrderBook, SendDown, SendUp
+from runnel.combiner.domain import Fold as FoldDecision
+from runnel.combiner.folding import Fold
+from runnel.common.blobs import BlobStore, Spool, SpoolFile
+from runnel.common.errors import BadModel, IllegalState, RunnelError, StorageFull, TooLarge, Unreachable
+from runnel.common.protocol import (
+    Assignment,
+    BlobRef,
+    Cancel,
+    Close,
+    Downward,
+    Drain,
+    Failure,
+    Heartbeat,
+    Hello,
+    LogLines,
+    Member,
+    NodeKind,
+    PayloadKind,
+    Progress,
+    Released,
+    Report,
+    Roster,
+    Settled,
+    Upward,
+    Welcome,
+    Work,
+)
+from runnel.transport import Attached, Child, Detached, NodeIdentity, Received, UplinkLink
+
+log = structlog.get_logger()
+
+_PUSH_DEADLINE_S = 3600.0
+_PUSH_AGAIN_S = 5.0
+
+
+class Combiner:
+    """Handles both sides of a combiner: an ``UplinkHandler`` for those below, a user of ``UplinkLink`` upward.
+
+    It keeps nothing that must outlive it. Its state folder is scratch, wiped at start: blobs that can be fetched again,
+    updates that clients still hold, sums that can be folded again.
+
+    Args:
+        name: of this combiner.
+        node_id: its identity.
+        version: of this distribution.
+        state: the scratch folder.
+        link_factory: makes the way up, given what returns the hello.
+        on_public_key: is told by which key credentials of those below are to be verified.
+        capacity: how many nodes may attach.
+        keep_bytes: models and packages kept for those below.
+        heartbeat_s: interval at which nodes below are to be heard.
+        isolated_after_s: without a way up for so long, those below are told to look elsewhere.
+        max_overhead_bytes: by how much an update may be larger than the global model.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        node_id: str,
+        version: str,
+        state: Path,
+        link_factory: Callable[[Callable[[], Hello]], UplinkLink],
+        on_public_key: Callable[[bytes], None],
+        capacity: int,
+        keep_bytes: int,
+        heartbeat_s: float = 10.0,
+        isolated_after_s: float = 30.0,
+        max_overhead_bytes: int = 16 << 20,
+    ) -> None:
+        self.name = name
+        self.address = ""
+        self.tls = False
+        self._node_id = node_id
+        self._version = version
+        self._capacity = capacity
+        self._heartbeat_s = heartbeat_s
+        self._isolated_after_s = isolated_after_s
+        self._max_overhead_bytes = max_overhead_bytes
+        self._on_public_key = on_public_key
+        self._public_key = b""
+        self._sums = state / "sums"
+        self._spool = Spool(state / "spool")
+        self._spool.wipe()
+        self._membership = Membership(name)
+        self._book = OrderBook(self._membership.route, self._membership.kind_of)
+        self._children: dict[str, Child] = {}
+        self._folds: dict[str, Fold] = {}
+        self._pushed: dict[tuple[str, str], tuple[BlobRef, Path]] = {}
+        self._link = link_factory(self.hello)
+        self._cache = BlobCache(BlobStore(state / "blobs"), self._fetch, keep_bytes=keep_bytes)
+        self._group = asyncio.TaskGroup()
+        self._isolation: asyncio.Task[None] | None = None
+        self._deserted = asyncio.Event()
+        self._deserted.set()
+
+    async def __aenter__(self) -> Combiner:
+        await asyncio.to_thread(_empty_folder, self._sums)
+        await self._group.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._isolation is not None:
+            self._isolation.cancel()
+        for fold in list(self._folds.values()):
+            await fold.drop()
+        await self._cache.close()
+        await self._group.__aexit__(kind, error, trace)
+
+    # ---- upward
+
+    def hello(self) -> Hello:
+        """Return who is here, for the node above."""
+        member = Member(
+            name=self.name,
+            node_id=self._node_id,
+            kind=NodeKind.COMBINER,
+            version=self._version,
+            platform=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+            address=self.address,
+            capacity=self._capacity,
+            tls=self.tls,
+        )
+        return Hello(member=member, below=self._membership.members())
+
+    async def run(self) -> None:
+        """Stay attached upward until cancelled.
+
+        Raises:
+            Unauthenticated, Forbidden, Conflict: the network does not want this combiner.
+        """
+        async with self._link:
+            async for event in self._link:
+                match event:
+                    case Attached(welcome=welcome):
+                        self._public_key = welcome.credential_public_key
+                        self._on_public_key(self._public_key)
+                        if self._isolation is not None:
+                            self._isolation.cancel()
+                            self._isolation = None
+                        log.info("attached", to=event.via, address=event.address)
+                    case Received(message=message):
+                        self._from_above(message)
+                    case Detached(reason=reason):
+                        log.warning("detached", reason=reason)
+                        self._apply(self._book.parent_gone())
+                        if self._isolation is None:
+                            self._isolation = self._group.create_task(self._isolated(), name="isolated")
+
+    async def _isolated(self) -> None:
+        await asyncio.sleep(self._isolated_after_s)
+        log.warning("no way up; those below are sent away", nodes=len(self._children))
+        self.drain(f"the combiner {self.name} has no way up")
+
+    def drain(self, reason: str) -> None:
+        """Send all directly attached nodes to look for another place."""
+        for child in list(self._children.values()):
+            child.send(Drain(reason=reason))
+
+    async def deserted(self) -> None:
+        """Wait until nobody is attached here."""
+        await self._deserted.wait()
+
+    @property
+    def attached_below(self) -> int:
+        """Number of directly attached nodes."""
+        return len(self._children)
+
+    def _from_above(self, message: Downward) -> None:
+        match message:
+            case Assignment():
+                log.debug("assigned", key=str(message.key), order_id=message.order_id, clients=len(message.clients))
+                # Asked for now, the model is here by the time that the first client wants it.
+                self._group.create_task(self._prefetch(message.model), name="prefetch")
+                self._apply(self._book.assigned(message))
+            case Close():
+                self._apply(self._book.close(message.order_id))
+            case Cancel(order_id=order_id) if order_id:
+                self._apply(self._book.cancelled(order_id, message.reason))
+                self._clean_up(order_id)
+            case Cancel(key=key) if key is not None:
+                for child, clients in self._by_child(message.clients).items():
+                    self._send_down(child, Cancel(key=key, clients=clients, reason=message.reason))
+            case Settled():
+                for child, clients in self._by_child(message.clients).items():
+                    self._send_down(child, Settled(key=message.key, clients=clients, settlement=message.settlement))
+                for client in message.clients:
+                    self._membership.let_go(client)
+            case Cancel() | Drain() | Welcome():
+                pass  # the link answers to these itself
+
+    async def _prefetch(self, ref: BlobRef) -> None:
+        try:
+            await self._cache.path(ref)
+        except RunnelError as err:
+            log.warning("model not fetched", sha256=ref.sha256, error=str(err))
+
+    async def _fetch(self, ref: BlobRef, target: Path) -> None:
+        await self._link.fetch(ref, target, deadline_s=_PUSH_DEADLINE_S)
+
+    def _by_child(self, clients: Iterable[str]) -> dict[str, tuple[str, ...]]:
+        routes: dict[str, list[str]] = {}
+        for client in clients:
+            if (child := self._membership.route(client)) is not None:
+                routes.setdefault(child, []).append(client)
+        return {child: tuple(names) for child, names in routes.items()}
+
+    # ---- decisions
+
+    def _apply(self, decisions: Iterable[Decision]) -> None:
+        for decision in decisions:
+            match decision:
+                case SendUp(message):
+                    self._link.send(message)
+                case SendDown(child, message):
+                    self._send_down(child, message)
+                case FoldDecision():
+                    self._group.create_task(self._fold(decision), name=f"fold {decision.order_id}")
+                case Finish(order_id):
+                    self._group.create_task(self._finish(order_id), name=f"finish {order_id}")
+
+    def _send_down(self, child: str, message: Downward) -> None:
+        if (attached := self._children.get(child)) is not None:
+            attached.send(message)
+
+    async def _fold(self, decision: FoldDecision) -> None:
+        report, order_id = decision.report, decision.order_id
+        failure: Failure | None = None
+        ref, payload = self._pushed.pop((order_id, decision.child), (None, None))
+        try:
+            if payload is None or ref != report.payload or report.payload_kind is PayloadKind.NONE:
+                raise BadModel(f"{decision.child} reported an update for {report.key} that it did not push.")
+            order = self._book.orders.get(order_id)
+            if order is None:
+                return
+            model = await self._cache.path(order.assignment.model)
+            _check_weight(report, decision.child)
+            fold = self._folds.setdefault(order_id, Fold(self._sums / f"{order_id}.sum"))
+            await fold.add(report, payload, model, decision.child)
+        except RunnelError as err:
+            log.warning("update refused", client=decision.child, key=str(report.key), code=err.code, error=str(err))
+            failure = Failure(code=err.code, message=str(err))
+        finally:
+            if payload is not None:
+                await asyncio.to_thread(payload.unlink, missing_ok=True)
+        self._apply(self._book.folded(order_id, report, failure))
+
+    async def _finish(self, order_id: str) -> None:
+        order = self._book.orders.get(order_id)
+        if order is None:
+            return
+        report = Report(
+            key=order.assignment.key,
+            order_id=order_id,
+            outcomes=tuple(order.outcomes.values()),
+        )
+        try:
+            if order.assignment.key.work is Work.TRAIN and order.weight > 0:
+                path, ref = await self._folds[order_id].finish()
+                await self._push(order_id, path, ref)
+                report = Report(
+                    key=report.key,
+                    order_id=order_id,
+                    outcomes=report.outcomes,
+                    payload_kind=PayloadKind.WEIGHTED_SUM,
+                    payload=ref,
+                    weight=order.weight,
+                )
+            if order_id in self._book.orders:
+                self._link.send(report)
+        except RunnelError as err:
+            # Away from the node above, or fenced by it: the clients still hold their updates and are asked again.
+            log.warning("report not delivered", key=str(report.key), order_id=order_id, error=str(err))
+        self._book.orders.pop(order_id, None)
+        self._clean_up(order_id)
+
+    async def _push(self, order_id: str, path: Path, ref: BlobRef) -> None:
+        while True:
+            try:
+                await self._link.push(order_id, path, ref, deadline_s=_PUSH_DEADLINE_S)
+            except StorageFull as err:
+                log.error("no room above; trying again", order_id=order_id, error=str(err))
+                await asyncio.sleep(_PUSH_AGAIN_S)
+                if order_id not in self._book.orders:
+                    raise Unreachable("The order is no longer wanted.") from err
+            else:
+                return
+
+    def _clean_up(self, order_id: str) -> None:
+        fold = self._folds.pop(order_id, None)
+        if fold is not None:
+            self._group.create_task(fold.drop(), name=f"drop {order_id}")
+        for key in [key for key in self._pushed if key[0] == order_id]:
+            _, payload = self._pushed.pop(key)
+            with contextlib.suppress(FileNotFoundError):
+                payload.unlink()
+
+    # ---- downward: the UplinkHandler
+
+    def welcome(self, child: Child) -> Welcome:
+        """Return the first message down."""
+        return Welcome(
+            name=self.name,
+            heartbeat_s=self._heartbeat_s,
+            credential_public_key=self._public_key if child.identity.kind is NodeKind.COMBINER else b"",
+        )
+
+    async def attached(self, child: Child, hello: Hello) -> None:
+        """A node attached here."""
+        self._children[child.identity.name] = child
+        self._deserted.clear()
+        self._link.send(self._membership.attach(hello.member, hello.below))
+        log.info("node attached", name=child.identity.name, kind=child.identity.kind.value)
+
+    async def detached(self, child: Child, reason: str) -> None:
+        """A node that was attached here is gone."""
+        name = child.identity.name
+        self._children.pop(name, None)
+        self._apply(self._book.child_gone(name))
+        self._link.send(self._membership.detach(name))
+        if not self._children:
+            self._deserted.set()
+        log.info("node left", name=name, reason=reason)
+
+    async def received(self, child: Child, message: Upward) -> None:
+        """A node below says something."""
+        name = child.identity.name
+        match message:
+            case Progress():
+                self._apply(self._book.progressed(name, message))
+            case LogLines():
+                self._link.send(message)
+            case Report():
+                self._reported(name, message)
+            case Released():
+                self._apply(self._book.released(name, message))
+            case Roster():
+                self._link.send(self._membership.leave(name, message.left))
+                self._link.send(self._membership.join(name, message.joined))
+            case Heartbeat() | Hello():
+                pass
+
+    def _reported(self, child: str, report: Report) -> None:
+        decisions = self._book.reported(child, report)
+        if not decisions:
+            log.info("report not wanted", child=child, key=str(report.key), order_id=report.order_id)
+        self._apply(decisions)
+        if not any(isinstance(decision, FoldDecision) for decision in decisions):
+            _, payload = self._pushed.pop((report.order_id, child), (None, None))
+            if payload is not None:
+                payload.unlink(missing_ok=True)
+
+    async def blob_file(self, ref: BlobRef, identity: NodeIdentity) -> Path:
+        """Return a blob, fetched from above if need be."""
+        return await self._cache.path(ref)
+
+    async def open_push(self, identity: NodeIdentity, order_id: str, ref: BlobRef) -> SpoolFile:
+        """Return where a payload for a living order goes."""
+        order = self._book.orders.get(order_id)
+        if order is None or order.finished or identity.name not in order.child_of.values():
+            raise IllegalState(
+                f"Order {order_id} of {identity.name} is closed at {self.name}.",
+                order_id=order_id,
+                client=identity.name,
+            )
+        if order.closing and identity.kind is NodeKind.CLIENT:
+            raise IllegalState(f"Order {order_id} is closed: the round went on without {identity.name}.")
+        # A sum has 8 bytes for each parameter, and a parameter at least one byte in the model.
+        factor = 1 if identity.kind is NodeKind.CLIENT else 8
+        limit = factor * order.assignment.model.size_bytes + self._max_overhead_bytes
+        if ref.size_bytes > limit:
+            raise TooLarge(
+                f"{identity.name} wants to push {ref.size_bytes:,} bytes for {order.assignment.key}; the global model"
+                f" has {order.assignment.model.size_bytes:,}, so at most {limit:,} are taken.",
+                client=identity.name,
+            )
+        return await asyncio.to_thread(self._spool.open, f"{order_id}/{identity.name}", ref)
+
+    async def pushed(self, identity: NodeIdentity, order_id: str, ref: BlobRef, file: Path) -> None:
+        """Take a verified payload."""
+        if order_id not in self._book.orders:
+            await asyncio.to_thread(file.unlink, missing_ok=True)
+            return
+        self._pushed[(order_id, identity.name)] = (ref, file)
+
+
+def _check_weight(report: Report, child: str) -> None:
+    weight = sum(o.weight for o in report.outcomes if o.failure is None)
+    if report.payload_kind is PayloadKind.WEIGHTED_SUM and abs(report.weight - weight) > 1e-9 * max(weight, 1.0):
+        raise BadModel(f"{child} reported a sum of the weight {report.weight:g}, and clients of {weight:g} together.")
+
+
+def _empty_folder(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.iterdir():
+        path.unlink()

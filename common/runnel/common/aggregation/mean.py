@@ -1,0 +1,167 @@
+"""The running weighted sum of a round: what a combiner keeps instead of updates."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runnel.common.aggregation.float64_file import Float64File, as_bytes
+from runnel.common.errors import BadModel, EmptyAggregate, InvalidInput
+from runnel.common.tensors import BLOCK_PARAMS, AtomicFile, ModelSchema, NpzModel
+
+#: What sums of magnitudes may reach. Half of the largest float64: rounding can't carry a sum within it to infinity.
+_LARGEST_SUM = float(np.finfo(np.float64).max) / 2
+
+
+class WeightedSum:
+    r"""Accumulates :math:`S = \sum_k w_k x_k` and :math:`W = \sum_k w_k` in float64, in any order of arrival.
+
+    The mean of McMahan et al. 2017 ("Communication-Efficient Learning of Deep Networks from Decentralized Data"),
+    ``S / W``, is formed once at the top of the tree; sums of unequal combiners add up to the sum of all.
+
+    Memory: one float64[n_params] and a few blocks, whatever the number of updates; that is twice a float32 model. The
+    sum is kept in memory, not in a mapped file: measured on 100 MB updates, folding is as fast as numpy's
+    ``acc += w * x``, reading and writing the sum block by block takes twice as long, and a full disk under a map would
+    end the process instead of raising.
+
+    An :meth:`add` or :meth:`merge` that raises has changed nothing. Not for several threads at once.
+    """
+
+    def __init__(self, path: Path, schema: ModelSchema) -> None:
+        self._path = path
+        self._schema = schema
+        self._sum: NDArray[np.float64] = np.zeros(schema.n_params)
+        self._product: NDArray[np.float64] = np.empty(BLOCK_PARAMS)
+        self._reach = 0.0  # no element of the sum has a larger magnitude
+        self._weight = 0.0
+        self._count = 0
+
+    @classmethod
+    def create(cls, path: Path, schema: ModelSchema) -> Self:
+        """Begin a sum of models of ``schema``; ``path`` is where :meth:`finish` will write it."""
+        return cls(path, schema)
+
+    @property
+    def weight(self) -> float:
+        """Sum of all weights so far."""
+        return self._weight
+
+    @property
+    def count(self) -> int:
+        """Number of updates so far, those inside merged sums included."""
+        return self._count
+
+    def add(self, model: NpzModel, weight: float) -> None:
+        """Add ``weight * model``.
+
+        Args:
+            model: of the same schema; read twice: once to see that all of it is good, then to add it.
+            weight: finite and above 0, such as the number of examples.
+
+        Raises:
+            InvalidInput: the weight is not finite or not above 0.
+            BadModel: another schema, NaN or infinity, a damaged member, or numbers so large that the sum would not be
+                finite. The message names ``model.source``.
+        """
+        weight = require_weight(weight, source=model.source, so_far=self._weight)
+        self._schema.require_same(model.schema, source=model.source)
+        reach = self._reach_with(weight * model.require_finite(), model.source)
+        for block in model.blocks():
+            self._fold(block.start, block.values, weight)
+        self._reach, self._weight, self._count = reach, self._weight + weight, self._count + 1
+
+    def merge(self, sum_file: Path, weight: float, *, source: str, count: int = 1) -> None:
+        """Add the file of another weighted sum, as :meth:`finish` wrote it.
+
+        Args:
+            sum_file: float64[n_params], raw little-endian.
+            weight: sum of the weights inside it, finite and above 0; the file is added as it is, not multiplied.
+            source: who made it, for messages.
+            count: number of updates inside it.
+
+        Raises:
+            InvalidInput: the weight is not finite or not above 0.
+            BadModel: wrong size, NaN or infinity, or numbers so large that the sum would not be finite.
+        """
+        weight = require_weight(weight, source=source, so_far=self._weight)
+        with Float64File(sum_file, self._schema.n_params, source=source) as other:
+            largest = 0.0
+            for span in self._schema.spans():
+                values = other.read(span.start, span.count)
+                largest = max(largest, sum_magnitude(values, source))
+            reach = self._reach_with(largest, source)
+            for span in self._schema.spans():
+                self._fold(span.start, other.read(span.start, span.count), 1.0)
+        self._reach, self._weight, self._count = reach, self._weight + weight, self._count + count
+
+    def finish(self) -> Path:
+        """Write the sum to the path given at the start, whole or not at all, and return that path.
+
+        The file is float64[n_params], raw little-endian, elements in model order: what travels as
+        ``PAYLOAD_KIND_WEIGHTED_SUM``. The sum stays as it is; more may be added and finished again.
+
+        Raises:
+            EmptyAggregate: nothing was added.
+            StorageFull: the disk is full.
+        """
+        if self._count == 0:
+            raise EmptyAggregate("Nothing was added to this sum, so there is no mean to take of it.")
+        with AtomicFile(self._path) as out:
+            for at in range(0, len(self._sum), BLOCK_PARAMS):
+                out.write(as_bytes(self._sum[at : at + BLOCK_PARAMS]))
+            out.commit()
+        return self._path
+
+    def _fold(self, start: int, values: NDArray[np.generic], weight: float) -> None:
+        product = self._product[: values.size]
+        np.multiply(values, weight, out=product, dtype=np.float64)
+        total = self._sum[start : start + values.size]
+        np.add(total, product, out=total)
+
+    def _reach_with(self, largest: float, source: str) -> float:
+        reach = self._reach + largest
+        if not reach <= _LARGEST_SUM:
+            raise too_large(source)
+        return reach
+
+
+def require_weight(weight: float, *, source: str, so_far: float = 0.0) -> float:
+    """Return ``weight`` as a float if it is finite and above 0, and so is its sum with ``so_far``.
+
+    Raises:
+        InvalidInput: it is not; the message names ``source``.
+    """
+    if not (math.isfinite(weight) and weight > 0 and math.isfinite(so_far + weight)):
+        raise InvalidInput(
+            f"The weight of {source} is {weight!r}; expected was a finite number above 0.",
+            hint="The weight is num_examples in the metadata of the training entry point.",
+            source=source,
+            weight=float(weight),
+        )
+    return float(weight)
+
+
+def sum_magnitude(values: NDArray[np.float64], source: str) -> float:
+    """Return the largest magnitude in a block of a weighted sum.
+
+    Raises:
+        BadModel: it has NaN or infinity.
+    """
+    with np.errstate(invalid="ignore"):
+        largest = max(float(values.max()), -float(values.min()))
+    if not math.isfinite(largest) or math.isnan(float(values.min())):
+        raise BadModel(f"The weighted sum of {source} has NaN or infinity in it.", source=source)
+    return largest
+
+
+def too_large(source: str) -> BadModel:
+    """Say that the numbers of ``source`` would carry a sum beyond float64."""
+    return BadModel(
+        f"The numbers of {source}, times their weight, are too large to be summed in float64.",
+        hint="Training diverged, or the weight is not a number of examples.",
+        source=source,
+    )

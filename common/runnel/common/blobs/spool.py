@@ -1,0 +1,188 @@
+"""Incoming payloads that may arrive in several goes."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import shutil
+from pathlib import Path
+
+from runnel.common.blobs.digests import update_digest
+from runnel.common.blobs.storage import storage_errors, sync_file
+from runnel.common.errors import CorruptData
+from runnel.common.protocol import BlobRef
+
+_PARTIAL = ".part"
+_WHOLE = ".whole"
+
+
+class SpoolFile:
+    """One payload under way, written from its start to its end and verified before it gets its final name.
+
+    Not safe for two writers at once. ``write``, ``finish`` and ``drop`` block: call them in a thread for more than a
+    few ten kilobytes. Between two writes the file may be left alone for any time, or for ever.
+
+    Args:
+        partial: where the bytes are collected; what is there already is taken up again.
+        whole: the name that the file gets when length and digest are right.
+        ref: what is to come.
+        verified: ``whole`` exists already and is right.
+    """
+
+    def __init__(self, *, partial: Path, whole: Path, ref: BlobRef, verified: bool = False) -> None:
+        self.ref = ref
+        self.partial = partial
+        self.whole = whole
+        self._verified = verified
+        self._digest = hashlib.sha256()
+        self._file: io.FileIO | None = None
+        self._held = ref.size_bytes if verified else _size(partial)
+        if self._held > ref.size_bytes:
+            partial.unlink()
+            self._held = 0
+
+    @property
+    def held(self) -> int:
+        """Contiguous bytes from the start that are here."""
+        return self._held
+
+    @property
+    def verified(self) -> bool:
+        """Whether all is here and was found right."""
+        return self._verified
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Append ``data``, whose first byte is at ``offset`` of the payload.
+
+        Raises:
+            CorruptData: ``offset`` is not ``held``, or the data goes beyond the announced length. Nothing is written.
+            StorageFull: no room. What is on the disk is kept and counted in ``held``.
+        """
+        if offset != self._held or offset + len(data) > self.ref.size_bytes:
+            raise CorruptData(
+                f"Expected bytes from {self._held:,} up to {self.ref.size_bytes:,} of blob {self.ref.sha256[:12]}…, "
+                f"got {len(data):,} bytes at {offset:,}.",
+                sha256=self.ref.sha256,
+            )
+        if not data:
+            return
+        with storage_errors(self.partial, need_bytes=self.ref.size_bytes - self._held):
+            file = self._opened()
+            rest = memoryview(data)
+            while rest:
+                count = file.write(rest)
+                self._digest.update(rest[:count])
+                self._held += count
+                rest = rest[count:]
+
+    def finish(self) -> Path:
+        """Verify length and digest, give the file its final name, return that. May be called again.
+
+        Raises:
+            CorruptData: they are not as announced. The file is dropped.
+            StorageFull: no room.
+        """
+        if self._verified:
+            return self.whole
+        if self._held != self.ref.size_bytes:
+            held = self._held
+            self.drop()
+            raise CorruptData(
+                f"Blob {self.ref.sha256[:12]}… was announced with {self.ref.size_bytes:,} bytes and ended after "
+                f"{held:,}.",
+                sha256=self.ref.sha256,
+            )
+        with storage_errors(self.partial):
+            self._opened()
+            found = self._digest.hexdigest()
+            self.close()
+            if found != self.ref.sha256:
+                self.drop()
+                raise CorruptData(
+                    f"A blob announced as {self.ref.sha256} has the digest {found}.",
+                    hint="It was damaged on the way or at its sender; it has to be sent again from its start.",
+                    sha256=self.ref.sha256,
+                    found=found,
+                )
+            sync_file(self.partial)
+            self.partial.replace(self.whole)
+        self._verified = True
+        return self.whole
+
+    def drop(self) -> None:
+        """Remove the file, whole or not."""
+        self.close()
+        self.partial.unlink(missing_ok=True)
+        if self._verified:
+            self.whole.unlink(missing_ok=True)
+        self._verified = False
+        self._held = 0
+        self._digest = hashlib.sha256()
+
+    def close(self) -> None:
+        """Let go of the open file; writing may go on later."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _opened(self) -> io.FileIO:
+        if self._file is None:
+            digest = hashlib.sha256()
+            if self._held:  # begun by another object or before a close: the digest must cover what is on the disk
+                self._held = update_digest(digest, self.partial)
+            self._digest = digest
+            self.partial.parent.mkdir(parents=True, exist_ok=True)
+            self._file = io.FileIO(self.partial, "ab")
+        return self._file
+
+
+class Spool:
+    """A folder of payloads under way, each under a key of the caller's choice.
+
+    Args:
+        root: made if it does not exist. Partial files of an earlier process are kept and taken up again.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        with storage_errors(root):
+            root.mkdir(parents=True, exist_ok=True)
+        # File names carry key and digest, so that bytes of one payload are never continued with those of another.
+        self._begun = {file.name.split("-")[0]: file for file in root.iterdir() if file.name.endswith(_PARTIAL)}
+
+    def open(self, key: str, ref: BlobRef) -> SpoolFile:
+        """Return the file for ``key``, with what is held of ``ref``; a partial file of another blob is dropped.
+
+        Cheap: what is held is read again only with the first write.
+        """
+        hashed = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:40]
+        stem = f"{hashed}-{ref.sha256}"
+        partial = self.root / (stem + _PARTIAL)
+        whole = self.root / (stem + _WHOLE)
+        earlier = self._begun.get(hashed)
+        if earlier is not None and earlier != partial:
+            earlier.unlink(missing_ok=True)
+        self._begun[hashed] = partial
+        verified = whole.exists() and _size(whole) == ref.size_bytes
+        return SpoolFile(partial=partial, whole=whole, ref=ref, verified=verified)
+
+    def forget(self, key: str) -> None:
+        """Remove what is left of ``key`` that was not verified."""
+        hashed = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:40]
+        partial = self._begun.pop(hashed, None)
+        if partial is not None:
+            partial.unlink(missing_ok=True)
+
+    def wipe(self) -> None:
+        """Remove everything, verified or not."""
+        shutil.rmtree(self.root, ignore_errors=True)
+        self._begun.clear()
+        with storage_errors(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0

@@ -1,0 +1,55 @@
+"""What a full disk is called."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from runnel.common.errors import StorageFull
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+@contextmanager
+def storage_errors(path: Path, *, need_bytes: int | None = None) -> Iterator[None]:
+    """Turn "no space left" and "quota exceeded" under ``path`` into :class:`StorageFull`; other errors pass.
+
+    Args:
+        path: the file or folder written to; the error names its folder.
+        need_bytes: how much was to be written, for the message.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise storage_full(path, need_bytes=need_bytes) from error
+
+
+def storage_full(path: Path, *, need_bytes: int | None = None) -> StorageFull:
+    """Make the error that says that the folder of ``path`` has no room."""
+    folder = path if path.is_dir() else path.parent
+    free = 0
+    with suppress(OSError):  # the folder may be gone; the room in it is only said for people
+        free = shutil.disk_usage(folder).free
+    need = "" if need_bytes is None else f", {need_bytes:,} bytes are needed"
+    return StorageFull(
+        f"No room in {folder}: {free:,} bytes are free{need}.",
+        hint="Free some space there or choose another folder with --state.",
+        folder=str(folder),
+        need_bytes=need_bytes,
+        free_bytes=free,
+    )
+
+
+def sync_file(path: Path) -> None:
+    """Make the bytes of ``path`` survive a loss of power."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

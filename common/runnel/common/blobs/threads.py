@@ -1,0 +1,38 @@
+"""Work that must not be torn in the middle, nor block the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+async def to_its_end(work: Coroutine[Any, Any, R]) -> R:
+    """Await ``work`` whole: if the caller is cancelled, ``work`` goes on and the cancellation is delivered at its end.
+
+    Like :func:`asyncio.shield`, except that nothing is left running behind the caller's back.
+    """
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait((task,))
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        if not task.cancelled():
+            task.exception()  # marks it as seen: the cancellation is what the caller asked for and gets
+        raise cancelled
+    return task.result()
+
+
+async def in_thread(function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+    """Call ``function`` in a worker thread, like :func:`asyncio.to_thread`, but never return before the thread is done.
+
+    A thread can't be cancelled. ``to_thread`` returns at once when its task is cancelled and leaves the thread at work,
+    which then writes to a file that the caller has closed and deleted meanwhile.
+    """
+    return await to_its_end(asyncio.to_thread(function, *args, **kwargs))

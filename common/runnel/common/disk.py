@@ -1,0 +1,84 @@
+"""Small files that are either whole or not there: atomic, durable writes, and JSON on top of them.
+
+All functions block for as long as the disk takes; on an event loop call them through ``asyncio.to_thread``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from runnel.common.blobs.storage import storage_errors
+from runnel.common.errors import CorruptData, NotFound
+
+
+def write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+    """Replace ``path`` by a file of exactly ``data``; a crash at any moment leaves the old file or the new one.
+
+    Args:
+        path: where; its folder exists.
+        data: all of it; this is meant for files of kilobytes.
+        mode: permission bits of the file, less the umask. The content never exists under wider ones.
+
+    Raises:
+        StorageFull: no room in the folder; the old file is untouched.
+        OSError: anything else that the operating system refuses.
+    """
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    with storage_errors(path, need_bytes=len(data)):
+        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        try:
+            with open(descriptor, "wb") as file:  # noqa: PTH123 (a descriptor, not a path)
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(path)
+        except BaseException:
+            with suppress(FileNotFoundError):
+                beside.unlink()
+            raise
+        sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames and removals in ``folder`` durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, value: object, *, mode: int = 0o644) -> None:
+    """Replace ``path`` by ``value`` as JSON (UTF-8, one line); atomic and durable like :func:`write_bytes`.
+
+    Raises:
+        ValueError: a number in it is NaN or infinite, which JSON does not know.
+        TypeError: something in it has no form in JSON.
+        StorageFull: no room in the folder.
+    """
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    write_bytes(path, f"{text}\n".encode(), mode=mode)
+
+
+def read_json(path: Path) -> Any:
+    """Return what the JSON file ``path`` holds.
+
+    Raises:
+        NotFound: there is no such file.
+        CorruptData: it is not JSON; line and column are named.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise NotFound(f"There is no file {path}.", path=str(path)) from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CorruptData(
+            f"{path} should hold JSON but does not: {error}.",
+            hint="It was changed by hand or by another program; restore or remove it.",
+            path=str(path),
+        ) from error

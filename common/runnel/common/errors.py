@@ -1,0 +1,195 @@
+"""Everything that can go wrong, as one tree of typed errors.
+
+An error says what was expected, what came, from whom and what to do. It survives the wire: ``as_wire`` on one side,
+``from_wire`` on the other, so that a caller catches the same class that the callee raised. Which gRPC and HTTP status
+a class maps to is one table, in :mod:`runnel.transport.status`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+
+class RunnelError(Exception):
+    """Base of all errors of this distribution.
+
+    Args:
+        message: one or two sentences: what was expected, what came, from whom.
+        hint: what the reader can do about it, as a sentence; may be empty.
+        fields: identifiers and values for logs and machines (``client="hospital-a"``). Never secrets.
+
+    The class attribute ``code`` is stable and names the class on the wire, in JSON and in reports.
+    """
+
+    code: ClassVar[str] = "internal"
+    _classes: ClassVar[dict[str, type[RunnelError]]] = {}
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if RunnelError._classes.setdefault(cls.code, cls) is not cls:
+            raise TypeError(f"two errors with the code {cls.code!r}: {cls} and {RunnelError._classes[cls.code]}")
+
+    def __init__(self, message: str, *, hint: str = "", **fields: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.fields: dict[str, Any] = fields
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}".rstrip()
+
+    def as_wire(self) -> dict[str, Any]:
+        """Return a JSON-ready mapping from which :meth:`from_wire` makes an equal error."""
+        fields = {
+            k: v if isinstance(v, (str, int, float, bool, type(None))) else str(v) for k, v in self.fields.items()
+        }
+        return {"code": self.code, "message": self.message, "hint": self.hint, "fields": fields}
+
+    @staticmethod
+    def from_wire(wire: Mapping[str, Any]) -> RunnelError:
+        """Make the error that ``wire`` describes; an unknown code gives a plain :class:`RunnelError`."""
+        kind = RunnelError._classes.get(str(wire.get("code", "")), RunnelError)
+        fields = wire.get("fields")
+        extra = {str(k): v for k, v in fields.items()} if isinstance(fields, Mapping) else {}
+        extra.pop("message", None)
+        extra.pop("hint", None)
+        return kind(str(wire.get("message", "")), hint=str(wire.get("hint", "")), **extra)
+
+
+class InvalidInput(RunnelError):
+    """A value that a person or a node gave does not fit what is documented."""
+
+    code = "invalid_input"
+
+
+class BadSettings(InvalidInput):
+    """A setting is unknown or has a bad value; the message names key, value and where it was set."""
+
+    code = "bad_settings"
+
+
+class BadModel(InvalidInput):
+    """A model file is malformed, or its names, shapes, dtypes or numbers are not those wanted."""
+
+    code = "bad_model"
+
+
+class BadPackage(InvalidInput):
+    """A compute package lacks what it needs, or its manifest is wrong."""
+
+    code = "bad_package"
+
+
+class HostileArchive(BadPackage):
+    """An archive has a member that would leave its folder, is no file or folder, or is too large; it is named."""
+
+    code = "hostile_archive"
+
+
+class BadOutput(RunnelError):
+    """An entry point ended without the output that its contract asks for."""
+
+    code = "bad_output"
+
+
+class EntryPointFailed(RunnelError):
+    """An entry point ended with a status other than 0."""
+
+    code = "exit_status"
+
+
+class EntryPointTimeout(RunnelError):
+    """An entry point was still running when its time was over."""
+
+    code = "timeout"
+
+
+class EnvironmentFailed(RunnelError):
+    """The Python environment of a package could not be built; the message carries the installer's."""
+
+    code = "environment"
+
+
+class NotFound(RunnelError):
+    """What was named does not exist (any more)."""
+
+    code = "not_found"
+
+
+class Conflict(RunnelError):
+    """The name is taken, or the same key was used for something else."""
+
+    code = "conflict"
+
+
+class IllegalState(RunnelError):
+    """The operation does not fit the present state; the message tells the state and what would fit."""
+
+    code = "illegal_state"
+
+
+class NotEnoughClients(IllegalState):
+    """A round ended with fewer updates than the session's ``min_clients``."""
+
+    code = "not_enough_clients"
+
+
+class EmptyAggregate(IllegalState):
+    """A mean of nothing, or of weights that sum to zero, was asked for."""
+
+    code = "empty_aggregate"
+
+
+class Unauthenticated(RunnelError):
+    """No token or credential, or one that is unknown, expired or revoked."""
+
+    code = "unauthenticated"
+
+
+class Forbidden(RunnelError):
+    """The token or credential is good but its role does not allow this."""
+
+    code = "forbidden"
+
+
+class TooLarge(RunnelError):
+    """Something is larger than its stated limit."""
+
+    code = "too_large"
+
+
+class CapacityExceeded(RunnelError):
+    """There is no room for one more; trying elsewhere or later may help."""
+
+    code = "capacity_exceeded"
+
+
+class StorageFull(RunnelError):
+    """The disk has no room for a file; the message names the folder."""
+
+    code = "storage_full"
+
+
+class CorruptData(RunnelError):
+    """Length or digest of something transferred is not what was announced."""
+
+    code = "corrupt_data"
+
+
+class Unreachable(RunnelError):
+    """A peer does not answer; trying again may help."""
+
+    code = "unreachable"
+
+
+class DeadlineExceeded(RunnelError):
+    """An operation did not end in the time given."""
+
+    code = "deadline_exceeded"
+
+
+class Cancelled(RunnelError):
+    """The work was called off by the network or by the site."""
+
+    code = "cancelled"

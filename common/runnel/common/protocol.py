@@ -1,0 +1,246 @@
+"""What travels between the tiers, as plain values.
+
+The protobuf messages of ``runnel.rpc.v1`` (the reference documentation of every field) are translated to and from these
+at the edge, in :mod:`runnel.transport.messages`; domain code sees only this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+class NodeKind(Enum):
+    """What a node is."""
+
+    CLIENT = "client"
+    COMBINER = "combiner"
+
+
+class Work(Enum):
+    """What a client is asked to do."""
+
+    TRAIN = "train"
+    VALIDATE = "validate"
+
+
+class Stage(Enum):
+    """How far a client is with its work, for people and for closing rounds."""
+
+    PREPARING = "preparing"
+    FETCHING = "fetching"
+    RUNNING = "running"
+    PUSHING = "pushing"
+    COUNTED = "counted"
+    FAILED = "failed"
+
+
+class PayloadKind(Enum):
+    """What the pushed bytes of a report are."""
+
+    NONE = "none"
+    UPDATE = "update"
+    WEIGHTED_SUM = "weighted_sum"
+
+
+class Settlement(Enum):
+    """What became of a report."""
+
+    COUNTED = "counted"
+    LATE = "late"
+    DISCARDED = "discarded"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlobRef:
+    """Names a blob by the SHA-256 of its bytes: ``sha256`` in lower-case hex (64 characters), ``size_bytes`` exact."""
+
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AssignmentKey:
+    """One piece of work of a client; with the client's name, the identity under which an update counts once."""
+
+    session_id: str
+    round: int
+    work: Work
+
+    def __str__(self) -> str:
+        return f"{self.session_id}/{self.round}/{self.work.value}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """A node somewhere below the receiver."""
+
+    name: str
+    node_id: str
+    kind: NodeKind
+    parent: str = ""
+    version: str = ""
+    platform: str = ""
+    holding: tuple[AssignmentKey, ...] = ()
+    address: str = ""
+    capacity: int = 0
+    tls: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """Why a client has no result: ``code`` is that of a :class:`runnel.common.errors.RunnelError`."""
+
+    code: str
+    message: str
+    log_tail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What became of one client's work."""
+
+    client: str
+    failure: Failure | None = None
+    weight: float = 1.0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    extra_json: str = ""
+    elapsed_s: Mapping[str, float] = field(default_factory=dict)
+
+
+# ---- up
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hello:
+    """First message up: who attaches and who is below."""
+
+    member: Member
+    below: tuple[Member, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heartbeat:
+    """I am here."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Roster:
+    """Who came and who went below a combiner; ``left`` are names."""
+
+    joined: tuple[Member, ...] = ()
+    left: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far one client is."""
+
+    key: AssignmentKey
+    order_id: str
+    client: str
+    stage: Stage
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogLine:
+    """One line that an entry point (``stdout``, ``stderr``) or the client (``runnel``) wrote; Unix time in ms."""
+
+    at_ms: int
+    stream: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogLines:
+    """Lines of one client's work."""
+
+    key: AssignmentKey
+    client: str
+    lines: tuple[LogLine, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """The one answer to an order."""
+
+    key: AssignmentKey
+    order_id: str
+    outcomes: tuple[Outcome, ...]
+    payload_kind: PayloadKind = PayloadKind.NONE
+    payload: BlobRef | None = None
+    weight: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Released:
+    """These clients are given up for this order; nothing of them was or will be folded under it."""
+
+    order_id: str
+    clients: tuple[str, ...]
+
+
+Upward = Hello | Heartbeat | Roster | Progress | LogLines | Report | Released
+
+# ---- down
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Welcome:
+    """First message down. ``credential_public_key``: raw Ed25519 key of 32 bytes, for combiners."""
+
+    name: str
+    heartbeat_s: float
+    credential_public_key: bytes = b""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assignment:
+    """An order: work for some clients below the receiver, fenced as one. ``remaining_s`` None: no limit."""
+
+    order_id: str
+    key: AssignmentKey
+    clients: tuple[str, ...]
+    package: BlobRef
+    model: BlobRef
+    model_format: str = "npz"
+    client_settings: str = "{}"
+    remaining_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Close:
+    """Take no further answers for this order and report now."""
+
+    order_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cancel:
+    """Stop and forget: an order (``order_id``), or the work ``key`` at ``clients``."""
+
+    order_id: str = ""
+    key: AssignmentKey | None = None
+    clients: tuple[str, ...] = ()
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settled:
+    """These clients may forget their copy of the report."""
+
+    key: AssignmentKey
+    clients: tuple[str, ...]
+    settlement: Settlement
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drain:
+    """Leave and ask ``Directory.Join`` again."""
+
+    reason: str
+
+
+Downward = Welcome | Assignment | Close | Cancel | Settled | Drain

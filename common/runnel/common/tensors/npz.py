@@ -1,0 +1,272 @@
+"""Reading models from ``.npz`` files of strangers, in blocks, without ever loading one whole."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runnel.common.errors import BadModel
+from runnel.common.tensors.member_bytes import DeflatedBytes, MemberBytes, StoredBytes
+from runnel.common.tensors.npy_header import PREFIX_BYTES, HeaderFault, NpyHeader, header_nbytes, parse_header
+from runnel.common.tensors.regular_file import IrregularFile, open_regular
+from runnel.common.tensors.schema import BLOCK_PARAMS, ModelSchema, TensorSpec
+from runnel.common.tensors.zip_directory import Member, read_members, refusal
+
+DEFAULT_MAX_BYTES = 1 << 35
+"""Limit of what an archive may unpack to: 32 GiB."""
+
+_CRC_PIECE_BYTES = 1 << 20
+
+
+class Block(NamedTuple):
+    """Elements ``start … start + len(values)`` of the flattened model, all of tensor number ``tensor``.
+
+    ``values``: 1-D, of the tensor's dtype in native byte order; a copy that the receiver owns.
+    """
+
+    tensor: int
+    start: int
+    values: NDArray[Any]
+
+
+class NpzModel:
+    """An open model file, from :func:`open_npz`. Use as a context manager; not for several threads at once.
+
+    Elements come in C order, tensors in the order of the archive. Stored members are read straight from the file,
+    deflated ones are inflated as they are read. A member in Fortran order is loaded whole, one at a time, while its
+    blocks are handed out: only then does the memory needed grow with a tensor.
+    """
+
+    def __init__(
+        self, file: BinaryIO, path: Path, source: str, members: tuple[Member, ...], headers: tuple[NpyHeader, ...]
+    ) -> None:
+        self.path = path
+        self.source = source
+        self.schema = ModelSchema(
+            tensors=tuple(
+                TensorSpec(name=m.key, shape=h.shape, dtype=h.dtype.name) for m, h in zip(members, headers, strict=True)
+            )
+        )
+        self._file = file
+        self._members = members
+        self._headers = headers
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; idempotent."""
+        self._file.close()
+
+    @property
+    def has_fortran_order(self) -> bool:
+        """Whether a member is in Fortran order, so that reading it takes memory for that whole tensor."""
+        return any(header.fortran for header in self._headers)
+
+    def blocks(self, block_params: int = BLOCK_PARAMS, *, check_crc: bool = False) -> Iterator[Block]:
+        """Hand out all elements in order, at most ``block_params`` at a time; a block never spans two tensors.
+
+        Args:
+            block_params: elements per block at most.
+            check_crc: compare the checksums of stored members too, each after its last block. Those of deflated
+                members always are.
+
+        Raises:
+            BadModel: a deflated member does not inflate to what was promised, or the file was cut off meanwhile.
+        """
+        for tensor, (header, offset) in enumerate(zip(self._headers, self.schema.offsets, strict=True)):
+            reader = self._reader(tensor, check_crc=check_crc)
+            reader.skip(header.nbytes)
+            count = self.schema.tensors[tensor].n_params
+            if header.fortran:
+                # Column by column on disk, row by row wanted: only the whole tensor can be read in the other order.
+                whole = _take(reader, header.dtype, count).reshape(header.shape, order="F")
+                for at in range(0, count, block_params):
+                    yield Block(tensor, offset + at, whole.flat[at : at + block_params])
+                del whole
+            else:
+                for at in range(0, count, block_params):
+                    yield Block(tensor, offset + at, _take(reader, header.dtype, min(block_params, count - at)))
+            reader.finish()
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Load the whole model: arrays by name, in C order and native byte order. For small models and tests.
+
+        Raises:
+            BadModel: as for :meth:`blocks`.
+        """
+        flat = [np.empty(spec.n_params, spec.dtype) for spec in self.schema.tensors]
+        offsets = self.schema.offsets
+        for tensor, start, values in self.blocks():
+            at = start - offsets[tensor]
+            flat[tensor][at : at + len(values)] = values
+        return {spec.name: a.reshape(spec.shape) for spec, a in zip(self.schema.tensors, flat, strict=True)}
+
+    def view(self, name: str) -> NDArray[Any]:
+        """Map one stored tensor into memory, read-only, in the order and byte order of the file; nothing is loaded.
+
+        The file must not be truncated while the view is in use.
+
+        Raises:
+            BadModel: there is no tensor ``name``, or it is deflated.
+        """
+        for member, header in zip(self._members, self._headers, strict=True):
+            if member.key != name:
+                continue
+            if member.deflated:
+                raise refusal(self.source, "is deflated and has no view", member=name)
+            if header.data_nbytes == 0:
+                return np.empty(header.shape, header.dtype)
+            offset = member.offset + header.nbytes
+            mapped = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+            # The array holds the map; both end together.
+            return np.ndarray(header.shape, header.dtype, mapped, offset, order="F" if header.fortran else "C")
+        raise BadModel(f"The model of {self.source} has no tensor {name!r}.", source=self.source, tensor=name)
+
+    def require_finite(self, *, source: str | None = None) -> float:
+        """Read the model once and require that it has no NaN and no infinity.
+
+        Args:
+            source: whose model it is, if not the one given when it was opened.
+
+        Returns:
+            The largest magnitude of all elements; 0.0 for a model without elements.
+
+        Raises:
+            BadModel: names the tensor, the first block with such numbers and how many there are in it; or the file
+                is not what it promised, as for :meth:`blocks`.
+        """
+        largest = 0.0
+        for block in self.blocks():
+            largest = max(largest, magnitude(block.values, self.schema, block.tensor, source or self.source))
+        return largest
+
+    def verify(self) -> None:
+        """Read every byte and compare all checksums, those of stored members too.
+
+        Raises:
+            BadModel: names the member that is damaged.
+        """
+        buffer = memoryview(bytearray(_CRC_PIECE_BYTES))
+        for tensor, member in enumerate(self._members):
+            reader = self._reader(tensor, check_crc=True)
+            left = member.nbytes
+            while left:
+                piece = buffer[: min(left, _CRC_PIECE_BYTES)]
+                reader.fill(piece)
+                left -= len(piece)
+            reader.finish()
+
+    def _reader(self, tensor: int, *, check_crc: bool = False) -> MemberBytes:
+        return _open_member(self._file.fileno(), self._members[tensor], self.source, check_crc=check_crc)
+
+
+def open_npz(
+    path: Path, *, source: str, expect: ModelSchema | None = None, max_bytes: int = DEFAULT_MAX_BYTES
+) -> NpzModel:
+    """Open a model file and check everything that can be known without reading its elements.
+
+    Args:
+        path: an ``.npz`` as numpy writes it, stored or deflated.
+        source: whose file it is, for messages: ``"client hospital-a"``.
+        expect: if given, names, shapes, dtypes and order must be these.
+        max_bytes: limit of the size of all members, unpacked.
+
+    Raises:
+        BadModel: the file is no such archive, or one with tricks (see
+            :func:`runnel.common.tensors.zip_directory.read_members`); a member is no plain array of numbers or lies
+            about its size; or the schema is not the expected one.
+        OSError: the file is not there or not readable.
+    """
+    try:
+        file = open_regular(path)
+    except IrregularFile as e:
+        raise refusal(source, "it is not a regular file") from e
+    try:
+        members = read_members(file, source=source, max_bytes=max_bytes)
+        headers = tuple(_read_header(file.fileno(), member, source) for member in members)
+        model = NpzModel(file, path, source, members, headers)
+        if expect is not None:
+            expect.require_same(model.schema, source=source)
+    except BaseException:
+        file.close()
+        raise
+    return model
+
+
+def magnitude(values: NDArray[Any], schema: ModelSchema, tensor: int, source: str) -> float:
+    """Return the largest magnitude in a block of ``tensor``, any dtype.
+
+    Raises:
+        BadModel: there is a NaN or an infinity in it; names the tensor, how many there are, and ``source``.
+    """
+    if values.size == 0:
+        return 0.0
+    # Two passes over a block in the cache, without any temporary; NaN and infinity both show in them. A signalling NaN
+    # would warn.
+    with np.errstate(invalid="ignore"):
+        high, low = float(values.max()), float(values.min())
+    if np.isfinite(high) and np.isfinite(low):
+        return max(abs(high), abs(low))
+    bad = int(values.size - np.count_nonzero(np.isfinite(values)))
+    name = schema.tensors[tensor].name
+    raise BadModel(
+        f"The model of {source} has NaN or infinity in the tensor {name!r}: {bad} of a block of {values.size}.",
+        hint="Training diverged: try a smaller learning rate, or look at the data.",
+        source=source,
+        tensor=name,
+    )
+
+
+def _open_member(fd: int, member: Member, source: str, *, check_crc: bool = False) -> MemberBytes:
+    if member.deflated:
+        return DeflatedBytes(fd, member, source)
+    return StoredBytes(fd, member, source, check_crc=check_crc)
+
+
+def _read_header(fd: int, member: Member, source: str) -> NpyHeader:
+    try:
+        return _parse_member(fd, member, source)
+    except HeaderFault as e:
+        raise refusal(source, str(e), member=member.key) from e
+
+
+def _parse_member(fd: int, member: Member, source: str) -> NpyHeader:
+    if member.nbytes < PREFIX_BYTES:
+        raise HeaderFault("is no .npy array (too short)")
+    reader = _open_member(fd, member, source)
+    prefix = bytearray(PREFIX_BYTES)
+    reader.fill(memoryview(prefix))
+    nbytes = header_nbytes(bytes(prefix))
+    if not PREFIX_BYTES <= nbytes <= member.nbytes:
+        raise HeaderFault("lies about its size: its header is longer than the member")
+    rest = bytearray(nbytes - PREFIX_BYTES)
+    reader.fill(memoryview(rest))
+    header = parse_header(bytes(prefix + rest))
+    if header.nbytes + header.data_nbytes != member.nbytes:
+        what = f"lies about its size: shape {header.shape} and dtype {header.dtype.name} take {header.data_nbytes}"
+        raise HeaderFault(f"{what} bytes, it has {member.nbytes - header.nbytes}")
+    return header
+
+
+def _take(reader: MemberBytes, dtype: np.dtype[Any], count: int) -> NDArray[Any]:
+    """Return the next ``count`` elements in native byte order."""
+    if dtype.kind == "b":
+        # Bytes other than 0 and 1 would be booleans that are neither.
+        bits = np.empty(count, np.uint8)
+        reader.fill(bits.data)
+        return np.not_equal(bits, 0)
+    raw: NDArray[Any] = np.empty(count, dtype)
+    reader.fill(raw.view(np.uint8).data)
+    return raw.astype(dtype.newbyteorder("="), copy=False)

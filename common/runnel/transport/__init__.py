@@ -1,0 +1,57 @@
+"""How nodes talk: connections, credentials, chunk streams, the Uplink and the Directory."""
+
+from runnel.transport.addresses import Address, is_loopback, parse_address
+from runnel.transport.channels import open_channel
+from runnel.transport.child import Child
+from runnel.transport.credentials import (
+    CredentialIssuer,
+    CredentialVerifier,
+    NodeIdentity,
+    bearer,
+    bearer_metadata,
+    load_or_create_key,
+)
+from runnel.transport.directory import DirectoryHandler, DirectoryServer, JoinAsk, Place, join
+from runnel.transport.link_events import Attached, Detached, LinkEvent, Received
+from runnel.transport.mailbox import Mailbox
+from runnel.transport.retry import RetryPolicy
+from runnel.transport.server import RpcServer
+from runnel.transport.status import STATUS, problem_of, rpc_errors, status_of
+from runnel.transport.tls import ClientTls, ServerTls
+from runnel.transport.uplink_link import UplinkLink
+from runnel.transport.uplink_server import UplinkHandler, UplinkServer
+
+__all__ = [
+    "STATUS",
+    "Address",
+    "Attached",
+    "Child",
+    "ClientTls",
+    "CredentialIssuer",
+    "CredentialVerifier",
+    "Detached",
+    "DirectoryHandler",
+    "DirectoryServer",
+    "JoinAsk",
+    "LinkEvent",
+    "Mailbox",
+    "NodeIdentity",
+    "Place",
+    "Received",
+    "RetryPolicy",
+    "RpcServer",
+    "ServerTls",
+    "UplinkHandler",
+    "UplinkLink",
+    "UplinkServer",
+    "bearer",
+    "bearer_metadata",
+    "is_loopback",
+    "join",
+    "load_or_create_key",
+    "open_channel",
+    "parse_address",
+    "problem_of",
+    "rpc_errors",
+    "status_of",
+]

@@ -1,0 +1,316 @@
+"""Between the protobuf messages of ``runnel.rpc.v1`` and the values of :mod:`runnel.common.protocol`.
+
+What comes from the wire is checked field by field, since a node below may send anything: every function here that ends
+in ``from_wire`` raises :class:`InvalidInput` naming the field that does not fit, and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from runnel.common.errors import InvalidInput
+from runnel.common.protocol import (
+    Assignment,
+    Cancel,
+    Close,
+    Downward,
+    Drain,
+    Heartbeat,
+    Hello,
+    LogLine,
+    LogLines,
+    PayloadKind,
+    Progress,
+    Released,
+    Report,
+    Roster,
+    Settled,
+    Settlement,
+    Stage,
+    Upward,
+    Welcome,
+)
+from runnel.rpc.v1 import uplink_pb2 as pb
+from runnel.transport.wire_values import (
+    bad_field,
+    blob_to_wire,
+    enum_from_wire,
+    id_from_wire,
+    key_from_wire,
+    key_to_wire,
+    member_from_wire,
+    member_to_wire,
+    name_from_wire,
+    names_from_wire,
+    needed_blob,
+    not_negative,
+    outcome_from_wire,
+    outcome_to_wire,
+    text_to_wire,
+)
+
+_ED25519_KEY_BYTES = 32
+
+
+# ---- up
+
+
+def upward_to_wire(message: Upward) -> pb.Upward:
+    """Return the protobuf message for what goes up."""
+    match message:
+        case Hello():
+            below = [member_to_wire(member) for member in message.below]
+            # `self` is a keyword argument that Python's own constructor can't take by name.
+            hello = pb.Hello(below=below)
+            getattr(hello, "self").CopyFrom(member_to_wire(message.member))  # noqa: B009
+            return pb.Upward(hello=hello)
+        case Heartbeat():
+            return pb.Upward(heartbeat=pb.Heartbeat())
+        case Roster():
+            joined = [member_to_wire(member) for member in message.joined]
+            return pb.Upward(roster=pb.Roster(joined=joined, left=message.left))
+        case Progress():
+            return pb.Upward(
+                progress=pb.Progress(
+                    key=key_to_wire(message.key),
+                    order_id=message.order_id,
+                    client=message.client,
+                    stage=pb.Stage.Value(f"STAGE_{message.stage.name}"),
+                    detail=text_to_wire(message.detail),
+                )
+            )
+        case LogLines():
+            lines = [
+                pb.LogLine(at_ms=each.at_ms, stream=each.stream, text=text_to_wire(each.text)) for each in message.lines
+            ]
+            return pb.Upward(log=pb.LogLines(key=key_to_wire(message.key), client=message.client, lines=lines))
+        case Report():
+            return pb.Upward(report=_report_to_wire(message))
+        case Released():
+            return pb.Upward(released=pb.Released(order_id=message.order_id, clients=message.clients))
+
+
+def _report_to_wire(report: Report) -> pb.Report:
+    kind = "UNSPECIFIED" if report.payload_kind is PayloadKind.NONE else report.payload_kind.name
+    return pb.Report(
+        key=key_to_wire(report.key),
+        order_id=report.order_id,
+        outcomes=[outcome_to_wire(outcome) for outcome in report.outcomes],
+        payload_kind=pb.PayloadKind.Value(f"PAYLOAD_KIND_{kind}"),
+        payload=None if report.payload is None else blob_to_wire(report.payload),
+        weight=report.weight,
+    )
+
+
+def _hello_from_wire(wire: pb.Hello) -> Hello:
+    return Hello(
+        member=member_from_wire(getattr(wire, "self"), "hello.self"),  # noqa: B009
+        below=tuple(member_from_wire(member, "hello.below") for member in wire.below),
+    )
+
+
+def _roster_from_wire(wire: pb.Roster) -> Roster:
+    joined = tuple(member_from_wire(member, "roster.joined") for member in wire.joined)
+    return Roster(joined=joined, left=names_from_wire(wire.left, "roster.left"))
+
+
+def _progress_from_wire(wire: pb.Progress) -> Progress:
+    return Progress(
+        key=key_from_wire(wire.key, "progress.key"),
+        order_id=id_from_wire(wire.order_id, "progress.order_id"),
+        client=name_from_wire(wire.client, "progress.client"),
+        stage=enum_from_wire(Stage, pb.Stage, "STAGE_", wire.stage, "progress.stage"),
+        detail=wire.detail,
+    )
+
+
+def _log_from_wire(wire: pb.LogLines) -> LogLines:
+    for line in wire.lines:
+        if line.stream not in ("stdout", "stderr", "runnel"):
+            raise bad_field("log.lines.stream", "stdout, stderr or runnel", line.stream)
+    return LogLines(
+        key=key_from_wire(wire.key, "log.key"),
+        client=name_from_wire(wire.client, "log.client"),
+        lines=tuple(LogLine(at_ms=line.at_ms, stream=line.stream, text=line.text) for line in wire.lines),
+    )
+
+
+def _report_from_wire(wire: pb.Report) -> Report:
+    kind = PayloadKind.NONE
+    if wire.payload_kind != pb.PAYLOAD_KIND_UNSPECIFIED:
+        kind = enum_from_wire(PayloadKind, pb.PayloadKind, "PAYLOAD_KIND_", wire.payload_kind, "report.payload_kind")
+    payload = needed_blob(wire, "payload", "report") if kind is not PayloadKind.NONE else None
+    if payload is None and wire.HasField("payload"):
+        raise bad_field("report.payload_kind", "stated, as there is a payload", wire.payload_kind)
+    return Report(
+        key=key_from_wire(wire.key, "report.key"),
+        order_id=id_from_wire(wire.order_id, "report.order_id"),
+        outcomes=tuple(outcome_from_wire(outcome, "report.outcomes") for outcome in wire.outcomes),
+        payload_kind=kind,
+        payload=payload,
+        weight=not_negative(wire.weight, "report.weight"),
+    )
+
+
+def _released_from_wire(wire: pb.Released) -> Released:
+    return Released(
+        order_id=id_from_wire(wire.order_id, "released.order_id"),
+        clients=names_from_wire(wire.clients, "released.clients"),
+    )
+
+
+_UPWARD: Mapping[str, Callable[[Any], Upward]] = {
+    "hello": _hello_from_wire,
+    "heartbeat": lambda _: Heartbeat(),
+    "roster": _roster_from_wire,
+    "progress": _progress_from_wire,
+    "log": _log_from_wire,
+    "report": _report_from_wire,
+    "released": _released_from_wire,
+}
+
+
+def upward_from_wire(wire: pb.Upward) -> Upward:
+    """Return the checked value of a message that came from below.
+
+    Raises:
+        InvalidInput: a field does not fit; the error names it.
+    """
+    return _body(wire, "Upward", _UPWARD)
+
+
+# ---- down
+
+
+def downward_to_wire(message: Downward) -> pb.Downward:
+    """Return the protobuf message for what goes down."""
+    match message:
+        case Welcome():
+            welcome = pb.Welcome(
+                name=message.name,
+                heartbeat_ms=_milliseconds(message.heartbeat_s),
+                credential_public_key=message.credential_public_key,
+            )
+            return pb.Downward(welcome=welcome)
+        case Assignment():
+            return pb.Downward(assignment=_assignment_to_wire(message))
+        case Close():
+            return pb.Downward(close=pb.Close(order_id=message.order_id))
+        case Cancel():
+            cancel = pb.Cancel(
+                order_id=message.order_id,
+                key=None if message.key is None else key_to_wire(message.key),
+                clients=message.clients,
+                reason=text_to_wire(message.reason),
+            )
+            return pb.Downward(cancel=cancel)
+        case Settled():
+            settled = pb.Settled(
+                key=key_to_wire(message.key),
+                clients=message.clients,
+                settlement=pb.Settlement.Value(f"SETTLEMENT_{message.settlement.name}"),
+            )
+            return pb.Downward(settled=settled)
+        case Drain():
+            return pb.Downward(drain=pb.Drain(reason=text_to_wire(message.reason)))
+
+
+def _milliseconds(seconds: float) -> int:
+    # 0 stands for "no limit" on the wire, so a limit that is used up must not become 0.
+    return max(1, round(seconds * 1000))
+
+
+def _assignment_to_wire(order: Assignment) -> pb.Assignment:
+    return pb.Assignment(
+        order_id=order.order_id,
+        key=key_to_wire(order.key),
+        clients=order.clients,
+        package=blob_to_wire(order.package),
+        model=blob_to_wire(order.model),
+        model_format=order.model_format,
+        client_settings=text_to_wire(order.client_settings),
+        remaining_ms=0 if order.remaining_s is None else _milliseconds(order.remaining_s),
+    )
+
+
+def _welcome_from_wire(wire: pb.Welcome) -> Welcome:
+    if not wire.heartbeat_ms:
+        raise bad_field("welcome.heartbeat_ms", "1 or more", wire.heartbeat_ms)
+    if len(wire.credential_public_key) not in (0, _ED25519_KEY_BYTES):
+        raise bad_field("welcome.credential_public_key", "32 bytes", f"{len(wire.credential_public_key)} bytes")
+    return Welcome(
+        name=name_from_wire(wire.name, "welcome.name"),
+        heartbeat_s=wire.heartbeat_ms / 1000,
+        credential_public_key=wire.credential_public_key,
+    )
+
+
+def _assignment_from_wire(wire: pb.Assignment) -> Assignment:
+    return Assignment(
+        order_id=id_from_wire(wire.order_id, "assignment.order_id"),
+        key=key_from_wire(wire.key, "assignment.key"),
+        clients=names_from_wire(wire.clients, "assignment.clients"),
+        package=needed_blob(wire, "package", "assignment"),
+        model=needed_blob(wire, "model", "assignment"),
+        model_format=id_from_wire(wire.model_format, "assignment.model_format"),
+        client_settings=wire.client_settings,
+        remaining_s=wire.remaining_ms / 1000 if wire.remaining_ms else None,
+    )
+
+
+def _close_from_wire(wire: pb.Close) -> Close:
+    return Close(order_id=id_from_wire(wire.order_id, "close.order_id"))
+
+
+def _cancel_from_wire(wire: pb.Cancel) -> Cancel:
+    key = key_from_wire(wire.key, "cancel.key") if wire.HasField("key") else None
+    if key is None and not wire.order_id:
+        raise bad_field("cancel", "with an order_id or a key", "neither")
+    return Cancel(
+        order_id=id_from_wire(wire.order_id, "cancel.order_id") if wire.order_id else "",
+        key=key,
+        clients=names_from_wire(wire.clients, "cancel.clients"),
+        reason=wire.reason,
+    )
+
+
+def _settled_from_wire(wire: pb.Settled) -> Settled:
+    return Settled(
+        key=key_from_wire(wire.key, "settled.key"),
+        clients=names_from_wire(wire.clients, "settled.clients"),
+        settlement=enum_from_wire(Settlement, pb.Settlement, "SETTLEMENT_", wire.settlement, "settled.settlement"),
+    )
+
+
+_DOWNWARD: Mapping[str, Callable[[Any], Downward]] = {
+    "welcome": _welcome_from_wire,
+    "assignment": _assignment_from_wire,
+    "close": _close_from_wire,
+    "cancel": _cancel_from_wire,
+    "settled": _settled_from_wire,
+    "drain": lambda wire: Drain(reason=wire.reason),
+}
+
+
+def downward_from_wire(wire: pb.Downward) -> Downward:
+    """Return the checked value of a message that came from above.
+
+    Raises:
+        InvalidInput: a field does not fit; the error names it.
+    """
+    return _body(wire, "Downward", _DOWNWARD)
+
+
+M = TypeVar("M")
+
+
+def _body(wire: pb.Upward | pb.Downward, name: str, readers: Mapping[str, Callable[[Any], M]]) -> M:
+    which = wire.WhichOneof("body")
+    if which is None:
+        raise InvalidInput(
+            f"A message {name} without a body that this version knows came.",
+            hint="The sender may run a newer version of Runnel.",
+            field="body",
+        )
+    return readers[which](getattr(wire, which))

@@ -1,0 +1,176 @@
+"""Fetching and pushing blobs, again and again until they are whole."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import structlog
+
+from runnel.common.blobs import SpoolFile, in_thread
+from runnel.common.errors import (
+    Cancelled,
+    CapacityExceeded,
+    CorruptData,
+    DeadlineExceeded,
+    Unauthenticated,
+    Unreachable,
+)
+from runnel.common.protocol import BlobRef
+from runnel.rpc.v1 import uplink_pb2 as pb
+from runnel.rpc.v1 import uplink_pb2_grpc as pb_grpc
+from runnel.transport.attachment import Attachment
+from runnel.transport.chunks import read_chunks, write_chunk
+from runnel.transport.credentials import bearer_metadata
+from runnel.transport.status import rpc_errors
+from runnel.transport.wire_values import blob_from_wire, blob_to_wire
+
+Delays = Callable[[], Iterator[float]]
+"""Makes a fresh sequence of waits, as ``RetryPolicy.delays`` does."""
+
+_TRANSIENT = (Unreachable, DeadlineExceeded, CapacityExceeded, Cancelled)
+_USELESS_ATTEMPTS = 3
+
+
+async def fetch_blob(present: Callable[[], Awaitable[Attachment]], file: SpoolFile, delays: Delays) -> None:
+    """Fetch what is missing of ``file`` over the present attachment and, when that is lost, over the next; verify it.
+
+    Args:
+        present: waits for an attachment and returns it.
+        file: where the bytes go.
+        delays: waits after attempts that failed; begun anew after each that brought something.
+
+    Raises:
+        CorruptData: it was wrong three times.
+        RunnelError: what trying again can't mend, such as ``NotFound``.
+    """
+    log = structlog.get_logger()
+    waits = delays()
+    corrupt = 0
+    while True:
+        attachment = await present()
+        held = file.held
+        try:
+            await attachment.while_attached(
+                fetch_once(attachment.stub, file, credential=attachment.credential, peer=attachment.peer)
+            )
+            await in_thread(file.finish)
+        except CorruptData:
+            corrupt += 1
+            if corrupt == _USELESS_ATTEMPTS:
+                raise
+            file.drop()
+        except Unauthenticated as error:
+            attachment.end("credential refused", error)  # the next one comes with a new credential
+        except _TRANSIENT as error:
+            log.info("fetch interrupted", via=attachment.peer, held_bytes=file.held, detail=str(error))
+        else:
+            return
+        if file.held > held:
+            waits = delays()
+        await asyncio.sleep(next(waits))
+
+
+async def push_blob(attachment: Attachment, order_id: str, source: Path, ref: BlobRef, delays: Delays) -> None:
+    """Push ``source`` over ``attachment`` until the node above has verified all of it.
+
+    Raises:
+        CorruptData: ``source`` is not ``ref``, or the node above does not get further.
+        RunnelError: what trying again can't mend.
+    """
+    log = structlog.get_logger()
+    waits = delays()
+    offset: int | None = 0
+    useless = 0
+    while True:
+        try:
+            held, complete = await push_once(
+                attachment.stub,
+                order_id,
+                source,
+                ref,
+                offset=offset,
+                credential=attachment.credential,
+                peer=attachment.peer,
+            )
+        except _TRANSIENT as error:
+            log.info("push interrupted", via=attachment.peer, order_id=order_id, detail=str(error))
+            offset = None
+            await asyncio.sleep(next(waits))
+            continue
+        if complete:
+            return
+        useless = useless + 1 if held == offset else 0
+        if useless == _USELESS_ATTEMPTS or held > ref.size_bytes:
+            raise CorruptData(f"{attachment.peer} does not take the payload beyond byte {held:,}.", order_id=order_id)
+        offset = held
+
+
+async def fetch_once(stub: pb_grpc.UplinkStub, file: SpoolFile, *, credential: str, peer: str) -> None:
+    """Fetch what is missing of ``file``. Whatever happens, what came stays in it and it can be continued.
+
+    Raises:
+        Unreachable: the stream ended early, or the peer is gone.
+        CorruptData: the peer answers something else than what was asked for.
+        RunnelError: what the peer said, or ``StorageFull`` here.
+    """
+    request = pb.FetchRequest(blob=blob_to_wire(file.ref), offset=file.held)
+    call = stub.Fetch(request, metadata=bearer_metadata(credential))
+    first = True
+    try:
+        with rpc_errors(peer):
+            async for chunk in call:
+                if first and (blob_from_wire(chunk.blob) != file.ref or chunk.offset != file.held):
+                    raise CorruptData(f"{peer} answers another blob or offset than was asked for.", peer=peer)
+                first = False
+                await write_chunk(file, file.held, chunk.data)
+    finally:
+        call.cancel()
+        file.close()
+    if file.held < file.ref.size_bytes:
+        raise Unreachable(f"{peer} ended the blob at {file.held:,} of {file.ref.size_bytes:,} bytes.", peer=peer)
+
+
+async def push_once(
+    stub: pb_grpc.UplinkStub,
+    order_id: str,
+    source: Path,
+    ref: BlobRef,
+    *,
+    offset: int | None,
+    credential: str,
+    peer: str,
+) -> tuple[int, bool]:
+    """Push ``source`` from ``offset`` on, or with None only ask how much the peer holds.
+
+    Returns:
+        How many bytes the peer holds from the start of the blob, and whether it has verified all of them. The peer may
+        answer early, when it does not hold exactly ``offset`` bytes.
+
+    Raises:
+        CorruptData: ``source`` is not ``ref``; found here by its length or there by its digest.
+        RunnelError: what the peer said; ``Unreachable`` if it is gone.
+    """
+    header = pb.Chunk(blob=blob_to_wire(ref), order_id=order_id, offset=offset or 0)
+    call = stub.Push(metadata=bearer_metadata(credential))
+    try:
+        with rpc_errors(peer):
+            with suppress(asyncio.InvalidStateError):  # it has answered already: the answer tells
+                if offset is None or offset == ref.size_bytes:
+                    await call.write(header)
+                else:
+                    chunks = read_chunks(source, offset, ref.size_bytes)
+                    try:
+                        async for data in chunks:
+                            header.data = data
+                            await call.write(header)
+                            header = pb.Chunk()
+                    finally:
+                        await chunks.aclose()
+                await call.done_writing()
+            receipt = await call
+    finally:
+        call.cancel()
+    return receipt.held_bytes, receipt.complete

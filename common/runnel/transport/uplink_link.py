@@ -1,0 +1,345 @@
+"""The calling side of ``Uplink``: stays attached to the network, whatever happens to those above."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from random import Random
+from types import TracebackType
+
+import grpc
+import structlog
+
+from runnel.common.blobs import SpoolFile
+from runnel.common.errors import (
+    BadSettings,
+    Cancelled,
+    Conflict,
+    DeadlineExceeded,
+    Forbidden,
+    InvalidInput,
+    RunnelError,
+    Unauthenticated,
+    Unreachable,
+)
+from runnel.common.protocol import BlobRef, Downward, Hello, NodeKind, Upward
+from runnel.transport.attachment import Attachment
+from runnel.transport.channels import open_channel
+from runnel.transport.directory import JoinAsk, Place, join
+from runnel.transport.link_events import Attached, Detached, LinkEvent, Patience, Received
+from runnel.transport.mailbox import Mailbox
+from runnel.transport.retry import RetryPolicy
+from runnel.transport.tls import ClientTls
+from runnel.transport.transfers import fetch_blob, push_blob
+
+_JOIN_DEADLINE_S = 10.0
+_STABLE_S = 5.0
+_STOP_S = 3.0
+_GOOD_PLACES = frozenset({"left", "credential refused"})  # ends that say nothing against the node above
+_FATAL = (Unauthenticated, Forbidden, BadSettings)
+
+
+class UplinkLink:
+    """Attaches a node to the network and keeps it attached; an async context manager to iterate over.
+
+    The iteration yields :data:`LinkEvent`; it ends when the block is left, and raises the error that makes trying again
+    useless: at any time ``Unauthenticated``, ``Forbidden`` and ``BadSettings``, before the first attachment
+    ``Conflict`` (the name is taken) and ``InvalidInput`` too.
+
+    Args:
+        network: address of the directory, ``HOST:PORT``.
+        name: of this node, unique in the network.
+        node_id: of this node.
+        kind: of this node.
+        token: shown to the directory; None: none is needed.
+        hello: makes the first message up, for each attachment anew.
+        tls: whom to trust; None: plain text.
+        allow_plaintext: whether plain text may be spoken with other machines.
+        prefer: name of the node to attach to, if it has room.
+        retry: how long to wait between attempts; they never end.
+        mailbox_items: most messages that may wait, in each direction.
+        mailbox_bytes: most bytes that may wait to go up.
+        random: of the jitter.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        network: str,
+        *,
+        name: str,
+        node_id: str,
+        kind: NodeKind,
+        token: str | None,
+        hello: Callable[[], Hello],
+        tls: ClientTls | None = None,
+        allow_plaintext: bool = False,
+        prefer: str = "",
+        retry: RetryPolicy | None = None,
+        mailbox_items: int = 4096,
+        mailbox_bytes: int = 16 << 20,
+        random: Random | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._network = network
+        self._ask = JoinAsk(name=name, node_id=node_id, kind=kind, prefer=prefer)
+        self._token = token
+        self._hello = hello
+        self._tls = tls
+        self._allow_plaintext = allow_plaintext
+        self._retry = retry or RetryPolicy()
+        self._mailbox_items = mailbox_items
+        self._mailbox_bytes = mailbox_bytes
+        self._random = random or Random()  # noqa: S311 - jitter, not a secret
+        self._clock = clock
+        self._events: Mailbox[LinkEvent] = Mailbox(items=mailbox_items)
+        self._attachment: Attachment | None = None
+        self._changed = asyncio.Event()
+        self._fatal: BaseException | None = None
+        self._was_attached = False
+        self._stopping = False
+        self._directory: grpc.aio.Channel | None = None
+        self._stack = AsyncExitStack()
+        self._task: asyncio.Task[None] | None = None
+        self._log = structlog.get_logger()
+
+    @property
+    def name(self) -> str:
+        """Name of this node."""
+        return self._ask.name
+
+    @property
+    def attached(self) -> bool:
+        """Whether the node is attached now."""
+        return self._attachment is not None and not self._attachment.lost.is_set()
+
+    @property
+    def via(self) -> str:
+        """Name of the node that this one is attached to; empty: none."""
+        return self._attachment.place.attach_to if self._attachment is not None and self.attached else ""
+
+    async def __aenter__(self) -> UplinkLink:
+        group = await self._stack.enter_async_context(asyncio.TaskGroup())
+        self._task = group.create_task(self._run(), name=f"uplink of {self.name}")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stopping = True
+        self._events.close(discard=True)
+        assert self._task is not None
+        if self._attachment is not None:
+            self._attachment.end("left")
+            await asyncio.wait((self._task,), timeout=_STOP_S)
+        self._task.cancel()
+        await self._stack.aclose()
+
+    def __aiter__(self) -> AsyncIterator[LinkEvent]:
+        return self._events
+
+    def send(self, message: Upward) -> bool:
+        """Send ``message`` up, in order, without waiting.
+
+        Returns:
+            False if the node is not attached, or if so much waits that the attachment is given up: the caller offers
+            again what matters after the next :class:`Attached`. True does not say that it will arrive.
+        """
+        return self._attachment is not None and self._attachment.send(message)
+
+    def leave(self) -> None:
+        """Leave the present attachment, if any, and ask the directory for a place again."""
+        if self._attachment is not None:
+            self._attachment.end("left")
+
+    async def fetch(self, ref: BlobRef, target: Path, *, deadline_s: float) -> None:
+        """Fetch a blob into the file ``target``, which appears when it is whole and verified.
+
+        Survives the loss of the attachment: goes on at the same byte over the next one. What was fetched before the
+        deadline stays beside ``target`` and is used by the next call for the same blob.
+
+        Raises:
+            DeadlineExceeded: it took longer than ``deadline_s``.
+            NotFound: those above do not have it.
+            CorruptData: it was wrong three times.
+            StorageFull: there is no room for it here.
+            RunnelError: the error that ended the link.
+        """
+        partial = target.with_name(f"{target.name}.{ref.sha256[:16]}.part")
+        file = SpoolFile(partial=partial, whole=target, ref=ref)
+        try:
+            async with asyncio.timeout(deadline_s):
+                await fetch_blob(self._present, file, self._delays)
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"Fetching {ref.size_bytes:,} bytes took longer than {deadline_s:.1f} s; {file.held:,} are here.",
+                sha256=ref.sha256,
+            ) from None
+        except RunnelError:
+            file.drop()
+            raise
+        finally:
+            file.close()
+
+    async def push(self, order_id: str, source: Path, ref: BlobRef, *, deadline_s: float) -> None:
+        """Push the file ``source`` as payload of an order; returns when the node above has verified all of it.
+
+        A call that breaks while the attachment lasts is taken up again where it broke. Pushing again what is there
+        already costs one round trip.
+
+        Raises:
+            Unreachable: the node is not attached, or the attachment was lost meanwhile: offer it again over the next.
+            DeadlineExceeded: it took longer than ``deadline_s``.
+            IllegalState: the order takes no answers any more.
+            CorruptData: ``source`` is not ``ref``.
+            RunnelError: what else the node above said.
+        """
+        attachment = self._attachment
+        if attachment is None or attachment.lost.is_set():
+            raise Unreachable("Not attached to the network at the moment.", hint="Offer it again when attached.")
+        try:
+            async with asyncio.timeout(deadline_s):
+                await attachment.while_attached(push_blob(attachment, order_id, source, ref, self._delays))
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"Pushing {ref.size_bytes:,} bytes to {attachment.peer} took longer than {deadline_s:.1f} s.",
+                order_id=order_id,
+            ) from None
+
+    # ---- transfers
+
+    async def _present(self) -> Attachment:
+        while True:
+            if self._fatal is not None:
+                raise self._fatal
+            if self._stopping:
+                raise Cancelled("The node leaves the network.")
+            if self._attachment is not None and not self._attachment.lost.is_set():
+                return self._attachment
+            self._changed.clear()
+            await self._changed.wait()
+
+    def _delays(self) -> Iterator[float]:
+        return self._retry.delays(self._random)
+
+    # ---- staying attached
+
+    async def _run(self) -> None:
+        try:
+            await self._stay()
+        except Exception as error:  # noqa: BLE001 - raised to whoever iterates or waits for an attachment
+            self._fatal = error
+            self._events.close(error)
+        finally:
+            self._events.close()
+            self._changed.set()
+            if self._directory is not None:
+                await self._directory.close()
+
+    async def _stay(self) -> None:
+        delays = self._delays()
+        patience = Patience(self._clock)
+        avoid = ""
+        failure: RunnelError | None
+        while not self._stopping:
+            began = self._clock()
+            try:
+                place = await self._join(avoid=avoid)
+            except _FATAL:
+                raise
+            except (Conflict, InvalidInput) as error:
+                if not self._was_attached:
+                    raise
+                avoid, failure = "", error
+            except RunnelError as error:
+                avoid, failure = "", error
+            else:
+                avoid, failure = await self._stay_at(place)
+            if self._stopping:
+                return
+            if self._clock() - began > _STABLE_S:
+                delays = self._delays()
+                patience = Patience(self._clock)
+            if failure is not None and patience.speak():
+                self._log.warning(
+                    "not attached, trying again", network=self._network, waited_s=patience.waited_s, detail=str(failure)
+                )
+            await asyncio.sleep(next(delays))
+
+    async def _join(self, *, avoid: str = "", attached_to: str = "") -> Place:
+        if self._directory is None:
+            self._directory = open_channel(self._network, tls=self._tls, allow_plaintext=self._allow_plaintext)
+        ask = JoinAsk(
+            name=self._ask.name,
+            node_id=self._ask.node_id,
+            kind=self._ask.kind,
+            prefer=self._ask.prefer,
+            attached_to=attached_to,
+            avoid=(avoid,) if avoid else (),
+        )
+        channel = self._directory
+        try:
+            return await join(
+                channel, ask, token=self._token, deadline_s=_JOIN_DEADLINE_S, peer=f"the directory at {self._network}"
+            )
+        except (Unreachable, DeadlineExceeded):
+            # A channel that failed waits before it connects again; a new one does so at once, and the waiting is ours.
+            if not attached_to:
+                self._directory = None
+                await channel.close()
+            raise
+
+    async def _stay_at(self, place: Place) -> tuple[str, RunnelError | None]:
+        """Attach and stay until the end; return the name to avoid next, and what went wrong, if anything did."""
+        address = place.address or self._network
+        async with AsyncExitStack() as stack:
+            channel = self._directory
+            if channel is None or address != self._network:
+                tls = (self._tls or ClientTls()) if place.tls else None
+                channel = open_channel(address, tls=tls, allow_plaintext=self._allow_plaintext)
+                stack.push_async_callback(channel.close)
+            attachment = Attachment(
+                channel,
+                place,
+                peer=f"{place.attach_to or 'the node'} at {address}",
+                mailbox_items=self._mailbox_items,
+                mailbox_bytes=self._mailbox_bytes,
+            )
+            try:
+                welcome = await attachment.open(self._hello())
+            except RunnelError as error:
+                return place.attach_to, error
+            self._was_attached = True
+            self._attachment = attachment
+            self._changed.set()
+            self._log.info("attached", via=welcome.name, address=address)
+            try:
+                await self._emit(Attached(welcome=welcome, via=welcome.name, address=address))
+                await attachment.run(self._deliver, lambda: self._renewed(place.attach_to))
+            finally:
+                attachment.end("left")
+                self._attachment = None
+            self._log.info("detached", via=welcome.name, reason=attachment.reason)
+            await self._emit(Detached(reason=attachment.reason, error=attachment.error))
+        return "" if attachment.reason in _GOOD_PLACES else place.attach_to, attachment.error
+
+    async def _deliver(self, message: Downward) -> None:
+        await self._emit(Received(message=message))
+
+    async def _emit(self, event: LinkEvent) -> None:
+        if not self._events.closed:
+            await self._events.put(event)
+
+    async def _renewed(self, attached_to: str) -> Place:
+        delays = self._delays()
+        while True:
+            try:
+                return await self._join(attached_to=attached_to)
+            except _FATAL:
+                raise
+            except RunnelError as error:
+                self._log.warning("credential not renewed, trying again", network=self._network, detail=str(error))
+            await asyncio.sleep(next(delays))

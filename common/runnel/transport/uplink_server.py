@@ -1,0 +1,382 @@
+"""The serving side of ``Uplink``: attached nodes, blobs for them, payloads from them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import grpc
+import structlog
+
+from runnel.common.blobs import SpoolFile, in_thread, to_its_end
+from runnel.common.errors import (
+    Conflict,
+    CorruptData,
+    DeadlineExceeded,
+    Forbidden,
+    InvalidInput,
+    RunnelError,
+    Unreachable,
+)
+from runnel.common.protocol import BlobRef, Drain, Hello, Upward, Welcome
+from runnel.rpc.v1 import uplink_pb2 as pb
+from runnel.rpc.v1 import uplink_pb2_grpc as pb_grpc
+from runnel.transport.child import Child
+from runnel.transport.chunks import MAX_CHUNK_BYTES, read_chunks, write_chunk
+from runnel.transport.credentials import CredentialVerifier, NodeIdentity, bearer
+from runnel.transport.messages import downward_to_wire, upward_from_wire
+from runnel.transport.status import unexpected
+from runnel.transport.wire_values import blob_from_wire, blob_to_wire, id_from_wire
+
+UPLINK_SERVICE = "runnel.rpc.v1.Uplink"
+
+_HELLO_DEADLINE_S = 10.0
+_REMEMBERED_PUSHES = 65_536
+_CLOSING_S = 5.0
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class UplinkHandler(Protocol):
+    """What a reducer or combiner does about the nodes below it.
+
+    ``attached``, ``received`` and ``detached`` of one child never overlap, also over two attachments of the same node.
+    They are never cancelled by what happens to the stream, only when the server is closed and does not end in time.
+    """
+
+    def welcome(self, child: Child) -> Welcome:
+        """Return the first message down."""
+        ...
+
+    async def attached(self, child: Child, hello: Hello) -> None:
+        """Take in a new child; what is sent here follows the welcome. A ``RunnelError`` refuses it and is told."""
+        ...
+
+    async def received(self, child: Child, message: Upward) -> None:
+        """Act on a message other than hello and heartbeats; a ``RunnelError`` ends the child's stream and is told."""
+        ...
+
+    async def detached(self, child: Child, reason: str) -> None:
+        """Let go of a child: exactly once for each ``attached`` that did not raise.
+
+        ``reason``: ``gone``, ``left``, ``silent``, ``superseded``, ``overflow``, ``refused`` (for what it sent),
+        ``ended`` (by :meth:`Child.end`) or ``closing``.
+        """
+        ...
+
+    async def blob_file(self, ref: BlobRef, identity: NodeIdentity) -> Path:
+        """Return a file with the blob, fetching it first if needed; raise ``NotFound`` if there is none."""
+        ...
+
+    async def open_push(self, identity: NodeIdentity, order_id: str, ref: BlobRef) -> SpoolFile | None:
+        """Return where the payload goes, under a key of its own for every order and node; None: all is here already.
+
+        Raises ``IllegalState`` if the order takes no answers, ``TooLarge`` if it would be too large.
+        """
+        ...
+
+    async def pushed(self, identity: NodeIdentity, order_id: str, ref: BlobRef, file: Path) -> None:
+        """Take over the verified file. After a crash of this process it may be called again for the same payload."""
+        ...
+
+
+class _Turn:
+    """A push under way."""
+
+    def __init__(self) -> None:
+        self.scope = asyncio.timeout(None)
+        self.ended = asyncio.Event()
+
+    def give_way(self) -> None:
+        """End it. What must not be torn, such as handing over the file, is finished first."""
+        if self.scope.when() is None:
+            self.scope.reschedule(0.0)
+
+
+class UplinkServer(pb_grpc.UplinkServicer):
+    """Serves ``Uplink`` for a handler; an async context manager, used inside that of the :class:`RpcServer`.
+
+    Args:
+        handler: what decides.
+        verifier: of the credentials of all callers.
+        heartbeat_s: for nodes that say less than one message in three times this, the stream is ended as ``silent``.
+        mailbox_items: most messages that may wait for one child.
+        mailbox_bytes: most bytes that may wait for one child.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        handler: UplinkHandler,
+        verifier: CredentialVerifier,
+        *,
+        heartbeat_s: float = 10.0,
+        mailbox_items: int = 4096,
+        mailbox_bytes: int = 16 << 20,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._handler = handler
+        self._verifier = verifier
+        self._heartbeat_s = heartbeat_s
+        self._mailbox_items = mailbox_items
+        self._mailbox_bytes = mailbox_bytes
+        self._clock = clock
+        self._by_name: dict[str, Child] = {}
+        self._by_node: dict[str, Child] = {}
+        self._pushing: dict[tuple[str, str], _Turn] = {}
+        self._pushed: OrderedDict[tuple[str, str, str], None] = OrderedDict()
+        self._tasks: asyncio.TaskGroup | None = None
+        self._stack = AsyncExitStack()
+        self._log = structlog.get_logger()
+
+    @property
+    def service(self) -> tuple[str, Callable[[grpc.aio.Server], None]]:
+        """For the ``services`` of :class:`runnel.transport.RpcServer`."""
+        return UPLINK_SERVICE, self.register
+
+    @property
+    def children(self) -> tuple[Child, ...]:
+        """Who is attached now."""
+        return tuple(self._by_name.values())
+
+    def register(self, server: grpc.aio.Server) -> None:
+        """Add this servicer to ``server``."""
+        pb_grpc.add_UplinkServicer_to_server(self, server)
+
+    async def __aenter__(self) -> UplinkServer:
+        self._tasks = await self._stack.enter_async_context(asyncio.TaskGroup())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self, grace_s: float = _CLOSING_S) -> None:
+        """End all streams and refuse new ones; returns when ``detached`` has run for every child. Idempotent."""
+        group, self._tasks = self._tasks, None
+        if group is None:
+            return
+        for child in self.children:
+            child.leave("closing", Unreachable("This node shuts down.", hint="Join again."))
+        try:
+            async with asyncio.timeout(grace_s):
+                await asyncio.gather(*(child.gone.wait() for child in self.children))
+        except TimeoutError:
+            for child in self.children:
+                child.abandon()
+        try:
+            async with asyncio.timeout(grace_s):
+                await self._stack.aclose()
+        except TimeoutError:
+            self._log.warning("handler did not end in time and was cancelled", grace_s=grace_s)
+
+    async def drain_all(self, reason: str) -> None:
+        """Tell every child to go and ask for another place; they leave by themselves."""
+        for child in self.children:
+            child.send(Drain(reason=reason))
+
+    # ---- Attach
+
+    # gRPC takes coroutines that write to the context as well as generators. A coroutine is cancelled where it is when
+    # the caller is gone; a generator would be left suspended until it is collected.
+    async def Attach(  # type: ignore[override]  # noqa: N802, D102 - the name is the wire's, and documented there
+        self, request_iterator: AsyncIterator[pb.Upward], context: Context
+    ) -> None:
+        identity = self._verifier.verify(bearer(context))
+        self._group()
+        hello = await self._hello(request_iterator, identity)
+        await self._end_older(identity)
+        child = Child(
+            identity,
+            attached_at=time.time(),
+            encode=downward_to_wire,
+            mailbox_items=self._mailbox_items,
+            mailbox_bytes=self._mailbox_bytes,
+            silence_s=3 * self._heartbeat_s,
+            clock=self._clock,
+        )
+        self._by_name[identity.name] = self._by_node[identity.node_id] = child
+        child.task = self._group().create_task(self._live(child, hello), name=f"child {identity.name}")
+        await child.converse(request_iterator, context)
+
+    async def _hello(self, requests: AsyncIterator[pb.Upward], identity: NodeIdentity) -> Hello:
+        try:
+            async with asyncio.timeout(_HELLO_DEADLINE_S):
+                wire = await anext(requests, None)
+        except TimeoutError:
+            raise DeadlineExceeded(f"No hello came within {_HELLO_DEADLINE_S:.0f} s.") from None
+        if wire is None:
+            raise InvalidInput("The stream ended before its hello.")
+        hello = upward_from_wire(wire)
+        if not isinstance(hello, Hello):
+            raise InvalidInput(f"The first message up must be a hello, not {type(hello).__name__}.")
+        member = hello.member
+        if (member.name, member.node_id, member.kind) != (identity.name, identity.node_id, identity.kind):
+            raise Forbidden(
+                f"The hello is of {member.kind.value} {member.name} ({member.node_id}), the credential of "
+                f"{identity.kind.value} {identity.name} ({identity.node_id}).",
+                hint="A node may only speak for itself.",
+            )
+        return hello
+
+    async def _end_older(self, identity: NodeIdentity) -> None:
+        # No await between the last look and the caller's registration, so of two that arrive at once one is first.
+        while older := self._by_name.get(identity.name) or self._by_node.get(identity.node_id):
+            older.leave("superseded", Conflict(f"{identity.name} attached again by another stream."))
+            await older.gone.wait()
+        self._group()
+
+    async def _live(self, child: Child, hello: Hello) -> None:
+        """Call the handler for one child, from its attaching to its detaching; owned by this object, not by the RPC."""
+        identity = child.identity
+        try:
+            try:
+                child.send(self._handler.welcome(child))
+                await self._handler.attached(child, hello)
+            except RunnelError as error:
+                self._log.warning("node refused", node=identity.name, error=error.code, detail=str(error))
+                child.leave("refused", error)
+                return
+            except Exception:  # noqa: BLE001 - a fault in handling one child must not end the others
+                child.leave("refused", unexpected(self._log, node=identity.name))
+                return
+            self._log.info("node attached", node=identity.name, kind=identity.kind.value)
+            try:
+                child.accept()
+                await self._receive(child)
+            finally:
+                self._log.info("node detached", node=identity.name, kind=identity.kind.value, reason=child.reason)
+                try:
+                    await self._handler.detached(child, child.reason)
+                except Exception:  # noqa: BLE001 - as above
+                    unexpected(self._log, node=identity.name)
+        finally:
+            child.leave("closing", None)
+            if self._by_name.get(identity.name) is child:
+                del self._by_name[identity.name]
+            if self._by_node.get(identity.node_id) is child:
+                del self._by_node[identity.node_id]
+            child.gone.set()
+
+    async def _receive(self, child: Child) -> None:
+        try:
+            async for message in child.inbox:
+                await self._handler.received(child, message)
+        except RunnelError as error:
+            self._log.warning("message refused", node=child.identity.name, error=error.code, detail=str(error))
+            child.leave("refused", error)
+        except Exception:  # noqa: BLE001 - a fault in handling one message must not end the other children
+            child.leave("refused", unexpected(self._log, node=child.identity.name))
+
+    # ---- Fetch
+
+    async def Fetch(  # type: ignore[override]  # noqa: N802, D102 - the name is the wire's, and documented there
+        self, request: pb.FetchRequest, context: Context
+    ) -> None:
+        identity = self._verifier.verify(bearer(context))
+        ref = blob_from_wire(request.blob)
+        offset = request.offset
+        if offset > ref.size_bytes:
+            raise InvalidInput(f"Field offset must be at most {ref.size_bytes}, not {offset}.", field="offset")
+        path = await self._handler.blob_file(ref, identity)
+        header = blob_to_wire(ref)
+        if offset == ref.size_bytes:
+            await context.write(pb.Chunk(blob=header, offset=offset))
+            return
+        first = True
+        chunks = read_chunks(path, offset, ref.size_bytes)
+        try:
+            async for data in chunks:
+                await context.write(pb.Chunk(blob=header, offset=offset, data=data) if first else pb.Chunk(data=data))
+                first = False
+        finally:
+            await chunks.aclose()
+
+    # ---- Push
+
+    async def Push(  # noqa: N802, D102 - the name is the wire's, and documented there
+        self, request_iterator: AsyncIterator[pb.Chunk], context: Context
+    ) -> pb.Receipt:
+        identity = self._verifier.verify(bearer(context))
+        self._group()
+        header = await anext(request_iterator, None)
+        if header is None or not header.HasField("blob"):
+            raise InvalidInput("The first chunk of a push must name the blob.", field="blob")
+        ref = blob_from_wire(header.blob)
+        order_id = id_from_wire(header.order_id, "order_id")
+        async with self._only_push(identity, order_id):
+            file = await self._handler.open_push(identity, order_id, ref)
+            key = (identity.name, order_id, ref.sha256)
+            if file is None or key in self._pushed:
+                return pb.Receipt(held_bytes=ref.size_bytes, complete=True)
+            await self._take(file, header, request_iterator)
+            if file.held < ref.size_bytes:
+                return pb.Receipt(held_bytes=file.held, complete=False)
+            await self._finish(file, identity, order_id)
+        return pb.Receipt(held_bytes=ref.size_bytes, complete=True)
+
+    @asynccontextmanager
+    async def _only_push(self, identity: NodeIdentity, order_id: str) -> AsyncIterator[None]:
+        """One push at a time for an order and a node; a later one ends an earlier, whose connection may be dead."""
+        key = (identity.name, order_id)
+        while (earlier := self._pushing.get(key)) is not None:
+            earlier.give_way()
+            await earlier.ended.wait()
+        turn = self._pushing[key] = _Turn()
+        try:
+            async with turn.scope:
+                yield
+        except TimeoutError:
+            if not turn.scope.expired():
+                raise
+            raise Conflict(f"{identity.name} pushes the payload of {order_id} by another call.") from None
+        finally:
+            del self._pushing[key]
+            turn.ended.set()
+
+    async def _take(self, file: SpoolFile, header: pb.Chunk, requests: AsyncIterator[pb.Chunk]) -> None:
+        """Append what comes; a stream that begins elsewhere than where ours ends is answered at once, unread."""
+        if header.data and header.offset != file.held:
+            return
+        try:
+            chunk: pb.Chunk | None = header
+            while chunk is not None:
+                if len(chunk.data) > MAX_CHUNK_BYTES:
+                    raise InvalidInput(f"A chunk has at most {MAX_CHUNK_BYTES} bytes, not {len(chunk.data)}.")
+                if chunk.data:
+                    await write_chunk(file, file.held, chunk.data)
+                chunk = await anext(requests, None)
+        finally:
+            file.close()
+
+    async def _finish(self, file: SpoolFile, identity: NodeIdentity, order_id: str) -> None:
+        ref = file.ref
+        try:
+            path = await in_thread(file.finish)
+        except CorruptData as error:
+            self._log.warning("payload refused", node=identity.name, order_id=order_id, detail=str(error))
+            raise
+
+        async def hand_over() -> None:
+            await self._handler.pushed(identity, order_id, ref, path)
+            self._pushed[(identity.name, order_id, ref.sha256)] = None
+            if len(self._pushed) > _REMEMBERED_PUSHES:
+                self._pushed.popitem(last=False)
+
+        await to_its_end(hand_over())
+
+    # ----
+
+    def _group(self) -> asyncio.TaskGroup:
+        if self._tasks is None:
+            raise Unreachable(
+                "This node does not take nodes at the moment: it starts or shuts down.", hint="Try again."
+            )
+        return self._tasks

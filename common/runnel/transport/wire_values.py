@@ -1,0 +1,195 @@
+"""The parts that the messages of ``runnel.rpc.v1`` share, between protobuf and plain values.
+
+Everything that ends in ``from_wire`` raises :class:`InvalidInput` naming the field that does not fit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any, TypeVar
+
+from runnel.common.errors import InvalidInput
+from runnel.common.ids import valid_name
+from runnel.common.protocol import AssignmentKey, BlobRef, Failure, Member, NodeKind, Outcome, Work
+from runnel.rpc.v1 import uplink_pb2 as pb
+
+E = TypeVar("E", bound=Enum)
+
+_ID_LENGTH = 128
+
+
+def bad_field(field: str, wanted: str, came: object) -> InvalidInput:
+    """Make the error that names ``field``, what it must be and what came."""
+    return InvalidInput(f"Field {field} must be {wanted}, not {came!r:.120}.", field=field)
+
+
+def text_to_wire(text: str) -> str:
+    """Return ``text`` with what protobuf can't carry replaced: lone surrogates, from programs and file names."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def name_from_wire(text: str, field: str, *, optional: bool = False) -> str:
+    """Return ``text`` if it is a name of a node, or empty where that is allowed."""
+    if optional and not text:
+        return text
+    try:
+        return valid_name(text)
+    except InvalidInput as error:
+        raise InvalidInput(f"Field {field}: {error.message}", hint=error.hint, field=field) from None
+
+
+def names_from_wire(texts: Any, field: str) -> tuple[str, ...]:
+    """Return names of nodes."""
+    return tuple(name_from_wire(text, field) for text in texts)
+
+
+def id_from_wire(text: str, field: str) -> str:
+    """Return ``text`` if it may be an identifier."""
+    if not 0 < len(text) <= _ID_LENGTH or not text.isprintable():
+        raise bad_field(field, f"an identifier of 1 to {_ID_LENGTH} printable characters", text)
+    return text
+
+
+def _finite(number: float, field: str) -> float:
+    if not math.isfinite(number):
+        raise bad_field(field, "a finite number", number)
+    return number
+
+
+def not_negative(number: float, field: str) -> float:
+    """Return ``number`` if it is finite and not negative."""
+    if not (math.isfinite(number) and number >= 0.0):
+        raise bad_field(field, "a finite number that is not negative", number)
+    return number
+
+
+def _numbers(mapping: Mapping[str, float], field: str) -> dict[str, float]:
+    return {name: _finite(number, f"{field}[{name!r:.60}]") for name, number in mapping.items()}
+
+
+def enum_from_wire(kind: type[E], wire: Any, prefix: str, number: int, field: str) -> E:
+    """Return the member of ``kind`` that ``number`` stands for in the enum ``wire``, whose names begin with ``prefix``.
+
+    0 (unspecified) and numbers of newer versions are refused.
+    """
+    try:
+        return kind[wire.Name(number).removeprefix(prefix)]
+    except (KeyError, ValueError):
+        raise bad_field(field, "one of " + ", ".join(each.value for each in kind), number) from None
+
+
+def kind_to_wire(kind: NodeKind) -> pb.NodeKind.ValueType:
+    """Return the number of ``kind`` on the wire."""
+    return pb.NodeKind.Value(f"NODE_KIND_{kind.name}")
+
+
+def kind_from_wire(number: int, field: str) -> NodeKind:
+    """Return the kind of node that ``number`` stands for."""
+    return enum_from_wire(NodeKind, pb.NodeKind, "NODE_KIND_", number, field)
+
+
+def blob_to_wire(ref: BlobRef) -> pb.BlobRef:
+    """Return the message that names the blob."""
+    return pb.BlobRef(sha256=bytes.fromhex(ref.sha256), size_bytes=ref.size_bytes)
+
+
+def blob_from_wire(wire: pb.BlobRef, field: str = "blob") -> BlobRef:
+    """Return the blob's name; the digest must have 32 bytes and the length fit a file."""
+    if len(wire.sha256) != 32:
+        raise bad_field(f"{field}.sha256", "32 bytes", f"{len(wire.sha256)} bytes")
+    if wire.size_bytes > 1 << 62:
+        raise bad_field(f"{field}.size_bytes", "a length that a file may have", wire.size_bytes)
+    return BlobRef(sha256=wire.sha256.hex(), size_bytes=wire.size_bytes)
+
+
+def needed_blob(message: Any, name: str, field: str) -> BlobRef:
+    """Return the blob's name in a field that must be there."""
+    if not message.HasField(name):
+        raise bad_field(f"{field}.{name}", "present", None)
+    return blob_from_wire(getattr(message, name), f"{field}.{name}")
+
+
+def key_to_wire(key: AssignmentKey) -> pb.AssignmentKey:
+    """Return the message for ``key``."""
+    return pb.AssignmentKey(session_id=key.session_id, round=key.round, work=pb.Work.Value(f"WORK_{key.work.name}"))
+
+
+def key_from_wire(wire: pb.AssignmentKey, field: str) -> AssignmentKey:
+    """Return the checked key."""
+    if wire.round < 1:
+        raise bad_field(f"{field}.round", "1 or more", wire.round)
+    return AssignmentKey(
+        session_id=id_from_wire(wire.session_id, f"{field}.session_id"),
+        round=wire.round,
+        work=enum_from_wire(Work, pb.Work, "WORK_", wire.work, f"{field}.work"),
+    )
+
+
+def member_to_wire(member: Member) -> pb.Member:
+    """Return the message for ``member``."""
+    return pb.Member(
+        name=member.name,
+        node_id=member.node_id,
+        kind=kind_to_wire(member.kind),
+        parent=member.parent,
+        version=text_to_wire(member.version),
+        platform=text_to_wire(member.platform),
+        holding=[key_to_wire(key) for key in member.holding],
+        address=member.address,
+        capacity=member.capacity,
+        tls=member.tls,
+    )
+
+
+def member_from_wire(wire: pb.Member, field: str) -> Member:
+    """Return the checked member."""
+    return Member(
+        name=name_from_wire(wire.name, f"{field}.name"),
+        node_id=id_from_wire(wire.node_id, f"{field}.node_id"),
+        kind=kind_from_wire(wire.kind, f"{field}.kind"),
+        parent=name_from_wire(wire.parent, f"{field}.parent", optional=True),
+        version=wire.version,
+        platform=wire.platform,
+        holding=tuple(key_from_wire(key, f"{field}.holding") for key in wire.holding),
+        address=wire.address,
+        capacity=wire.capacity,
+        tls=wire.tls,
+    )
+
+
+def outcome_to_wire(outcome: Outcome) -> pb.Outcome:
+    """Return the message for ``outcome``."""
+    failure = outcome.failure
+    return pb.Outcome(
+        client=outcome.client,
+        failure=None
+        if failure is None
+        else pb.Failure(
+            code=failure.code, message=text_to_wire(failure.message), log_tail=text_to_wire(failure.log_tail)
+        ),
+        weight=outcome.weight,
+        metrics={text_to_wire(name): number for name, number in outcome.metrics.items()},
+        extra_json=text_to_wire(outcome.extra_json),
+        elapsed_s={text_to_wire(name): number for name, number in outcome.elapsed_s.items()},
+    )
+
+
+def outcome_from_wire(wire: pb.Outcome, field: str) -> Outcome:
+    """Return the checked outcome."""
+    failure = None
+    if wire.HasField("failure"):
+        failure = Failure(
+            code=id_from_wire(wire.failure.code, f"{field}.failure.code"),
+            message=wire.failure.message,
+            log_tail=wire.failure.log_tail,
+        )
+    return Outcome(
+        client=name_from_wire(wire.client, f"{field}.client"),
+        failure=failure,
+        weight=not_negative(wire.weight, f"{field}.weight"),
+        metrics=_numbers(wire.metrics, f"{field}.metrics"),
+        extra_json=wire.extra_json,
+        elapsed_s=_numbers(wire.elapsed_s, f"{field}.elapsed_s"),
+    )

@@ -1,0 +1,27 @@
+"""Compute packages: the code that a model initiator sends to the data.
+
+A package is a folder with ``train.py`` (and usually ``validate.py``) or a manifest that names other entry points.
+:func:`pack` turns it into an archive that is named by its digest, :func:`unpack` turns a stranger's archive into a
+folder without believing it, :func:`read_manifest` says what can be run. This package is light: user code may import it.
+All functions block; on an event loop call them through ``asyncio.to_thread``.
+"""
+
+from runnel.compute_package.describe import Description, describe
+from runnel.compute_package.manifest import Manifest, ManifestKind, read_manifest
+from runnel.compute_package.pack import PackageFile, Packed, pack
+from runnel.compute_package.template import write_template
+from runnel.compute_package.unpack import UnpackLimits, unpack
+
+__all__ = [
+    "Description",
+    "Manifest",
+    "ManifestKind",
+    "PackageFile",
+    "Packed",
+    "UnpackLimits",
+    "describe",
+    "pack",
+    "read_manifest",
+    "unpack",
+    "write_template",
+]

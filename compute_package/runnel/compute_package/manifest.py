@@ -1,0 +1,335 @@
+"""What a compute package says about itself: its entry points and the environment that they need."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
+
+from runnel.common.errors import BadPackage
+
+RUNNEL_MANIFEST = "runnel.yaml"
+FEDN_MANIFEST = "fedn.yaml"
+ENTRY_POINTS = ("train", "validate", "predict", "startup", "build")
+"""The names that ``runnel.yaml`` may give a command; also the scripts that are found without a manifest."""
+
+_KEYS = ("name", "version", "entry_points", "requirements")
+_MAX_BYTES = 64 * 1024
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
+_VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}", re.ASCII)
+_PYTHON = ("python", "python3")
+
+
+class ManifestKind(Enum):
+    """Where a package's entry points are written down."""
+
+    RUNNEL = "runnel"
+    FEDN = "fedn"
+    PLAIN = "plain"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What a package is called, what it runs and what that needs.
+
+    Attributes:
+        name: of the package: at most 64 letters, digits, dots, dashes and underscores.
+        version: as its author writes it; empty when nobody did.
+        entry_points: command line by entry point name; ``train`` is always there.
+        requirements: the pip requirements file of its environment, relative to the package's root. None: there is none.
+        python_env: the environment file that a ``fedn.yaml`` names, relative to the package's root; None otherwise.
+        kind: which file said so; ``PLAIN`` when the scripts were found by their names.
+
+    With neither ``requirements`` nor ``python_env`` the package runs with the interpreter of the client itself.
+    """
+
+    name: str
+    version: str
+    entry_points: Mapping[str, str]
+    requirements: str | None = None
+    python_env: str | None = None
+    kind: ManifestKind = ManifestKind.PLAIN
+
+    def command(self, entry_point: str) -> str:
+        """Return the command line of ``entry_point`` as its author wrote it.
+
+        Raises:
+            BadPackage: the package has no such entry point.
+        """
+        try:
+            return self.entry_points[entry_point]
+        except KeyError:
+            raise BadPackage(
+                f"The package {self.name!r} has no entry point {entry_point!r}; it has {_listed(self.entry_points)}.",
+                hint=f"Add {entry_point}.py or name a command under entry_points.{entry_point} in {RUNNEL_MANIFEST}.",
+                package=self.name,
+                entry_point=entry_point,
+            ) from None
+
+    def argv(self, entry_point: str, arguments: Sequence[str] = (), *, python: str) -> list[str]:
+        """Return the argument vector that runs ``entry_point`` in the package's root.
+
+        Args:
+            entry_point: a key of ``entry_points``.
+            arguments: appended to the command, each as one argument whatever it contains.
+            python: interpreter of the package's environment; stands in for a leading ``python`` or ``python3``.
+
+        A ``runnel.yaml`` command is split by the rules of a POSIX shell but none interprets it: no variables, no pipes.
+        A ``fedn.yaml`` command is handed to ``bash -c``, for packages of that system rely on variables being expanded.
+
+        Raises:
+            BadPackage: the package has no such entry point.
+
+        >>> plain = Manifest(name="p", version="", entry_points={"train": "python train.py --fast"})
+        >>> plain.argv("train", ["in.npz", "out.npz"], python="/env/bin/python")
+        ['/env/bin/python', 'train.py', '--fast', 'in.npz', 'out.npz']
+        """
+        command = self.command(entry_point)
+        if self.kind is ManifestKind.FEDN:
+            first, *rest = command.split(maxsplit=1)
+            line = " ".join([shlex.quote(python), *rest]) if first in _PYTHON else command
+            return ["bash", "-c", f'{line} "$@"', "bash", *arguments]
+        words = shlex.split(command)
+        if words[0] in _PYTHON:
+            words[0] = python
+        return [*words, *arguments]
+
+
+def read_manifest(root: Path, *, default_name: str | None = None) -> Manifest:
+    """Read what the package in the folder ``root`` says about itself.
+
+    ``runnel.yaml`` is looked for first; all of its keys are optional but ``entry_points.train``, which may be left out
+    only if there is a ``train.py``::
+
+        name: digits                    # default: the folder's name
+        version: "1.0"                  # default: empty
+        entry_points:                   # default: python NAME.py for each NAME.py that exists
+          train: python train.py        # called with MODEL_IN MODEL_OUT
+          validate: python validate.py  # called with MODEL_IN VALIDATION_JSON
+          predict: python predict.py    # called with MODEL_IN PREDICTION_JSON
+          startup: python startup.py    # once, when the environment is ready
+          build: {command: python build.py --width 32}   # called with the SEED to write
+        requirements: requirements.txt  # default: that file if it exists; null: the interpreter of the client
+
+    Otherwise ``fedn.yaml`` is read as FEDn does: ``entry_points.NAME.command`` and ``python_env``, every other key is
+    passed over, ``infer`` is an old name of ``predict``. Without either file, ``train.py``, ``validate.py``,
+    ``predict.py``, ``startup.py`` and ``build.py`` are the entry points, as far as they exist.
+
+    Args:
+        root: the package's folder.
+        default_name: what the package is called if its manifest does not say; the folder's name by default.
+
+    Raises:
+        BadPackage: no ``train``; a manifest that is not YAML, has an unknown key or a value of a wrong type, or names a
+            file that does not exist. File and key are named.
+    """
+    name = _fitting_name(default_name or root.resolve().name)
+    if (root / RUNNEL_MANIFEST).is_file():
+        return _read_runnel(root, name)
+    if (root / FEDN_MANIFEST).is_file():
+        return _read_fedn(root, name)
+    found = _found_scripts(root)
+    if "train" not in found:
+        raise BadPackage(
+            f"A package has a train.py, a {RUNNEL_MANIFEST} or a {FEDN_MANIFEST} in its root; "
+            f"{name!r} holds {_listed(_shown_names(root))}.",
+            hint="Add train.py, which is called as: python train.py MODEL_IN MODEL_OUT.",
+            package=name,
+        )
+    return Manifest(name=name, version="", entry_points=found, requirements=_default_requirements(root))
+
+
+def _read_runnel(root: Path, default_name: str) -> Manifest:
+    document = _load(root / RUNNEL_MANIFEST)
+    for key in document:
+        if key not in _KEYS:
+            raise _bad(RUNNEL_MANIFEST, str(key), f"is no key of it; it may have {', '.join(_KEYS)}")
+    name = _text(RUNNEL_MANIFEST, "name", document.get("name", default_name))
+    if not _NAME.fullmatch(name):
+        raise _bad(RUNNEL_MANIFEST, "name", f"should be 1 to 64 of A-Z a-z 0-9 . _ - but is {_shown(name)}")
+    version = _text(RUNNEL_MANIFEST, "version", document["version"]) if "version" in document else ""
+    if version and not _VERSION.fullmatch(version):
+        raise _bad(RUNNEL_MANIFEST, "version", f"should be 1 to 64 of A-Z a-z 0-9 . _ + - but is {_shown(version)}")
+    if "entry_points" in document:
+        entry_points = _commands(document["entry_points"])
+        _check_scripts(root, entry_points)
+    else:
+        entry_points = _found_scripts(root)
+    if "train" not in entry_points:
+        raise _bad(RUNNEL_MANIFEST, "entry_points.train", "is missing", "Add it: train: python train.py")
+    if "requirements" not in document:
+        requirements = _default_requirements(root)
+    elif document["requirements"] is None:
+        requirements = None
+    else:
+        requirements = _inside(root, RUNNEL_MANIFEST, "requirements", document["requirements"])
+    return Manifest(
+        name=name, version=version, entry_points=entry_points, requirements=requirements, kind=ManifestKind.RUNNEL
+    )
+
+
+def _commands(section: object) -> dict[str, str]:
+    if not isinstance(section, dict):
+        raise _bad(RUNNEL_MANIFEST, "entry_points", f"should map names to commands but is {_kind_of(section)}")
+    commands = {}
+    for name, value in section.items():
+        key = f"entry_points.{name}"
+        if name not in ENTRY_POINTS:
+            raise _bad(RUNNEL_MANIFEST, key, f"is no entry point; they are {', '.join(ENTRY_POINTS)}")
+        if isinstance(value, dict):
+            for inner in value:
+                if inner != "command":
+                    raise _bad(RUNNEL_MANIFEST, f"{key}.{inner}", "is no key of it; there is only command")
+            key, value = f"{key}.command", value.get("command")
+        commands[name] = _command(RUNNEL_MANIFEST, key, value)
+        try:
+            words = shlex.split(commands[name])
+        except ValueError as error:
+            raise _bad(RUNNEL_MANIFEST, key, f"is no command line ({error}): {_shown(commands[name])}") from error
+        if not words or not words[0]:
+            raise _bad(RUNNEL_MANIFEST, key, "is empty")
+    return commands
+
+
+def _check_scripts(root: Path, entry_points: Mapping[str, str]) -> None:
+    """Fail at the author's desk, and not at every site, when ``python SCRIPT`` names a script that is not there."""
+    for name, command in entry_points.items():
+        words = shlex.split(command)
+        if words[0] in _PYTHON and len(words) > 1 and not words[1].startswith("-"):
+            _inside(root, RUNNEL_MANIFEST, f"entry_points.{name}", words[1])
+
+
+def _read_fedn(root: Path, default_name: str) -> Manifest:
+    document = _load(root / FEDN_MANIFEST)
+    section = document.get("entry_points")
+    if not isinstance(section, dict):
+        raise _bad(FEDN_MANIFEST, "entry_points", f"should map names to commands but is {_kind_of(section)}")
+    entry_points = {}
+    for name, value in section.items():
+        key = f"entry_points.{name}.command"
+        if not isinstance(value, dict) or "command" not in value:
+            raise _bad(FEDN_MANIFEST, key, "is missing")
+        entry_points[str(name)] = _command(FEDN_MANIFEST, key, value["command"])
+    if "infer" in entry_points:
+        entry_points.setdefault("predict", entry_points["infer"])
+    if "train" not in entry_points:
+        raise _bad(FEDN_MANIFEST, "entry_points.train", "is missing")
+    python_env = None
+    if document.get("python_env") is not None:
+        python_env = _inside(root, FEDN_MANIFEST, "python_env", document["python_env"])
+    return Manifest(
+        name=default_name,
+        version="",
+        entry_points=entry_points,
+        requirements=None if python_env else _default_requirements(root),
+        python_env=python_env,
+        kind=ManifestKind.FEDN,
+    )
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Plain YAML values only: a key may appear once, and nothing is repeated by reference (such files can explode)."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.composer.ComposerError(None, None, "anchors and aliases are not accepted", None)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key should be a word", key_node.start_mark)
+            if key_node.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key_node.value!r} appears twice", key_node.start_mark
+                )
+            seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+
+def _load(path: Path) -> dict[Any, Any]:
+    with path.open("rb") as file:
+        raw = file.read(_MAX_BYTES + 1)
+    if len(raw) > _MAX_BYTES:
+        raise BadPackage(f"{path.name} is larger than {_MAX_BYTES // 1024} KiB.", file=path.name)
+    try:
+        document = yaml.load(raw, _StrictLoader)  # noqa: S506 (derived from SafeLoader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
+        raise BadPackage(f"{path.name} can not be read as YAML: {reason[:300]}.", file=path.name) from error
+    if not isinstance(document, dict):
+        raise BadPackage(f"{path.name} should hold keys and values but is {_kind_of(document)}.", file=path.name)
+    return document
+
+
+def _bad(file: str, key: str, what: str, hint: str = "") -> BadPackage:
+    key = key if len(key) <= 80 else key[:80] + "…"
+    return BadPackage(f"{file}: {key} {what}.", hint=hint, file=file, key=key)
+
+
+def _text(file: str, key: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise _bad(file, key, f"should be text but is {_kind_of(value)}", "Put it in quotation marks.")
+    return value
+
+
+def _command(file: str, key: str, value: object) -> str:
+    command = _text(file, key, value)
+    if not command.strip():
+        raise _bad(file, key, "is empty")
+    if any(ord(char) < 32 and char not in "\t\n" for char in command):
+        raise _bad(file, key, "has control characters")
+    return command
+
+
+def _inside(root: Path, file: str, key: str, value: object) -> str:
+    """Return ``value`` as the relative path of a file that is really within ``root``."""
+    text = _text(file, key, value)
+    path = PurePosixPath(text)
+    if "\0" in text or path.is_absolute() or ".." in path.parts:
+        raise _bad(file, key, f"should name a file of the package but is {_shown(text)}")
+    target = root / path
+    if not target.is_file():
+        raise _bad(file, key, f"names {_shown(text)}, which the package does not have")
+    if not target.resolve().is_relative_to(root.resolve()):
+        raise _bad(file, key, f"names {_shown(text)}, which is a link out of the package")
+    return str(path)
+
+
+def _found_scripts(root: Path) -> dict[str, str]:
+    return {name: f"python {name}.py" for name in ENTRY_POINTS if (root / f"{name}.py").is_file()}
+
+
+def _default_requirements(root: Path) -> str | None:
+    return "requirements.txt" if (root / "requirements.txt").is_file() else None
+
+
+def _fitting_name(text: str) -> str:
+    fitting = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:64]
+    return fitting or "package"
+
+
+def _shown_names(root: Path) -> list[str]:
+    names = sorted(ascii(path.name)[1:-1] for path in root.iterdir()) if root.is_dir() else []
+    return names if len(names) <= 8 else [*names[:8], f"{len(names) - 8} more"]
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names) or "nothing"
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 80 else text[:80] + "…")
+
+
+def _kind_of(value: object) -> str:
+    """Say what a YAML value is without printing it: it may be huge."""
+    kinds = {dict: "a mapping", list: "a list", bool: "true or false", int: "a number", float: "a number", str: "text"}
+    return "empty" if value is None else kinds.get(type(value), f"a {type(value).__name__}")

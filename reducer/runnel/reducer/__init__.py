@@ -1,0 +1,1 @@
+"""The reducer: the control plane of a network."""

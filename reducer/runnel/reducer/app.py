@@ -1,0 +1,147 @@
+"""A reducer process: the object graph and its life."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import structlog
+
+from runnel.common.blobs import BlobStore, Spool
+from runnel.common.disk import write_bytes
+from runnel.common.endpoints import remove_endpoints, write_endpoints
+from runnel.common.ids import new_id, new_secret
+from runnel.reducer.domain.values import DEFAULT_ORGANISATION, Role
+from runnel.reducer.engine.engine import Engine
+from runnel.reducer.http import HttpServer, create_app
+from runnel.reducer.operations import Operations
+from runnel.reducer.rpc.gateway import Gateway
+from runnel.reducer.settings import ReducerSettings
+from runnel.reducer.store import access
+from runnel.reducer.store.database import Database
+from runnel.reducer.store.journal import Journal
+from runnel.reducer.store.state_lock import StateLock
+from runnel.transport import (
+    CredentialIssuer,
+    CredentialVerifier,
+    DirectoryServer,
+    RpcServer,
+    UplinkServer,
+    load_or_create_key,
+)
+from runnel.transport.way_up import require_loopback, server_tls
+
+log = structlog.get_logger()
+
+OPERATOR_TOKEN = "operator.token"  # noqa: S105 - the name of a file
+
+
+class ReducerServer:
+    """What serves, once it does: the addresses, and the parts for those who run a reducer inside their own process."""
+
+    def __init__(self, rpc: RpcServer, http: HttpServer, engine: Engine) -> None:
+        self.rpc_address = rpc.address
+        self.http_address = http.address
+        self.url = http.url
+        self.engine = engine
+
+
+@contextlib.asynccontextmanager
+async def serve_reducer(settings: ReducerSettings) -> AsyncIterator[ReducerServer]:
+    """Serve until the block is left; sessions go on at the next start.
+
+    Raises:
+        BadSettings, Conflict, StorageFull: it can't be served like this.
+    """
+    if settings.insecure:
+        require_loopback(settings.rpc, settings.http)
+    tls = server_tls(
+        settings.tls_cert,
+        settings.tls_key,
+        settings.rpc,
+        settings.http,
+        allow_plaintext=settings.allow_plaintext or settings.insecure,
+    )
+    state = settings.state
+    async with contextlib.AsyncExitStack() as stack:
+        await asyncio.to_thread(state.mkdir, parents=True, exist_ok=True)
+        stack.enter_context(StateLock(state))
+        blobs = await asyncio.to_thread(BlobStore, state / "blobs")
+        spool = Spool(state / "spool")
+        await asyncio.to_thread(spool.wipe)
+        database = Database(settings.database or f"sqlite+aiosqlite:///{state / 'reducer.db'}")
+        await stack.enter_async_context(database)
+        journal = Journal(database)
+        if not settings.insecure:
+            await _first_token(journal, state)
+        issuer = CredentialIssuer(load_or_create_key(state / "credential.key"))
+        engine = Engine(
+            journal=journal,
+            blobs=blobs,
+            partials=state / "partials",
+            name=settings.name,
+            organisation=DEFAULT_ORGANISATION,
+        )
+        await stack.enter_async_context(engine)
+        gateway = Gateway(
+            engine=engine,
+            journal=journal,
+            blobs=blobs,
+            spool=spool,
+            partials=state / "partials",
+            issuer=issuer,
+            insecure=settings.insecure,
+            heartbeat_s=settings.heartbeat_s,
+            credential_ttl_s=settings.credential_ttl_s,
+            direct_capacity=settings.direct_clients,
+        )
+        uplink = UplinkServer(gateway, CredentialVerifier(issuer.public_key), heartbeat_s=settings.heartbeat_s)
+        rpc = RpcServer(
+            settings.rpc,
+            tls=tls,
+            allow_plaintext=settings.allow_plaintext,
+            services=[uplink.service, DirectoryServer(gateway).service],
+        )
+        operations = Operations(
+            engine=engine,
+            journal=journal,
+            blobs=blobs,
+            insecure=settings.insecure,
+            rpc_address=lambda: rpc.address,
+            max_package_bytes=settings.max_package_bytes,
+            max_model_bytes=settings.max_model_bytes,
+        )
+        await stack.enter_async_context(rpc)
+        await stack.enter_async_context(uplink)
+        http = HttpServer(create_app(operations, insecure=settings.insecure), settings.http, tls)
+        await stack.enter_async_context(http)
+        write_endpoints(state, rpc=rpc.address, http=http.address)
+        stack.callback(remove_endpoints, state)
+        log.info("ready", rpc=rpc.address, http=http.url, state=str(state), insecure=settings.insecure)
+        yield ReducerServer(rpc, http, engine)
+        log.info("stopping")
+
+
+async def run_reducer(settings: ReducerSettings, stop: asyncio.Event) -> None:
+    """Serve until ``stop`` is set."""
+    async with serve_reducer(settings):
+        await stop.wait()
+
+
+async def _first_token(journal: Journal, state: Path) -> None:
+    """Make the operator's token at the first start; it lies in a file that only the operator can read."""
+    file = state / OPERATOR_TOKEN
+    async with journal.database.read() as tx:
+        tokens = await access.tokens(tx, None, 1)
+    if tokens.items:
+        return
+    secret = new_secret()
+    async with journal.transaction() as tx:
+        await asyncio.to_thread(write_bytes, file, f"{secret}\n".encode(), mode=0o600)
+        token = await access.add_token(
+            tx.session, new_id("tok"), secret, DEFAULT_ORGANISATION, Role.OPERATOR, "first start", None
+        )
+        await tx.record("token.created", DEFAULT_ORGANISATION, token=token.id, role=token.role.value, name=token.name)
+    log.info("operator token made", file=str(file))

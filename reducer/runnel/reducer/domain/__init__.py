@@ -1,0 +1,1 @@
+"""What the reducer decides, free of input and output."""

@@ -1,0 +1,242 @@
+"""One phase of one round: asking clients for a piece of work and counting each answer exactly once.
+
+A *slot* is one client's piece of work. An *order* is what one directly attached node (a combiner, or a client) was
+asked: some slots, answered by one report. The rules that make every answer count once:
+
+* a slot belongs to at most one living order at any time;
+* an order dies when its node detaches before it reported, and its slots become open again; a report of a dead order is
+  refused;
+* a node releases a slot of a living order only while nothing of that client was folded under it;
+* a slot that a report has counted is never asked again.
+
+Clients keep their finished work until it is settled, so that asking again under another order costs a transfer, never a
+second training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+from runnel.common.errors import IllegalState
+from runnel.common.protocol import AssignmentKey, Stage
+
+
+class SlotState(Enum):
+    """Where one client's work is, as the reducer knows it."""
+
+    OPEN = "open"  # to be asked as soon as the client is attached somewhere
+    ASKED = "asked"  # under a living order
+    NOTED = "noted"  # the node below says it is counted, but its report is not here yet
+    COUNTED = "counted"  # part of a durable report
+    FAILED = "failed"  # the client answered with a failure
+    LATE = "late"  # the order was reported without it
+
+
+@dataclass(slots=True, kw_only=True)
+class Slot:
+    """One client's work; ``order_id`` of the living order it is under."""
+
+    client: str
+    state: SlotState = SlotState.OPEN
+    order_id: str | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class Order:
+    """What ``child`` was asked."""
+
+    order_id: str
+    child: str
+    clients: frozenset[str]
+    closing: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """How many slots are in which state."""
+
+    asked: int
+    counted: int
+    noted: int
+    failed: int
+    late: int
+    open: int
+
+
+@dataclass(slots=True, kw_only=True)
+class Collection:
+    """The slots and orders of one phase.
+
+    Args:
+        key: names the work.
+        wanted: close when this many answers are in; None: when all have answered.
+        new_order_id: makes identities of orders.
+    """
+
+    key: AssignmentKey
+    wanted: int | None
+    new_order_id: Callable[[], str]
+    slots: dict[str, Slot] = field(default_factory=dict)
+    orders: dict[str, Order] = field(default_factory=dict)
+
+    # ---- events
+
+    def invite(self, clients: Iterable[str]) -> None:
+        """Open slots for clients that have none yet."""
+        for client in clients:
+            self.slots.setdefault(client, Slot(client=client))
+
+    def restore(self, states: Mapping[str, SlotState]) -> None:
+        """Take over slots as they were stored; whatever was under an order is open again."""
+        lasting = {SlotState.COUNTED, SlotState.FAILED}
+        for client, state in states.items():
+            self.slots[client] = Slot(client=client, state=state if state in lasting else SlotState.OPEN)
+
+    def place(self, route: Callable[[str], str | None]) -> list[Order]:
+        """Make orders for all open slots whose client is attached, one for each directly attached node."""
+        by_child: dict[str, list[Slot]] = {}
+        for slot in self.slots.values():
+            if slot.state is SlotState.OPEN and (child := route(slot.client)) is not None:
+                by_child.setdefault(child, []).append(slot)
+        made = []
+        for child, slots in by_child.items():
+            order = Order(order_id=self.new_order_id(), child=child, clients=frozenset(s.client for s in slots))
+            self.orders[order.order_id] = order
+            for slot in slots:
+                slot.state, slot.order_id = SlotState.ASKED, order.order_id
+            made.append(order)
+        return made
+
+    def progressed(self, order_id: str, client: str, stage: Stage) -> None:
+        """Take note of what a node says about a slot of its order; of no effect for a dead order."""
+        slot = self.slots.get(client)
+        if slot is not None and slot.order_id == order_id and slot.state is SlotState.ASKED:
+            if stage is Stage.COUNTED:
+                slot.state = SlotState.NOTED
+            elif stage is Stage.FAILED:
+                slot.state = SlotState.FAILED
+
+    def released(self, order_id: str, clients: Iterable[str]) -> None:
+        """Open the slots that a node gives up."""
+        for client in clients:
+            slot = self.slots.get(client)
+            if slot is not None and slot.order_id == order_id and order_id in self.orders:
+                slot.state, slot.order_id = SlotState.OPEN, None
+
+    def child_gone(self, child: str) -> list[Order]:
+        """Kill the orders of a node that detached; what it had not reported is open again."""
+        dead = [order for order in self.orders.values() if order.child == child]
+        for order in dead:
+            del self.orders[order.order_id]
+            for slot in self._slots_of(order):
+                slot.state, slot.order_id = SlotState.OPEN, None
+        return dead
+
+    def require_order(self, order_id: str, child: str) -> Order:
+        """Return the living order, or raise :class:`IllegalState` because it is dead, answered or another's."""
+        order = self.orders.get(order_id)
+        if order is None or order.child != child:
+            raise IllegalState(
+                f"Order {order_id} of {self.key} is not open at {child}: it was answered, or given up while {child} was"
+                " away.",
+                order_id=order_id,
+                child=child,
+            )
+        return order
+
+    def reported(self, order_id: str, child: str, counted: Sequence[str], failed: Sequence[str]) -> list[str]:
+        """Take a report that is durable now; return its clients that had not answered (they are late).
+
+        Raises:
+            IllegalState: the order is dead, or the report names a client that is not of this order.
+        """
+        order = self.require_order(order_id, child)
+        strangers = (set(counted) | set(failed)) - order.clients
+        doubled = len(set(counted) | set(failed)) < len(counted) + len(failed)
+        if strangers or doubled:
+            raise IllegalState(
+                f"The report of {child} for order {order_id} names "
+                + (f"{sorted(strangers)[:5]}, who were not asked under it." if strangers else "a client twice."),
+                order_id=order_id,
+                child=child,
+            )
+        del self.orders[order_id]
+        late = []
+        for slot in self._slots_of(order):
+            if slot.client in counted:
+                slot.state = SlotState.COUNTED
+            elif slot.client in failed:
+                slot.state = SlotState.FAILED
+            else:
+                slot.state = SlotState.LATE
+                late.append(slot.client)
+        return late
+
+    def refused(self, order: Order) -> None:
+        """Count the clients of an order that was taken out as failed, because its report can't be used."""
+        for slot in self._slots_of(order):
+            slot.state, slot.order_id = SlotState.FAILED, None
+
+    def unreported(self, order_id: str) -> None:
+        """Take back what :meth:`reported` did, because it could not be made durable; the slots are open again."""
+        self.orders.pop(order_id, None)
+        for slot in self.slots.values():
+            if slot.order_id == order_id:
+                slot.state, slot.order_id = SlotState.OPEN, None
+
+    def close(self) -> list[Order]:
+        """Ask for what there is: return the orders that are to be told, each only once."""
+        to_close = [order for order in self.orders.values() if not order.closing]
+        for order in to_close:
+            order.closing = True
+        return to_close
+
+    def reopen(self) -> list[str]:
+        """Open failed and late slots for another attempt; return the clients whose failure is forgotten."""
+        forgotten = [slot.client for slot in self.slots.values() if slot.state is SlotState.FAILED]
+        for slot in self.slots.values():
+            if slot.state in {SlotState.FAILED, SlotState.LATE}:
+                slot.state, slot.order_id = SlotState.OPEN, None
+        return forgotten
+
+    # ---- what can be asked
+
+    @property
+    def counts(self) -> Counts:
+        """How far the phase is."""
+        by_state = dict.fromkeys(SlotState, 0)
+        for slot in self.slots.values():
+            by_state[slot.state] += 1
+        return Counts(
+            asked=len(self.slots),
+            counted=by_state[SlotState.COUNTED],
+            noted=by_state[SlotState.NOTED],
+            failed=by_state[SlotState.FAILED],
+            late=by_state[SlotState.LATE],
+            open=by_state[SlotState.OPEN] + by_state[SlotState.ASKED],
+        )
+
+    @property
+    def enough(self) -> bool:
+        """Whether the wanted number of answers is in, here or in reports to come."""
+        counts = self.counts
+        return self.wanted is not None and counts.counted + counts.noted >= self.wanted
+
+    @property
+    def answered(self) -> bool:
+        """Whether nobody is left who could still answer and all reports are in."""
+        return not self.orders and not any(s.state is SlotState.OPEN for s in self.slots.values())
+
+    @property
+    def only_missing_left(self) -> bool:
+        """Whether all that is left to wait for are clients that are attached nowhere."""
+        return not self.orders and any(s.state is SlotState.OPEN for s in self.slots.values())
+
+    def clients_in(self, *states: SlotState) -> list[str]:
+        """Return the clients whose slot is in one of ``states``, by name."""
+        return sorted(slot.client for slot in self.slots.values() if slot.state in states)
+
+    def _slots_of(self, order: Order) -> list[Slot]:
+        return [self.slots[c] for c in sorted(order.clients) if self.slots[c].order_id == order.order_id]

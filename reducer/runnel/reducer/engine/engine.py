@@ -1,0 +1,278 @@
+"""All sessions of a reducer and the nodes that they share."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import TracebackType
+
+import structlog
+
+from runnel.common.blobs import BlobStore
+from runnel.common.errors import IllegalState, RunnelError
+from runnel.common.ids import new_id
+from runnel.common.protocol import (
+    AssignmentKey,
+    BlobRef,
+    Downward,
+    Heartbeat,
+    Hello,
+    LogLines,
+    Member,
+    Progress,
+    Released,
+    Report,
+    Settled,
+    Settlement,
+    Upward,
+)
+from runnel.common.protocol import (
+    Roster as RosterNews,
+)
+from runnel.reducer.domain.collection import Order, SlotState
+from runnel.reducer.domain.roster import Roster
+from runnel.reducer.engine.log_writer import LogWriter
+from runnel.reducer.engine.runner import SessionRunner, position_of
+from runnel.reducer.store import access, ledger
+from runnel.reducer.store.journal import Journal
+
+log = structlog.get_logger()
+
+_STALLED_PAUSE_S = 10.0
+
+
+class Engine:
+    """Owns the roster and a task for each running session; an async context manager.
+
+    Args:
+        journal: the durable state.
+        blobs: models and packages.
+        partials: folder of payloads that wait for their round to be reduced.
+        name: of this reducer.
+        organisation: whose events those about nodes are.
+    """
+
+    def __init__(self, *, journal: Journal, blobs: BlobStore, partials: Path, name: str, organisation: str) -> None:
+        self.roster = Roster()
+        self.name = name
+        self._journal = journal
+        self._blobs = blobs
+        self._partials = partials
+        self._organisation = organisation
+        self._runners: dict[str, SessionRunner] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._orders: dict[str, SessionRunner] = {}
+        self._senders: dict[str, Callable[[Downward], None]] = {}
+        self._logs = LogWriter(journal.database)
+        self._group = asyncio.TaskGroup()
+
+    async def __aenter__(self) -> Engine:
+        await asyncio.to_thread(self._partials.mkdir, parents=True, exist_ok=True)
+        async with self._journal.database.read() as tx:
+            wanted = await ledger.all_partial_files(tx)
+            running = await ledger.running_sessions(tx)
+        for path in self._partials.iterdir():
+            if path.name not in wanted:
+                path.unlink()
+        await self._group.__aenter__()
+        self._group.create_task(self._logs.run(), name="log writer")
+        for session_id in running:
+            self.launch(session_id)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # Sessions are left where they are; the next start goes on from there.
+        for task in self._tasks.values():
+            task.cancel()
+        self._logs.close()
+        await self._group.__aexit__(kind, error, trace)
+
+    # ---- sessions
+
+    def launch(self, session_id: str) -> None:
+        """Run a session that is not ended, from where it is."""
+        if session_id not in self._tasks:
+            self._tasks[session_id] = self._group.create_task(self._run(session_id), name=f"session {session_id}")
+
+    async def _run(self, session_id: str) -> None:
+        try:
+            while True:
+                try:
+                    async with self._journal.database.read() as tx:
+                        position = await position_of(tx, session_id)
+                    if position.phase.ended:
+                        return
+                    runner = SessionRunner(
+                        position,
+                        network=self,
+                        journal=self._journal,
+                        blobs=self._blobs,
+                        partials=self._partials,
+                        new_order_id=lambda: new_id("ord"),
+                    )
+                    self._runners[session_id] = runner
+                    await runner.run()
+                except Exception:
+                    # Not even its failure could be stored (a full disk): what is durable stands, so it goes on later.
+                    log.exception("session stalled", session_id=session_id, again_in_s=_STALLED_PAUSE_S)
+                else:
+                    return
+                finally:
+                    self._runners.pop(session_id, None)
+                await asyncio.sleep(_STALLED_PAUSE_S * random.uniform(0.8, 1.2))  # noqa: S311
+        finally:
+            del self._tasks[session_id]
+
+    def stop(self, session_id: str) -> asyncio.Task[None] | None:
+        """Ask a session to stop; return the task to wait for, None when it does not run."""
+        runner = self._runners.get(session_id)
+        if runner is not None:
+            runner.stop()
+        return self._tasks.get(session_id)
+
+    def extend(self, session_id: str, rounds: int) -> None:
+        """Let a running session know of its new number of rounds."""
+        runner = self._runners.get(session_id)
+        if runner is not None:
+            runner.set_rounds(rounds)
+
+    @property
+    def running(self) -> int:
+        """Number of sessions that run."""
+        return len(self._tasks)
+
+    # ---- what runners need (the Network protocol)
+
+    def send(self, child: str, message: Downward) -> None:
+        """Send to a directly attached node; of no effect when it is gone."""
+        sender = self._senders.get(child)
+        if sender is not None:
+            sender(message)
+
+    def register(self, order: Order, runner: SessionRunner) -> None:
+        """Route what comes up for this order to ``runner``."""
+        self._orders[order.order_id] = runner
+
+    def unregister(self, order_ids: Iterable[str]) -> None:
+        """Refuse what still comes up for these orders."""
+        for order_id in order_ids:
+            self._orders.pop(order_id, None)
+
+    # ---- what comes from below
+
+    def require_order(self, order_id: str, child: str) -> BlobRef:
+        """Return the global model of a living order of ``child``; raises :class:`IllegalState`."""
+        runner = self._orders.get(order_id)
+        if runner is None:
+            raise IllegalState(
+                f"Order {order_id} of {child} is closed or was given to somebody else.", order_id=order_id, child=child
+            )
+        runner.require_order(order_id, child)
+        return runner.position.model
+
+    async def attached(self, hello: Hello, send: Callable[[Downward], None]) -> None:
+        """A node attached here."""
+        self._senders[hello.member.name] = send
+        await self._arrived(self.roster.attach(hello.member, hello.below))
+
+    async def detached(self, child: str) -> None:
+        """A node that was attached here is gone."""
+        self._senders.pop(child, None)
+        gone = [member.name for member in self.roster.detach(child)]
+        for runner in self._runners.values():
+            runner.child_gone(child)
+        await self._left(gone)
+
+    async def received(self, child: str, message: Upward, payload: Path | None = None) -> None:
+        """A node below says something; ``payload`` is the verified file that it pushed for a report."""
+        match message:
+            case RosterNews():
+                gone = [member.name for member in self.roster.leave(child, message.left)]
+                arrived = self.roster.join(child, message.joined)
+                await self._left(gone)
+                await self._arrived(arrived)
+            case Progress():
+                if (runner := self._orders.get(message.order_id)) is not None:
+                    runner.progressed(message)
+            case Released():
+                if (runner := self._orders.get(message.order_id)) is not None:
+                    runner.released(child, message)
+            case Report():
+                await self._reported(child, message, payload)
+            case LogLines():
+                self._logs.add(message)
+            case Hello() | Heartbeat():
+                pass
+
+    async def _reported(self, child: str, report: Report, payload: Path | None) -> None:
+        runner = self._orders.get(report.order_id)
+        try:
+            if runner is None:
+                raise IllegalState(f"Order {report.order_id} of {child} is closed.", order_id=report.order_id)
+            await runner.report(child, report, payload)
+        except RunnelError as err:
+            if payload is not None:
+                await asyncio.to_thread(payload.unlink, missing_ok=True)
+            if runner is not None:
+                # The node can't mend its report; a retry of the round asks its clients again.
+                runner.order_refused(report.order_id)
+            log.warning("report refused", child=child, key=str(report.key), code=err.code, error=str(err))
+
+    async def _arrived(self, members: list[Member]) -> None:
+        async with self._journal.transaction() as tx:
+            await access.note_attached(tx.session, members)
+            for member in members:
+                await tx.record(
+                    "node.attached",
+                    self._organisation,
+                    name=member.name,
+                    node_kind=member.kind.value,
+                    to=self.roster.attached_to(member.name, self.name),
+                )
+        for member in members:
+            for key in member.holding:
+                await self._reconcile(member.name, key)
+        for runner in self._runners.values():
+            runner.roster_changed()
+
+    async def _left(self, names: list[str]) -> None:
+        if not names:
+            return
+        for runner in self._runners.values():
+            runner.roster_changed()
+        async with self._journal.transaction() as tx:
+            await access.note_seen(tx.session, names)
+            for name in names:
+                await tx.record("node.left", self._organisation, name=name)
+
+    async def _reconcile(self, client: str, key: AssignmentKey) -> None:
+        """Tell a client that holds work from before what became of it, unless it is still wanted."""
+        runner = self._runners.get(key.session_id)
+        state = None if runner is None else runner.state_of(key, client)
+        if state in {SlotState.OPEN, SlotState.ASKED, SlotState.NOTED}:
+            return
+        if state is None:
+            async with self._journal.database.read() as tx:
+                stored = await ledger.slot_state(tx, key, client)
+                session = key.session_id in self._tasks and await ledger.require_session(tx, key.session_id)
+            if session and stored == "open" and session.round == key.round:
+                return  # the session is about to open this phase
+            counted = stored == "counted"
+        else:
+            counted = state is SlotState.COUNTED
+        settlement = Settlement.COUNTED if counted else Settlement.LATE
+        if (child := self.roster.route(client)) is not None:
+            self.send(child, Settled(key=key, clients=(client,), settlement=settlement))
+        log.info("held work settled", client=client, key=str(key), settlement=settlement.value)
+
+
+async def wait_for(task: asyncio.Task[None] | None) -> None:
+    """Wait until a session's task is done, whatever its end."""
+    if task is not None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.shield(task)

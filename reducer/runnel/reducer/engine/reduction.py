@@ -1,0 +1,121 @@
+"""From the payloads of a round to its next model; everything here runs in a worker thread."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from runnel.common.aggregation import Part, make_optimizer, reduce_round
+from runnel.common.aggregation.float64_file import Float64File
+from runnel.common.aggregation.mean import sum_magnitude
+from runnel.common.blobs import BlobStore
+from runnel.common.errors import BadModel, CorruptData, InvalidInput
+from runnel.common.protocol import BlobRef, Failure, PayloadKind, Report, Work
+from runnel.common.tensors import ModelSchema, open_npz
+from runnel.reducer.store.tables import PartialRow
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReducedModel:
+    """A model that was just made, in the blob store; ``optimizer_state`` is the SHA-256 of a blob."""
+
+    model: BlobRef
+    optimizer_state: str | None
+    n_params: int
+    tensors: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reduction:
+    """The inputs of a reduce step: where payloads lie, the global model that they update, the optimizer's state."""
+
+    blobs: BlobStore
+    folder: Path
+    base: BlobRef
+    optimizer_state: str | None
+
+    def run(self, partials: Sequence[PartialRow], *, strategy: str, options: Mapping[str, float]) -> ReducedModel:
+        """Reduce ``partials`` block by block; the result depends on nothing but its inputs."""
+        optimizer = make_optimizer(strategy, options)
+        parts = [
+            Part(path=self.folder / p.filename, kind=PayloadKind(p.kind), weight=p.weight, source=p.child)
+            for p in partials
+        ]
+        base = self.blobs.path(self.base)
+        state_in = None
+        if self.optimizer_state is not None and (ref := self.blobs.find(self.optimizer_state)) is not None:
+            state_in = self.blobs.path(ref)
+        model_out, state_out = self.blobs.temporary(), self.blobs.temporary()
+        try:
+            reduce_round(
+                parts,
+                base=base,
+                optimizer=optimizer,
+                state_in=state_in,
+                model_out=model_out,
+                state_out=state_out if optimizer.slots else None,
+            )
+            state = self.blobs.adopt(state_out).sha256 if optimizer.slots else None
+            model = self.blobs.adopt(model_out)
+        finally:
+            model_out.unlink(missing_ok=True)
+            state_out.unlink(missing_ok=True)
+        schema = schema_of(base)
+        return ReducedModel(model=model, optimizer_state=state, n_params=schema.n_params, tensors=len(schema.tensors))
+
+
+def schema_of(model: Path) -> ModelSchema:
+    """Return the schema of a model file that was checked before."""
+    with open_npz(model, source="the global model") as opened:
+        return opened.schema
+
+
+async def check_payload(report: Report, child: str, payload: Path | None, base: Path) -> Report:
+    """Return the report with what its payload is worth.
+
+    A bad update of a client that is attached straight to the reducer becomes that client's failure. A bad weighted sum
+    is refused whole: a combiner checks each update before it folds it.
+
+    Raises:
+        RunnelError: the report is refused.
+    """
+    counted = [o for o in report.outcomes if o.failure is None]
+    if report.key.work is Work.VALIDATE or not counted:
+        if payload is not None:
+            raise InvalidInput(f"The report of {child} for {report.key} has a payload and nothing that it could count.")
+        return report
+    if payload is None or report.payload is None:
+        raise InvalidInput(f"The report of {child} for {report.key} counts {len(counted)} updates and has no payload.")
+    weight = sum(o.weight for o in counted)
+    if not report.weight > 0 or abs(report.weight - weight) > 1e-9 * max(weight, report.weight):
+        raise InvalidInput(
+            f"The report of {child} for {report.key} has the weight {report.weight:g}; its clients sum to {weight:g}."
+        )
+    if report.payload_kind is PayloadKind.WEIGHTED_SUM:
+        await asyncio.to_thread(_check_sum, payload, base, child)
+        return report
+    if report.payload_kind is not PayloadKind.UPDATE or len(report.outcomes) != 1:
+        raise CorruptData(
+            f"The report of {child} for {report.key} has a payload of the kind {report.payload_kind.value}."
+        )
+    try:
+        await asyncio.to_thread(_check_update, payload, base, child)
+    except BadModel as err:
+        bad = dataclasses.replace(report.outcomes[0], failure=Failure(code=err.code, message=str(err)))
+        return dataclasses.replace(report, outcomes=(bad,), payload_kind=PayloadKind.NONE, payload=None, weight=0.0)
+    return report
+
+
+def _check_sum(payload: Path, base: Path, source: str) -> None:
+    schema = schema_of(base)
+    with Float64File(payload, schema.n_params, source=source) as sums:
+        for span in schema.spans():
+            sum_magnitude(sums.read(span.start, span.count), source)
+
+
+def _check_update(payload: Path, base: Path, source: str) -> None:
+    with open_npz(payload, source=source, expect=schema_of(base)) as update:
+        update.require_finite()

@@ -1,0 +1,79 @@
+"""The HTTP interface as one application."""
+
+from __future__ import annotations
+
+import asyncio
+from importlib.metadata import version
+
+from fastapi import APIRouter, FastAPI
+from fastapi.routing import APIRoute
+
+from runnel.reducer.http import events, models, network, packages, problems, sessions
+from runnel.reducer.http.idempotency import Calls
+from runnel.reducer.http.uploads import BodyGate
+from runnel.reducer.service import ReducerService
+
+PREFIX = "/api/v1"
+MAX_JSON_BYTES = 1 << 20
+
+_DESCRIPTION = """
+Everything that people do with a Runnel network: compute packages, models, sessions, nodes, tokens and events.
+
+* **Errors** are problem details (RFC 9457): `code` is stable, `detail` says what was expected and what came, `hint`
+  what to do.
+* **Ids** may be shortened to any unambiguous prefix of 4 characters or more.
+* **Listings** come in pages: give `next` as `cursor`.
+* **POST** may be repeated safely with an `Idempotency-Key`.
+"""
+
+_TAGS = [
+    {"name": "sessions", "description": "Federated training, round after round."},
+    {"name": "packages", "description": "The code that travels to the data."},
+    {"name": "models", "description": "Seeds, and the trail of what came of them."},
+    {"name": "network", "description": "Nodes, tokens and the state of things."},
+    {"name": "events", "description": "What happens, as it happens."},
+]
+
+
+def create_app(service: ReducerService, *, insecure: bool) -> FastAPI:
+    """Make the application that serves ``service`` below ``/api/v1``, with its OpenAPI at ``/docs``.
+
+    ``insecure`` only tells the documentation that no token is needed: who may do what is decided by the service.
+    ``app.state.closing`` is the event that ends its endless streams when it is set;
+    :class:`runnel.reducer.http.HttpServer` does so before it stops.
+    """
+    app = FastAPI(
+        title="Runnel",
+        summary="One network that sends computation to data that cannot move.",
+        description=_DESCRIPTION + ("\nThis network is **insecure**: it asks for no token.\n" if insecure else ""),
+        version=version("runnel"),
+        openapi_tags=_TAGS,
+        openapi_url=f"{PREFIX}/openapi.json",
+        docs_url="/docs",
+        redoc_url=None,
+        generate_unique_id_function=_operation_id,
+        responses={
+            "4XX": {"description": "Refused; see `detail` and `hint`", "content": {problems.MEDIA_TYPE: {}}},
+            "5XX": {"description": "Failed", "content": {problems.MEDIA_TYPE: {}}},
+        },
+    )
+    app.state.service = service
+    app.state.calls = Calls()
+    app.state.closing = asyncio.Event()
+    problems.install(app)
+    app.add_middleware(BodyGate, limit_bytes=MAX_JSON_BYTES, unlimited=(f"{PREFIX}/packages", f"{PREFIX}/models"))
+    api = APIRouter(prefix=PREFIX)
+    for part in (sessions, packages, models, network, events):
+        api.include_router(part.router)
+
+    @api.get("/healthz", tags=["network"], summary="Tell that the server answers")
+    async def healthz() -> dict[str, str]:
+        """Needs no token and touches nothing."""
+        return {"status": "ok"}
+
+    app.include_router(api)
+    return app
+
+
+def _operation_id(route: APIRoute) -> str:
+    return f"{route.tags[0] if route.tags else 'runnel'}_{route.name}"

@@ -1,0 +1,34 @@
+"""Files over HTTP: what up- and downloads have in common."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any
+
+from fastapi.responses import FileResponse
+
+
+def upload_schema(description: str) -> dict[str, Any]:
+    """Return the OpenAPI of a body that is a file."""
+    return {
+        "requestBody": {
+            "required": True,
+            "description": description,
+            "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+        }
+    }
+
+
+def file_answer(file: Path, *, sha256: str, filename: str) -> FileResponse:
+    """Answer with a file that never changes; ``Repr-Digest`` (RFC 9530) carries its SHA-256 (``sha256``: in hex)."""
+    return FileResponse(
+        file,
+        media_type="application/octet-stream",
+        filename=filename,
+        headers={
+            "ETag": f'"{sha256}"',
+            "Repr-Digest": f"sha-256=:{base64.b64encode(bytes.fromhex(sha256)).decode()}:",
+            "Cache-Control": "private, max-age=31536000, immutable",
+        },
+    )

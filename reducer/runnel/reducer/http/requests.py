@@ -1,0 +1,84 @@
+"""What people may send as JSON, checked strictly: an unknown field or a value of another type is refused."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from runnel.common.aggregation import make_optimizer
+from runnel.reducer.domain.session_rules import MAX_RANDOM_SEED, MAX_ROUNDS, check_config, parse_sample, parse_stop_rule
+from runnel.reducer.domain.values import Role, SessionConfig
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class SessionRequest(_Request):
+    """A session to start."""
+
+    package: str = Field(min_length=1, description="Digest of a stored compute package; a prefix of 4 or more will do.")
+    seed: str = Field(min_length=1, description="Id of a stored model, from which training starts.")
+    name: str = Field(default="", max_length=200, description="For people; need not be unique.")
+    rounds: int = Field(ge=1, le=MAX_ROUNDS, description="How many rounds to run.")
+    strategy: str = Field(default="fedavg", description="fedavg, fedavgm, fedadam, fedyogi or fedadagrad.")
+    strategy_options: dict[str, float] = Field(
+        default_factory=dict, description="Of the strategy, for example {'learning_rate': 0.1}."
+    )
+    min_clients: Count = Field(default=1, description="Updates that a round needs at least.")
+    sample: float | int | str | None = Field(
+        default=None,
+        description="Clients that a round asks: an integer is a count, a number in (0, 1] with a point a fraction; "
+        "null is all of them.",
+        examples=[0.5, 10, "1.0"],
+    )
+    buffer: Count | None = Field(default=None, description="Close a round when this many updates are in.")
+    round_timeout_s: float = Field(default=600.0, gt=0, description="Seconds from first request to close of a phase.")
+    retries: int = Field(default=3, ge=0, description="How often a phase with too few updates is opened again.")
+    validate_every: int = Field(default=1, ge=0, description="Validate each n-th round and the last; 0: never.")
+    stop_when: str | None = Field(
+        default=None, description="End early when a validated metric compares so.", examples=["accuracy>=0.97"]
+    )
+    client_settings: dict[str, Any] = Field(default_factory=dict, description="Handed to the package as it is.")
+    random_seed: int | None = Field(
+        default=None, ge=0, le=MAX_RANDOM_SEED, description="Of the sampling of clients; null draws one."
+    )
+
+    def config(self) -> SessionConfig:
+        """Return the checked configuration; raises InvalidInput or BadSettings that name the field."""
+        config = SessionConfig(
+            rounds=self.rounds,
+            strategy=self.strategy,
+            strategy_options=self.strategy_options,
+            min_clients=self.min_clients,
+            sample=parse_sample(self.sample),
+            buffer=self.buffer,
+            round_timeout_s=self.round_timeout_s,
+            retries=self.retries,
+            validate_every=self.validate_every,
+            stop_when=None if self.stop_when is None else parse_stop_rule(self.stop_when),
+            client_settings=self.client_settings,
+            random_seed=self.random_seed,
+        )
+        check_config(config)
+        make_optimizer(config.strategy, config.strategy_options)
+        return config
+
+
+class ExtendRequest(_Request):
+    """Rounds to add to a session."""
+
+    rounds: int = Field(ge=1, le=MAX_ROUNDS, description="How many rounds to add.")
+
+
+class TokenRequest(_Request):
+    """A token to make."""
+
+    # JSON has no enumerations: the role comes as its name.
+    role: Role = Field(strict=False, description="What the token allows.")
+    name: str = Field(default="", max_length=200, description="For people: whom or what the token is for.")
+    organisation: str | None = Field(default=None, max_length=200, description="null: that of the caller.")
+    ttl_s: float | None = Field(default=None, gt=0, description="Seconds until it expires; null: never.")

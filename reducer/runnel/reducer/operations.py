@@ -1,0 +1,435 @@
+"""The reducer's answers to people: :class:`runnel.reducer.service.ReducerService` over the store and the engine."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from runnel.common.aggregation import make_optimizer
+from runnel.common.blobs import BlobStore
+from runnel.common.errors import Forbidden, IllegalState, Unauthenticated
+from runnel.common.ids import new_id, new_secret
+from runnel.common.protocol import BlobRef, NodeKind
+from runnel.common.tensors import open_npz
+from runnel.compute_package import Description, describe
+from runnel.reducer.domain.values import (
+    DEFAULT_ORGANISATION,
+    EventView,
+    LogView,
+    ModelView,
+    NodeView,
+    PackageView,
+    Page,
+    Role,
+    SessionConfig,
+    SessionStatus,
+    SessionView,
+    StatusView,
+    TokenView,
+)
+from runnel.reducer.engine.engine import Engine, wait_for
+from runnel.reducer.service import Caller
+from runnel.reducer.store import access, ledger, registry
+from runnel.reducer.store.journal import Journal
+from runnel.reducer.store.tables import ModelRow, RoundRow, SessionRow
+
+_READERS = frozenset({Role.OPERATOR, Role.INITIATOR, Role.VIEWER})
+_INITIATORS = frozenset({Role.OPERATOR, Role.INITIATOR})
+_OPERATORS = frozenset({Role.OPERATOR})
+
+
+def _require(caller: Caller, roles: frozenset[Role]) -> None:
+    if caller.role not in roles:
+        wanted = ", ".join(sorted(role.value for role in roles))
+        raise Forbidden(f"A token of the role {caller.role.value} does not allow this; it takes one of: {wanted}.")
+
+
+class Operations:
+    """See :class:`runnel.reducer.service.ReducerService`.
+
+    Args:
+        engine: runs the sessions.
+        journal: the durable state.
+        blobs: packages and models.
+        insecure: anybody is operator.
+        rpc_address: returns where nodes join.
+        max_package_bytes: of an uploaded archive.
+        max_model_bytes: of an uploaded seed model.
+    """
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        journal: Journal,
+        blobs: BlobStore,
+        insecure: bool,
+        rpc_address: Callable[[], str],
+        max_package_bytes: int,
+        max_model_bytes: int,
+    ) -> None:
+        self._engine = engine
+        self._journal = journal
+        self._blobs = blobs
+        self._insecure = insecure
+        self._rpc_address = rpc_address
+        self._max_package_bytes = max_package_bytes
+        self._max_model_bytes = max_model_bytes
+        self._started_at = datetime.now(UTC)
+
+    async def authenticate(self, bearer: str | None) -> Caller:
+        """Return who presents ``bearer``."""
+        if self._insecure:
+            return Caller(token_id="", role=Role.OPERATOR, organisation=DEFAULT_ORGANISATION)
+        if not bearer:
+            raise Unauthenticated(
+                "The request carries no token.",
+                hint="Give one by --token or RUNNEL_TOKEN (HTTP: Authorization: Bearer …).",
+            )
+        async with self._journal.database.read() as tx:
+            token = await access.find_token(tx, bearer)
+        now = datetime.now(UTC)
+        if token is None or token.revoked_at is not None or (token.expires_at is not None and token.expires_at < now):
+            state = "unknown" if token is None else "revoked" if token.revoked_at else "expired"
+            raise Unauthenticated(f"The token is {state}.", hint="Ask the operator for one (`runnel token create`).")
+        return Caller(token_id=token.id, role=Role(token.role), organisation=token.organisation_id)
+
+    async def status(self, caller: Caller) -> StatusView:
+        """Return the network at a glance."""
+        _require(caller, _READERS)
+        roster = self._engine.roster
+        return StatusView(
+            version=version("runnel"),
+            organisation=caller.organisation,
+            rpc_address=self._rpc_address(),
+            started_at=self._started_at,
+            clients_attached=len(roster.clients()),
+            combiners_attached=len(roster.combiners()),
+            sessions_running=self._engine.running,
+            blobs_bytes=await asyncio.to_thread(self._blobs.total_bytes),
+        )
+
+    # ---- packages and models
+
+    async def add_package(self, caller: Caller, filename: str, body: AsyncIterator[bytes]) -> PackageView:
+        """Store and check an archive."""
+        _require(caller, _INITIATORS)
+        ref = await self._blobs.put_stream(body, limit_bytes=self._max_package_bytes)
+        async with self._journal.database.read() as tx:
+            known = await registry.is_package(tx, ref.sha256)
+        if not known:
+            try:
+                name = Path(filename).name.removesuffix(".gz").removesuffix(".tar") or None
+                described = await asyncio.to_thread(describe, self._blobs.path(ref), name=name)
+            except BaseException:
+                self._blobs.delete(ref.sha256)
+                raise
+            manifest = _manifest_json(described)
+        async with self._journal.transaction() as tx:
+            await access.ensure_organisation(tx.session, caller.organisation)
+            row, new = await registry.add_package(
+                tx.session,
+                organisation=caller.organisation,
+                digest=ref.sha256,
+                filename=filename[:300],
+                size_bytes=ref.size_bytes,
+                name="" if known else described.manifest.name,
+                version="" if known else described.manifest.version,
+                manifest={} if known else manifest,
+            )
+            if new:
+                await tx.record("package.added", caller.organisation, digest=row.digest, name=row.name)
+        return registry.package_view(row)
+
+    async def packages(self, caller: Caller, cursor: str | None, limit: int) -> Page[PackageView]:
+        """List packages, newest first."""
+        _require(caller, _READERS)
+        async with self._journal.database.read() as tx:
+            return await registry.packages(tx, caller.organisation, cursor, limit)
+
+    async def package(self, caller: Caller, digest: str) -> PackageView:
+        """Return one package."""
+        _require(caller, _READERS)
+        async with self._journal.database.read() as tx:
+            return registry.package_view(await registry.find_package(tx, caller.organisation, digest))
+
+    async def package_file(self, caller: Caller, digest: str) -> Path:
+        """Return the archive's file."""
+        view = await self.package(caller, digest)
+        return self._blobs.path(BlobRef(sha256=view.digest, size_bytes=view.size_bytes))
+
+    async def add_model(self, caller: Caller, body: AsyncIterator[bytes]) -> ModelView:
+        """Store and check a seed model."""
+        _require(caller, _INITIATORS)
+        ref = await self._blobs.put_stream(body, limit_bytes=self._max_model_bytes)
+        try:
+            n_params, tensors = await asyncio.to_thread(_inspect_seed, self._blobs.path(ref))
+        except BaseException:
+            async with self._journal.database.read() as tx:
+                if not await registry.is_model_digest(tx, ref.sha256):
+                    self._blobs.delete(ref.sha256)
+            raise
+        row = ModelRow(
+            id=new_id("mod"),
+            organisation_id=caller.organisation,
+            digest=ref.sha256,
+            size_bytes=ref.size_bytes,
+            format="npz",
+            n_params=n_params,
+            tensors=tensors,
+            metrics={},
+            created_at=datetime.now(UTC),
+        )
+        async with self._journal.transaction() as tx:
+            await access.ensure_organisation(tx.session, caller.organisation)
+            tx.session.add(row)
+            await tx.record("model.added", caller.organisation, model=row.id, digest=row.digest)
+        return registry.model_view(row)
+
+    async def models(self, caller: Caller, session: str | None, cursor: str | None, limit: int) -> Page[ModelView]:
+        """List the trail, newest first."""
+        _require(caller, _READERS)
+        async with self._journal.database.read() as tx:
+            if session is not None:
+                session = (await ledger.find_session(tx, caller.organisation, session)).id
+            return await registry.models(tx, caller.organisation, session, cursor, limit)
+
+    async def model(self, caller: Caller, model: str) -> ModelView:
+        """Return one model with its participants."""
+        _require(caller, _READERS)
+        async with self._journal.database.read() as tx:
+            row = await registry.find_model(tx, caller.organisation, model)
+            return registry.model_view(row, await registry.participants(tx, row))
+
+    async def model_file(self, caller: Caller, model: str) -> Path:
+        """Return the model's file."""
+        view = await self.model(caller, model)
+        return self._blobs.path(BlobRef(sha256=view.digest, size_bytes=view.size_bytes))
+
+    # ---- sessions
+
+    async def start_session(
+        self, caller: Caller, *, name: str, package: str, seed: str, config: SessionConfig
+    ) -> SessionView:
+        """Create a session of a stored package and model, and run it."""
+        _require(caller, _INITIATORS)
+        make_optimizer(config.strategy, config.strategy_options)  # raises what is wrong with them
+        async with self._journal.transaction() as tx:
+            package_row = await registry.find_package(tx.session, caller.organisation, package)
+            model_row = await registry.find_model(tx.session, caller.organisation, seed)
+            session_id = new_id("ses")
+            row = SessionRow(
+                id=session_id,
+                organisation_id=caller.organisation,
+                name=name or f"{package_row.name} {session_id[4:8]}",
+                package_digest=package_row.digest,
+                seed_id=model_row.id,
+                model_id=model_row.id,
+                config=ledger.config_to_json(config),
+                seed=random.getrandbits(32) if config.random_seed is None else config.random_seed,
+                phase=SessionStatus.SEEDED.value,
+                round=0,
+                created_at=datetime.now(UTC),
+            )
+            tx.session.add(row)
+            await tx.record(
+                "session.created",
+                caller.organisation,
+                session_id,
+                name=row.name,
+                package=package_row.digest,
+                seed=model_row.id,
+                by=caller.token_id,
+            )
+        self._engine.launch(session_id)
+        return ledger.session_view(row)
+
+    async def sessions(self, caller: Caller, cursor: str | None, limit: int) -> Page[SessionView]:
+        """List sessions, newest first, without their rounds."""
+        _require(caller, _READERS)
+        async with self._journal.database.read() as tx:
+            return await ledger.sessions(tx, caller.organisation, cursor, limit)
+
+    async def session(self, caller: Caller, session: str, *, clients: bool = False) -> SessionView:
+        """Return one session with its rounds."""
+        _require(caller, _READERS)
+        async with self._journal.database.read() as tx:
+            row = await ledger.find_session(tx, caller.organisation, session)
+            return await ledger.session_with_rounds(tx, row, clients=clients)
+
+    async def stop_session(self, caller: Caller, session: str) -> SessionView:
+        """End a session as stopped."""
+        _require(caller, _INITIATORS)
+        view = await self.session(caller, session)
+        if view.phase.ended:
+            raise IllegalState(f"Session {view.session} is {view.status} already.", session=view.session)
+        await wait_for(self._engine.stop(view.session))
+        return await self.session(caller, view.session)
+
+    async def resume_session(self, caller: Caller, session: str) -> SessionView:
+        """Go on with a stopped or failed session."""
+        _require(caller, _INITIATORS)
+        view = await self.session(caller, session)
+        if view.phase not in {SessionStatus.STOPPED, SessionStatus.FAILED}:
+            raise IllegalState(
+                f"Session {view.session} is {view.status}; only a stopped or failed one can be resumed.",
+                hint="`runnel session extend` adds rounds to a finished one.",
+                session=view.session,
+            )
+        await self._go_on(caller, view.session, view.config.rounds)
+        return await self.session(caller, view.session)
+
+    async def extend_session(self, caller: Caller, session: str, rounds: int) -> SessionView:
+        """Add rounds; an ended session goes on."""
+        _require(caller, _INITIATORS)
+        view = await self.session(caller, session)
+        wanted = view.config.rounds + rounds
+        if view.phase.ended:
+            await self._go_on(caller, view.session, wanted)
+        else:
+            async with self._journal.transaction() as tx:
+                row = await ledger.require_session(tx.session, view.session)
+                row.config = {**row.config, "rounds": wanted}
+                await tx.record("session.extended", caller.organisation, view.session, rounds=wanted)
+            self._engine.extend(view.session, wanted)
+        return await self.session(caller, view.session)
+
+    async def _go_on(self, caller: Caller, session_id: str, rounds: int) -> None:
+        """Put an ended session back to where it goes on: its last validation, or the border of a round."""
+        await wait_for(self._engine.stop(session_id))
+        async with self._journal.transaction() as tx:
+            row = await ledger.require_session(tx.session, session_id)
+            current = await tx.session.get(RoundRow, (session_id, row.round))
+            committed = current is None or current.status == SessionStatus.COMMITTED.value
+            if not committed and current is not None and current.model_id is not None:
+                phase = SessionStatus.VALIDATING
+            else:
+                phase = SessionStatus.SEEDED if row.round == 0 or not committed else SessionStatus.COMMITTED
+                row.round -= 0 if committed else 1
+            row.phase, row.reason, row.finished_at = phase.value, None, None
+            row.config = {**row.config, "rounds": rounds}
+            await tx.record("session.resumed", caller.organisation, session_id, rounds=rounds, by=caller.token_id)
+        self._engine.launch(session_id)
+
+    async def session_logs(
+        self,
+        caller: Caller,
+        session: str,
+        *,
+        round_number: int | None,
+        client: str | None,
+        cursor: str | None,
+        limit: int,
+    ) -> Page[LogView]:
+        """Return what the entry points wrote, oldest first."""
+        _require(caller, _READERS)
+        async with self._journal.database.read() as tx:
+            row = await ledger.find_session(tx, caller.organisation, session)
+            return await ledger.logs(tx, row.id, round_number, client, cursor, limit)
+
+    # ---- nodes and tokens
+
+    async def nodes(self, caller: Caller, cursor: str | None, limit: int) -> Page[NodeView]:
+        """List clients and combiners by name."""
+        _require(caller, _READERS)
+        organisation = None if caller.role is Role.OPERATOR else caller.organisation
+        async with self._journal.database.read() as tx:
+            rows, following = await access.nodes(tx, organisation, cursor, limit)
+        now = datetime.now(UTC)
+        views = []
+        for row in rows:
+            attached_to = self._engine.roster.attached_to(row.name, self._engine.name)
+            views.append(
+                NodeView(
+                    name=row.name,
+                    node_id=row.node_id,
+                    kind=row.kind,
+                    organisation=row.organisation_id,
+                    status="away" if attached_to is None else "attached",
+                    attached_to=attached_to,
+                    version=row.version,
+                    platform=row.platform,
+                    address=row.address if row.kind == NodeKind.COMBINER.value else None,
+                    first_seen_at=row.first_seen_at,
+                    last_seen_at=row.last_seen_at if attached_to is None else now,
+                )
+            )
+        return Page(items=tuple(views), next_cursor=following)
+
+    async def create_token(
+        self, caller: Caller, *, role: Role, name: str, organisation: str | None, ttl_s: float | None
+    ) -> TokenView:
+        """Make a token; only this answer carries its secret."""
+        _require(caller, _OPERATORS)
+        owner = organisation or caller.organisation
+        async with self._journal.transaction() as tx:
+            view = await access.add_token(tx.session, new_id("tok"), new_secret(), owner, role, name, ttl_s)
+            await tx.record("token.created", owner, token=view.id, role=role.value, name=name, by=caller.token_id)
+        return view
+
+    async def tokens(self, caller: Caller, cursor: str | None, limit: int) -> Page[TokenView]:
+        """List tokens, newest first, without secrets."""
+        _require(caller, _OPERATORS)
+        async with self._journal.database.read() as tx:
+            return await access.tokens(tx, cursor, limit)
+
+    async def revoke_token(self, caller: Caller, token_id: str) -> TokenView:
+        """End a token."""
+        _require(caller, _OPERATORS)
+        async with self._journal.transaction() as tx:
+            view = await access.revoke_token(tx.session, token_id)
+            await tx.record("token.revoked", view.organisation, token=token_id, by=caller.token_id)
+        return view
+
+    # ---- events and idempotency
+
+    async def events(self, caller: Caller, session: str | None, after: int, limit: int) -> Page[EventView]:
+        """Return events after a sequence number, oldest first."""
+        _require(caller, _READERS)
+        items = await self._journal.events(await self._session_id(caller, session), after, limit, caller.organisation)
+        return Page(items=tuple(items), next_cursor=str(items[-1].seq) if len(items) == limit else None)
+
+    async def _session_id(self, caller: Caller, session: str | None) -> str | None:
+        if session is None:
+            return None
+        async with self._journal.database.read() as tx:
+            return (await ledger.find_session(tx, caller.organisation, session)).id
+
+    async def follow(self, caller: Caller, session: str | None, after: int) -> AsyncIterator[Mapping[str, Any]]:
+        """Yield events as they happen."""
+        _require(caller, _READERS)
+        session_id = await self._session_id(caller, session)
+        async for event in self._journal.follow(session_id, after, caller.organisation):
+            yield event
+
+    async def recall(self, caller: Caller, key: str, fingerprint: str) -> tuple[int, bytes] | None:
+        """Return the stored answer to an idempotency key."""
+        async with self._journal.database.read() as tx:
+            return await access.recall(tx, key, caller.token_id or caller.organisation, fingerprint)
+
+    async def remember(self, caller: Caller, key: str, fingerprint: str, status: int, body: bytes) -> None:
+        """Store the answer to an idempotency key."""
+        async with self._journal.database.write() as tx:
+            await access.remember(tx, key, caller.token_id or caller.organisation, fingerprint, status, body)
+
+
+def _manifest_json(described: Description) -> dict[str, Any]:
+    manifest = described.manifest
+    return {
+        "recognised": described.recognised,
+        "entry_points": dict(manifest.entry_points),
+        "requirements": manifest.requirements,
+        "python_env": manifest.python_env,
+        "files": [{"name": file.name, "size_bytes": file.size_bytes} for file in described.files],
+    }
+
+
+def _inspect_seed(path: Path) -> tuple[int, int]:
+    with open_npz(path, source="the seed model") as model:
+        model.require_finite()
+        return model.schema.n_params, len(model.schema.tensors)

@@ -1,0 +1,1 @@
+"""What the reducer serves to the nodes below it."""

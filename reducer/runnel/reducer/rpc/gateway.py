@@ -1,0 +1,222 @@
+"""The reducer's side of the wire: who may join and where, and what attached nodes fetch, push and report."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import structlog
+
+from runnel.common.blobs import BlobStore, Spool, SpoolFile
+from runnel.common.errors import Conflict, Forbidden, IllegalState, TooLarge, Unauthenticated
+from runnel.common.protocol import BlobRef, Drain, Hello, NodeKind, Report, Upward, Welcome
+from runnel.reducer.domain.values import DEFAULT_ORGANISATION, Role
+from runnel.reducer.engine.engine import Engine
+from runnel.reducer.store import access
+from runnel.reducer.store.journal import Journal
+from runnel.transport import Child, CredentialIssuer, JoinAsk, NodeIdentity, Place
+
+log = structlog.get_logger()
+
+_SENT_AND_EXPECTED_S = 15.0
+_ROLE_OF_KIND = {NodeKind.CLIENT: Role.CLIENT, NodeKind.COMBINER: Role.COMBINER}
+
+
+class Gateway:
+    """Handler of ``Uplink`` and ``Directory`` for the reducer.
+
+    Args:
+        engine: runs the sessions.
+        journal: the durable state.
+        blobs: what nodes may fetch.
+        spool: where payloads arrive; ``partials`` is where they wait, whole, for their round.
+        issuer: of the nodes' credentials.
+        insecure: nodes join without a token.
+        credential_ttl_s: how long a revoked token still works at most.
+        direct_capacity: how many clients may attach to the reducer itself while no combiner has room.
+        max_overhead_bytes: by how much a payload may be larger than its model asks for.
+    """
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        journal: Journal,
+        blobs: BlobStore,
+        spool: Spool,
+        partials: Path,
+        issuer: CredentialIssuer,
+        insecure: bool,
+        heartbeat_s: float,
+        credential_ttl_s: float,
+        direct_capacity: int,
+        max_overhead_bytes: int = 16 << 20,
+    ) -> None:
+        self._engine = engine
+        self._journal = journal
+        self._blobs = blobs
+        self._spool = spool
+        self._partials = partials
+        self._issuer = issuer
+        self._insecure = insecure
+        self._heartbeat_s = heartbeat_s
+        self._credential_ttl_s = credential_ttl_s
+        self._direct_capacity = direct_capacity
+        self._max_overhead_bytes = max_overhead_bytes
+        self._children: dict[str, Child] = {}
+        self._pushed: dict[tuple[str, str], tuple[BlobRef, Path]] = {}
+        self._sent: dict[str, tuple[str, float]] = {}
+
+    # ---- Directory
+
+    async def join(self, ask: JoinAsk, bearer: str | None) -> Place:
+        """Admit a node and tell it where to attach.
+
+        Raises:
+            Unauthenticated: the token is missing, unknown, expired or revoked.
+            Forbidden: the token is not for such a node.
+            Conflict: the name is another node's.
+            CapacityExceeded: there is no room.
+        """
+        roster = self._engine.roster
+        if ask.name == self._engine.name:
+            raise Conflict(f"The name {ask.name!r} is the reducer's own.", hint="Choose another --name.")
+        async with self._journal.database.write() as tx:
+            organisation, token_id = DEFAULT_ORGANISATION, ""
+            if not self._insecure:
+                token = await access.find_token(tx, bearer) if bearer else None
+                now = datetime.now(UTC)
+                if token is None or token.revoked_at or (token.expires_at and token.expires_at < now):
+                    state = "unknown" if token is None else "revoked" if token.revoked_at else "expired"
+                    raise Unauthenticated(
+                        f"The {ask.kind.value} {ask.name} came with "
+                        + (f"a token that is {state}." if bearer else "no token."),
+                        hint=f"Make one with `runnel token create --role {ask.kind.value}` and give it by --token.",
+                        name=ask.name,
+                    )
+                if token.role not in {_ROLE_OF_KIND[ask.kind].value, Role.OPERATOR.value}:
+                    raise Forbidden(
+                        f"The token of the {ask.kind.value} {ask.name} is for the role {token.role}.",
+                        hint=f"Make one with `runnel token create --role {ask.kind.value}`.",
+                        name=ask.name,
+                    )
+                organisation, token_id = token.organisation_id, token.id
+            attached = roster.find(ask.name)
+            await access.note_joined(
+                tx,
+                ask.name,
+                ask.node_id,
+                ask.kind.value,
+                organisation,
+                token_id,
+                attached=attached is not None and attached.node_id != ask.node_id,
+            )
+        identity = NodeIdentity(name=ask.name, node_id=ask.node_id, kind=ask.kind, organisation=organisation)
+        member = None
+        if ask.kind is NodeKind.CLIENT:
+            member = roster.place(
+                prefer=ask.prefer,
+                stay=ask.attached_to,
+                avoid=frozenset(ask.avoid),
+                own_name=self._engine.name,
+                direct_capacity=self._direct_capacity,
+                underway=self._underway(),
+            ).member
+            if member is not None and ask.attached_to != member.name:
+                self._sent[ask.name] = (member.name, time.monotonic())
+        return Place(
+            address="" if member is None else member.address,
+            tls=member is not None and member.tls,
+            attach_to=self._engine.name if member is None else member.name,
+            credential=self._issuer.issue(identity, self._credential_ttl_s),
+            ttl_s=self._credential_ttl_s,
+        )
+
+    def _underway(self) -> dict[str, int]:
+        """Count by combiner who was sent there and has not been heard of since."""
+        now = time.monotonic()
+        roster = self._engine.roster
+        counts: dict[str, int] = {}
+        for client, (combiner, at) in list(self._sent.items()):
+            if now - at > _SENT_AND_EXPECTED_S or roster.find(client) is not None:
+                del self._sent[client]
+            else:
+                counts[combiner] = counts.get(combiner, 0) + 1
+        return counts
+
+    # ---- Uplink
+
+    def welcome(self, child: Child) -> Welcome:
+        """Return the first message down."""
+        return Welcome(
+            name=self._engine.name,
+            heartbeat_s=self._heartbeat_s,
+            credential_public_key=self._issuer.public_key if child.identity.kind is NodeKind.COMBINER else b"",
+        )
+
+    async def attached(self, child: Child, hello: Hello) -> None:
+        """A node attached here."""
+        self._children[child.identity.name] = child
+        await self._engine.attached(hello, child.send)
+        log.info("node attached", name=child.identity.name, kind=child.identity.kind.value, below=len(hello.below))
+        if child.identity.kind is NodeKind.COMBINER:
+            self._send_clients_on()
+
+    def _send_clients_on(self) -> None:
+        """Now that there is a combiner, the clients that attached here for want of one are to move there."""
+        for name in self._engine.roster.direct_clients():
+            if name in self._children:
+                self._children[name].send(Drain(reason="a combiner is there"))
+
+    async def detached(self, child: Child, reason: str) -> None:
+        """A node that was attached here is gone."""
+        name = child.identity.name
+        self._children.pop(name, None)
+        for key in [key for key in self._pushed if key[1] == name]:
+            _, payload = self._pushed.pop(key)
+            await asyncio.to_thread(payload.unlink, missing_ok=True)
+        await self._engine.detached(name)
+        log.info("node left", name=name, reason=reason)
+
+    async def received(self, child: Child, message: Upward) -> None:
+        """A node below says something."""
+        name = child.identity.name
+        payload = None
+        if isinstance(message, Report):
+            ref, payload = self._pushed.pop((message.order_id, name), (None, None))
+            if payload is not None and ref != message.payload:
+                await asyncio.to_thread(payload.unlink, missing_ok=True)
+                payload = None
+        await self._engine.received(name, message, payload)
+
+    async def blob_file(self, ref: BlobRef, identity: NodeIdentity) -> Path:
+        """Return a model or a package."""
+        return self._blobs.path(ref)
+
+    async def open_push(self, identity: NodeIdentity, order_id: str, ref: BlobRef) -> SpoolFile | None:
+        """Return where a payload for a living order goes."""
+        model = self._engine.require_order(order_id, identity.name)
+        # A sum has 8 bytes for each parameter, and a parameter at least one byte in the model.
+        limit = (1 if identity.kind is NodeKind.CLIENT else 8) * model.size_bytes + self._max_overhead_bytes
+        if ref.size_bytes > limit:
+            raise TooLarge(
+                f"{identity.name} wants to push {ref.size_bytes:,} bytes; the global model has {model.size_bytes:,}, so"
+                f" at most {limit:,} are taken.",
+                node=identity.name,
+            )
+        if self._pushed.get((order_id, identity.name), (None,))[0] == ref:
+            return None
+        return await asyncio.to_thread(self._spool.open, f"{order_id}/{identity.name}", ref)
+
+    async def pushed(self, identity: NodeIdentity, order_id: str, ref: BlobRef, file: Path) -> None:
+        """Take a verified payload: it waits in the partials' folder for its report."""
+        try:
+            self._engine.require_order(order_id, identity.name)
+        except IllegalState:
+            await asyncio.to_thread(file.unlink, missing_ok=True)
+            raise
+        place = self._partials / f"{order_id}.payload"
+        await asyncio.to_thread(file.replace, place)
+        self._pushed[(order_id, identity.name)] = (ref, place)

@@ -1,0 +1,138 @@
+"""What people can ask of a reducer, whichever way they ask it.
+
+:class:`ReducerService` is the seam between the HTTP interface and the rest: HTTP knows nothing of the engine or the
+store, and both can be tested without HTTP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from runnel.reducer.domain.values import (
+    EventView,
+    LogView,
+    ModelView,
+    NodeView,
+    PackageView,
+    Page,
+    Role,
+    SessionConfig,
+    SessionView,
+    StatusView,
+    TokenView,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """Who asks: the token's id ("" in an insecure network), its role and organisation."""
+
+    token_id: str
+    role: Role
+    organisation: str
+
+
+class ReducerService(Protocol):
+    """All operations raise :class:`runnel.common.errors.RunnelError` subclasses: NotFound, Conflict, IllegalState, …
+
+    Wherever an id is asked for, an unambiguous prefix of at least 4 characters does.
+    """
+
+    async def authenticate(self, bearer: str | None) -> Caller:
+        """Return who presents ``bearer``; raises Unauthenticated. In an insecure network anybody is operator."""
+
+    async def status(self, caller: Caller) -> StatusView:
+        """Return the network at a glance."""
+
+    async def add_package(self, caller: Caller, filename: str, body: AsyncIterator[bytes]) -> PackageView:
+        """Store and check an archive; the same archive again returns the first entry. Raises BadPackage, TooLarge."""
+
+    async def packages(self, caller: Caller, cursor: str | None, limit: int) -> Page[PackageView]:
+        """List packages, newest first."""
+
+    async def package(self, caller: Caller, digest: str) -> PackageView:
+        """Return one package."""
+
+    async def package_file(self, caller: Caller, digest: str) -> Path:
+        """Return the archive's file."""
+
+    async def add_model(self, caller: Caller, body: AsyncIterator[bytes]) -> ModelView:
+        """Store and check a seed model. Raises BadModel, TooLarge."""
+
+    async def models(self, caller: Caller, session: str | None, cursor: str | None, limit: int) -> Page[ModelView]:
+        """List the trail, newest first."""
+
+    async def model(self, caller: Caller, model: str) -> ModelView:
+        """Return one model with its participants."""
+
+    async def model_file(self, caller: Caller, model: str) -> Path:
+        """Return the model's file."""
+
+    async def start_session(
+        self, caller: Caller, *, name: str, package: str, seed: str, config: SessionConfig
+    ) -> SessionView:
+        """Create a session of a stored package (digest) and model (id), and run it. Raises InvalidInput, NotFound."""
+
+    async def sessions(self, caller: Caller, cursor: str | None, limit: int) -> Page[SessionView]:
+        """List sessions, newest first, without their rounds."""
+
+    async def session(self, caller: Caller, session: str, *, clients: bool = False) -> SessionView:
+        """Return one session with its rounds, and with each client's part in them when ``clients``."""
+
+    async def stop_session(self, caller: Caller, session: str) -> SessionView:
+        """Call the work off and end the session as stopped; its newest model stays."""
+
+    async def resume_session(self, caller: Caller, session: str) -> SessionView:
+        """Go on with a stopped or failed session where it ended."""
+
+    async def extend_session(self, caller: Caller, session: str, rounds: int) -> SessionView:
+        """Add rounds; an ended session goes on."""
+
+    async def session_logs(
+        self,
+        caller: Caller,
+        session: str,
+        *,
+        round_number: int | None,
+        client: str | None,
+        cursor: str | None,
+        limit: int,
+    ) -> Page[LogView]:
+        """Return what the entry points wrote, oldest first."""
+
+    async def nodes(self, caller: Caller, cursor: str | None, limit: int) -> Page[NodeView]:
+        """List clients and combiners by name."""
+
+    async def create_token(
+        self, caller: Caller, *, role: Role, name: str, organisation: str | None, ttl_s: float | None
+    ) -> TokenView:
+        """Make a token; only this answer carries its secret."""
+
+    async def tokens(self, caller: Caller, cursor: str | None, limit: int) -> Page[TokenView]:
+        """List tokens, newest first, without secrets."""
+
+    async def revoke_token(self, caller: Caller, token_id: str) -> TokenView:
+        """End a token at once."""
+
+    async def events(self, caller: Caller, session: str | None, after: int, limit: int) -> Page[EventView]:
+        """Return events after the sequence number ``after``, oldest first."""
+
+    def follow(self, caller: Caller, session: str | None, after: int) -> AsyncIterator[Mapping[str, Any]]:
+        """Yield events as they happen, from ``after`` on, as JSON-ready mappings, without an end.
+
+        Stored events are ``{"seq", "at", "kind", "session", "data"}``. Between them come passing ones without
+        ``seq``: kind ``progress`` with ``{"round", "work", "asked", "counted", "failed", "stages": {client: stage}}``.
+        Kinds of stored events: ``session.created``, ``session.phase`` (``{"phase", "round"}``), ``round.committed``
+        (``data`` is the round as JSON), ``session.ended`` (``{"status", "reason"}``), ``client.failed``,
+        ``node.attached``, ``node.left``, ``package.added``, ``model.added``, ``token.created``, ``token.revoked``.
+        """
+
+    async def recall(self, caller: Caller, key: str, fingerprint: str) -> tuple[int, bytes] | None:
+        """Return the stored answer (status, body) to an idempotency key. Raises Conflict if the key was used for a
+        request with another fingerprint."""
+
+    async def remember(self, caller: Caller, key: str, fingerprint: str, status: int, body: bytes) -> None:
+        """Store the answer to an idempotency key, for a day."""

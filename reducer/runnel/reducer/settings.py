@@ -1,0 +1,39 @@
+"""Settings of a reducer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from runnel.common.ids import valid_name
+from runnel.common.settings import Bytes, checked
+
+
+class ReducerSettings(BaseModel):
+    """Read from flags, ``RUNNEL_REDUCER_…``, a TOML file and these defaults, in this order."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rpc: str = Field(
+        "127.0.0.1:7400", description="HOST:PORT on which combiners and clients are served; port 0 picks one."
+    )
+    http: str = Field("127.0.0.1:7480", description="HOST:PORT on which people are served; port 0 picks one.")
+    state: Path = Field(Path("reducer-state"), description="Folder of the database, the models and the packages.")
+    database: str | None = Field(
+        None, description="SQLAlchemy URL of the database; by default SQLite in the state folder."
+    )
+    name: Annotated[str, checked(valid_name)] = Field("reducer", description="Name of this reducer in the network.")
+    insecure: bool = Field(False, description="No tokens and no TLS; on the loopback only.")
+    allow_plaintext: bool = Field(False, description="Tokens, but no TLS, also beyond the loopback.")
+    tls_cert: Path | None = Field(None, description="PEM file with the certificate chain, for gRPC and HTTP.")
+    tls_key: Path | None = Field(None, description="PEM file with the private key.")
+    heartbeat_s: float = Field(10.0, gt=0, description="Nodes silent for three times as long are taken for gone.")
+    credential_ttl_s: float = Field(600.0, ge=10, description="A revoked token works no longer than this.")
+    direct_clients: int = Field(
+        64, ge=0, description="Clients served by the reducer itself while no combiner has room."
+    )
+    max_package_bytes: Bytes = Field(1 << 30, description="Largest archive that is taken.")
+    max_model_bytes: Bytes = Field(8 << 30, description="Largest seed model that is taken.")
+    grace_s: float = Field(10.0, ge=0, description="Seconds to end what is under way when the process is told to stop.")

@@ -1,0 +1,165 @@
+"""The append-only event log, its hash chain, and the live feed that follows it."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from runnel.common.errors import CorruptData
+from runnel.reducer.domain.values import EventView
+from runnel.reducer.store.database import Database
+from runnel.reducer.store.tables import EventRow
+
+GENESIS = "0" * 64
+
+
+def event_hash(previous: str, seq: int, at: datetime, kind: str, session: str | None, data: Mapping[str, Any]) -> str:
+    """Return SHA-256 (hex) over the previous hash and the canonical JSON of the entry."""
+    body = json.dumps([seq, at.astimezone(UTC).isoformat(), kind, session, data], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(f"{previous}\n{body}".encode()).hexdigest()
+
+
+@dataclass(slots=True)
+class Transaction:
+    """A write transaction and the events that become public when it is committed."""
+
+    session: AsyncSession
+    _head: tuple[int, str] | None = field(default=None)
+
+    async def record(self, kind: str, organisation: str, session_id: str | None = None, **data: Any) -> None:
+        """Append an event to the log."""
+        if self._head is None:
+            last = await self.session.scalar(select(EventRow).order_by(EventRow.seq.desc()).limit(1))
+            self._head = (0, GENESIS) if last is None else (last.seq, last.hash)
+        seq, previous = self._head[0] + 1, self._head[1]
+        at = datetime.now(UTC)
+        digest = event_hash(previous, seq, at, kind, session_id, data)
+        self.session.add(
+            EventRow(
+                seq=seq,
+                organisation_id=organisation,
+                session_id=session_id,
+                at=at,
+                kind=kind,
+                data=data,
+                previous_hash=previous,
+                hash=digest,
+            )
+        )
+        self._head = (seq, digest)
+
+    @property
+    def recorded(self) -> bool:
+        """Whether an event was appended."""
+        return self._head is not None
+
+
+class Journal:
+    """Transactions with events, and followers of them."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self._changed = asyncio.Event()
+        self._passing: dict[str, tuple[int, Mapping[str, Any]]] = {}
+        self._passing_count = 0
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Transaction]:
+        """Open a write transaction; its events reach the followers after the commit."""
+        async with self.database.write() as session:
+            transaction = Transaction(session)
+            yield transaction
+        if transaction.recorded:
+            self._wake()
+
+    def show(self, session_id: str, passing: Mapping[str, Any]) -> None:
+        """Show followers something that is not worth keeping; only the newest for each session is."""
+        self._passing_count += 1
+        self._passing[session_id] = (self._passing_count, passing)
+        self._wake()
+
+    def forget(self, session_id: str) -> None:
+        """Drop what was shown for a session that ended."""
+        self._passing.pop(session_id, None)
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def events(
+        self, session_id: str | None, after: int, limit: int, organisation: str | None = None
+    ) -> list[EventView]:
+        """Return stored events after ``after``, oldest first."""
+        query = select(EventRow).where(EventRow.seq > after).order_by(EventRow.seq).limit(limit)
+        if session_id is not None:
+            query = query.where(EventRow.session_id == session_id)
+        if organisation is not None:
+            query = query.where(EventRow.organisation_id == organisation)
+        async with self.database.read() as session:
+            return [
+                EventView(
+                    seq=row.seq,
+                    at=row.at,
+                    kind=row.kind,
+                    session=row.session_id,
+                    data=row.data,
+                    previous_hash=row.previous_hash,
+                    hash=row.hash,
+                )
+                for row in await session.scalars(query)
+            ]
+
+    async def follow(
+        self, session_id: str | None, after: int, organisation: str | None
+    ) -> AsyncIterator[dict[str, Any]]:
+        """Yield stored events after ``after`` and passing ones as they come, without an end.
+
+        A slow follower misses passing events, never stored ones, and holds nothing in memory meanwhile.
+        """
+        shown = 0
+        while True:
+            changed = self._changed
+            batch = await self.events(session_id, after, 500, organisation)
+            for item in batch:
+                after = item.seq
+                yield {
+                    "seq": item.seq,
+                    "at": item.at.isoformat(),
+                    "kind": item.kind,
+                    "session": item.session,
+                    "data": item.data,
+                }
+            if len(batch) == 500:
+                continue
+            for name, (count, passing) in list(self._passing.items()):
+                if count > shown and session_id in {None, name}:
+                    yield {"kind": "progress", "session": name, "data": passing}
+            shown = self._passing_count
+            await changed.wait()
+
+    async def verify(self) -> int:
+        """Recompute the chain; return the number of events.
+
+        Raises:
+            CorruptData: an entry was changed, removed or put in; it is named by its sequence number.
+        """
+        previous, count = GENESIS, 0
+        while batch := await self.events(None, count, 1000):
+            for item in batch:
+                digest = event_hash(previous, item.seq, item.at, item.kind, item.session, item.data)
+                if item.seq != count + 1 or item.previous_hash != previous or item.hash != digest:
+                    raise CorruptData(
+                        f"The event log is broken at entry {count + 1}: it was changed, removed or put in afterwards.",
+                        seq=count + 1,
+                    )
+                previous, count = digest, item.seq
+        return count

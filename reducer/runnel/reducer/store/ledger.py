@@ -1,0 +1,290 @@
+"""Sessions, their rounds and the ledger of who gave what, in the reducer's state."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import delete, select, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from runnel.common.errors import IllegalState
+from runnel.common.protocol import AssignmentKey, LogLines, Outcome, Report, Work
+from runnel.reducer.domain.values import (
+    ClientContribution,
+    LogView,
+    Page,
+    RoundView,
+    SessionConfig,
+    SessionStatus,
+    SessionView,
+    StopRule,
+)
+from runnel.reducer.store.pages import after_cursor, decode_cursor, encode_cursor, page_of
+from runnel.reducer.store.registry import by_prefix, contribution_of
+from runnel.reducer.store.tables import LogRow, PartialRow, RoundRow, SessionRow, SlotRow
+
+ENDED = [s.value for s in SessionStatus if s.ended]
+
+
+def config_to_json(config: SessionConfig) -> dict[str, Any]:
+    """Return a JSON-ready mapping."""
+    return dataclasses.asdict(config)
+
+
+def config_from_json(data: dict[str, Any]) -> SessionConfig:
+    """Return the config that :func:`config_to_json` was given."""
+    rule = data.get("stop_when")
+    return SessionConfig(**{**data, "stop_when": None if rule is None else StopRule(**rule)})
+
+
+def round_view(row: RoundRow, slots: Iterable[SlotRow], *, clients: bool) -> RoundView:
+    """Return a round with what its training slots amount to."""
+    slots = list(slots)
+    states = [s.state for s in slots if s.work == Work.TRAIN.value]
+    return RoundView(
+        round=row.number,
+        status=row.status,
+        seconds=row.seconds,
+        phases=row.phases,
+        updates=states.count("counted"),
+        late=states.count("late"),
+        failed=states.count("failed"),
+        model=row.model_id,
+        metrics=row.metrics,
+        train_metrics=row.train_metrics,
+        clients=tuple(contribution_of(s) for s in slots) if clients else (),
+    )
+
+
+def session_view(row: SessionRow, rounds: tuple[RoundView, ...] = ()) -> SessionView:
+    """Return the row as a value."""
+    phase = SessionStatus(row.phase)
+    return SessionView(
+        session=row.id,
+        name=row.name,
+        organisation=row.organisation_id,
+        status=phase.value if phase.ended else "running",
+        phase=phase,
+        reason=row.reason,
+        package=row.package_digest,
+        seed=row.seed_id,
+        model=row.model_id,
+        config=config_from_json(row.config),
+        created_at=row.created_at,
+        finished_at=row.finished_at,
+        rounds=rounds,
+    )
+
+
+async def find_session(tx: AsyncSession, organisation: str, session: str) -> SessionRow:
+    """Return the session whose id starts with ``session``."""
+    row: SessionRow = await by_prefix(tx, SessionRow, SessionRow.id, organisation, session, "session")
+    return row
+
+
+async def require_session(tx: AsyncSession, session_id: str) -> SessionRow:
+    """Return a session that is known to exist."""
+    row = await tx.get(SessionRow, session_id)
+    if row is None:
+        raise IllegalState(f"Session {session_id} is not in the reducer's state.", session=session_id)
+    return row
+
+
+async def sessions(tx: AsyncSession, organisation: str, cursor: str | None, limit: int) -> Page[SessionView]:
+    """List sessions, newest first, without their rounds."""
+    query = select(SessionRow).where(SessionRow.organisation_id == organisation)
+    rows = list(await tx.scalars(after_cursor(query, SessionRow.created_at, SessionRow.id, cursor, limit)))
+    return page_of(rows, limit, lambda r: (r.created_at, r.id), session_view)
+
+
+async def running_sessions(tx: AsyncSession) -> list[str]:
+    """Return the ids of sessions that are to go on, oldest first."""
+    query = select(SessionRow.id).where(SessionRow.phase.not_in(ENDED)).order_by(SessionRow.created_at)
+    return list(await tx.scalars(query))
+
+
+async def session_with_rounds(tx: AsyncSession, row: SessionRow, *, clients: bool) -> SessionView:
+    """Return a session with all its rounds."""
+    numbers = await tx.scalars(select(RoundRow).where(RoundRow.session_id == row.id).order_by(RoundRow.number))
+    slots: dict[int, list[SlotRow]] = {}
+    query = select(SlotRow).where(SlotRow.session_id == row.id).order_by(SlotRow.work, SlotRow.client)
+    for slot in await tx.scalars(query):
+        slots.setdefault(slot.round, []).append(slot)
+    return session_view(row, tuple(round_view(r, slots.get(r.number, ()), clients=clients) for r in numbers))
+
+
+async def one_round(tx: AsyncSession, session_id: str, number: int) -> RoundView:
+    """Return a round without its clients."""
+    row = await tx.get_one(RoundRow, (session_id, number))
+    slots = await tx.scalars(select(SlotRow).where(SlotRow.session_id == session_id, SlotRow.round == number))
+    return round_view(row, slots, clients=False)
+
+
+# ---- slots and partials
+
+
+async def open_slots(tx: AsyncSession, key: AssignmentKey, clients: Iterable[str]) -> None:
+    """Store that clients are asked; those stored before are open again unless they are counted."""
+    for client in clients:
+        row = await tx.get(SlotRow, (key.session_id, key.round, key.work.value, client))
+        if row is None:
+            tx.add(
+                SlotRow(session_id=key.session_id, round=key.round, work=key.work.value, client=client, state="open")
+            )
+        elif row.state != "counted":
+            row.state, row.error_code, row.error, row.log_tail = "open", None, None, None
+
+
+async def slots(tx: AsyncSession, key: AssignmentKey) -> list[SlotRow]:
+    """Return the slots of a phase by client."""
+    query = select(SlotRow).where(
+        SlotRow.session_id == key.session_id, SlotRow.round == key.round, SlotRow.work == key.work.value
+    )
+    return list(await tx.scalars(query.order_by(SlotRow.client)))
+
+
+async def slot_state(tx: AsyncSession, key: AssignmentKey, client: str) -> str | None:
+    """Return the stored state of one slot."""
+    row = await tx.get(SlotRow, (key.session_id, key.round, key.work.value, client))
+    return None if row is None else row.state
+
+
+async def note_outcomes(tx: AsyncSession, key: AssignmentKey, order_id: str, outcomes: Iterable[Outcome]) -> None:
+    """Enter a report's outcomes in the ledger.
+
+    Raises:
+        IllegalState: a client is already counted in this round; nothing of the report may count then.
+    """
+    rows = {row.client: row for row in await slots(tx, key)}
+    for outcome in outcomes:
+        row = rows.get(outcome.client)
+        if row is None or row.state == "counted":
+            raise IllegalState(
+                f"{outcome.client} is {'counted already' if row else 'not asked'} for {key}.",
+                client=outcome.client,
+                order_id=order_id,
+            )
+        failure = outcome.failure
+        row.state = "counted" if failure is None else "failed"
+        row.order_id = order_id
+        row.weight = outcome.weight if failure is None else None
+        row.metrics, row.elapsed_s = dict(outcome.metrics), dict(outcome.elapsed_s)
+        row.extra = _extra(outcome.extra_json)
+        if failure is not None:
+            row.error_code, row.error, row.log_tail = failure.code[:64], failure.message, failure.log_tail
+
+
+def _extra(text: str) -> dict[str, Any]:
+    try:
+        extra = json.loads(text or "{}")
+    except ValueError:
+        extra = {"text": text}
+    return extra if isinstance(extra, dict) else {"value": extra}
+
+
+async def mark_late(tx: AsyncSession, key: AssignmentKey) -> None:
+    """Store that whoever has not answered is late."""
+    await tx.execute(
+        update(SlotRow)
+        .where(
+            SlotRow.session_id == key.session_id,
+            SlotRow.round == key.round,
+            SlotRow.work == key.work.value,
+            SlotRow.state == "open",
+        )
+        .values(state="late")
+    )
+
+
+async def add_partial(tx: AsyncSession, report: Report, child: str, filename: str) -> None:
+    """Store where the payload of a durable report lies."""
+    tx.add(
+        PartialRow(
+            order_id=report.order_id,
+            session_id=report.key.session_id,
+            round=report.key.round,
+            child=child,
+            kind=report.payload_kind.value,
+            weight=report.weight,
+            filename=filename,
+        )
+    )
+
+
+async def partials(tx: AsyncSession, session_id: str, number: int) -> list[PartialRow]:
+    """Return the payloads that wait to be reduced, by order."""
+    query = select(PartialRow).where(PartialRow.session_id == session_id, PartialRow.round == number)
+    return list(await tx.scalars(query.order_by(PartialRow.order_id)))
+
+
+async def all_partial_files(tx: AsyncSession) -> set[str]:
+    """Return the names of all payload files that are still wanted."""
+    return set(await tx.scalars(select(PartialRow.filename)))
+
+
+async def drop_partials(tx: AsyncSession, session_id: str) -> None:
+    """Forget the payloads of a session: reduced, or its round begins anew."""
+    await tx.execute(delete(PartialRow).where(PartialRow.session_id == session_id))
+
+
+async def begin_round_anew(tx: AsyncSession, session_id: str, number: int) -> None:
+    """Forget what an uncommitted round had: its slots, payloads and times."""
+    await drop_partials(tx, session_id)
+    await tx.execute(delete(SlotRow).where(SlotRow.session_id == session_id, SlotRow.round == number))
+    await tx.execute(delete(RoundRow).where(RoundRow.session_id == session_id, RoundRow.number == number))
+
+
+# ---- logs
+
+
+async def add_log(tx: AsyncSession, log: LogLines) -> None:
+    """Store lines that an entry point wrote."""
+    for line in log.lines:
+        tx.add(
+            LogRow(
+                session_id=log.key.session_id,
+                round=log.key.round,
+                work=log.key.work.value,
+                client=log.client,
+                at=datetime.fromtimestamp(line.at_ms / 1000, UTC),
+                stream=line.stream[:16],
+                text=line.text,
+            )
+        )
+
+
+async def logs(
+    tx: AsyncSession, session_id: str, round_number: int | None, client: str | None, cursor: str | None, limit: int
+) -> Page[LogView]:
+    """Return stored lines, oldest first."""
+    query = select(LogRow).where(LogRow.session_id == session_id).order_by(LogRow.id).limit(limit + 1)
+    if round_number is not None:
+        query = query.where(LogRow.round == round_number)
+    if client is not None:
+        query = query.where(LogRow.client == client)
+    if cursor is not None:
+        query = query.where(LogRow.id > int(decode_cursor(cursor)[0]))
+    rows = list(await tx.scalars(query))
+    items = tuple(
+        LogView(
+            id=r.id,
+            session=r.session_id,
+            round=r.round,
+            work=r.work,
+            client=r.client,
+            at=r.at,
+            stream=r.stream,
+            text=r.text,
+        )
+        for r in rows[:limit]
+    )
+    return Page(items=items, next_cursor=encode_cursor(items[-1].id) if len(rows) > limit else None)
+
+
+def contributions(rows: Iterable[SlotRow]) -> tuple[ClientContribution, ...]:
+    """Return rows as values."""
+    return tuple(contribution_of(row) for row in rows)

@@ -1,0 +1,166 @@
+"""Packages and models in the reducer's state."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from runnel.common.errors import Conflict, NotFound
+from runnel.reducer.domain.values import ClientContribution, ModelView, PackageView, Page
+from runnel.reducer.store.pages import after_cursor, page_of
+from runnel.reducer.store.tables import ModelRow, PackageRow, SlotRow
+
+
+def package_view(row: PackageRow) -> PackageView:
+    """Return the row as a value."""
+    return PackageView(
+        digest=row.digest,
+        name=row.name,
+        version=row.version,
+        size_bytes=row.size_bytes,
+        organisation=row.organisation_id,
+        created_at=row.created_at,
+        manifest=row.manifest,
+    )
+
+
+def model_view(row: ModelRow, participants: tuple[ClientContribution, ...] = ()) -> ModelView:
+    """Return the row as a value."""
+    return ModelView(
+        model=row.id,
+        digest=row.digest,
+        size_bytes=row.size_bytes,
+        format=row.format,
+        n_params=row.n_params,
+        tensors=row.tensors,
+        parent=row.parent_id,
+        session=row.session_id,
+        round=row.round,
+        package=row.package_digest,
+        strategy=row.strategy,
+        organisation=row.organisation_id,
+        created_at=row.created_at,
+        metrics=row.metrics,
+        participants=participants,
+    )
+
+
+def contribution_of(row: SlotRow) -> ClientContribution:
+    """Return the row as a value."""
+    return ClientContribution(
+        client=row.client,
+        work=row.work,
+        status=row.state,
+        weight=row.weight,
+        metrics=row.metrics,
+        extra=row.extra,
+        elapsed_s=row.elapsed_s,
+        error_code=row.error_code,
+        error=row.error,
+        log_tail=row.log_tail,
+    )
+
+
+async def is_package(tx: AsyncSession, digest: str) -> bool:
+    """Whether this archive is in the registry."""
+    return await tx.get(PackageRow, digest) is not None
+
+
+async def is_model_digest(tx: AsyncSession, digest: str) -> bool:
+    """Whether any model has this file."""
+    return await tx.scalar(select(ModelRow.id).where(ModelRow.digest == digest).limit(1)) is not None
+
+
+async def add_package(
+    tx: AsyncSession,
+    *,
+    organisation: str,
+    digest: str,
+    filename: str,
+    size_bytes: int,
+    name: str,
+    version: str,
+    manifest: dict[str, Any],
+) -> tuple[PackageRow, bool]:
+    """Add a package; return it and whether it is new."""
+    row = await tx.get(PackageRow, digest)
+    if row is not None:
+        return row, False
+    row = PackageRow(
+        digest=digest,
+        organisation_id=organisation,
+        name=name,
+        version=version,
+        filename=filename,
+        size_bytes=size_bytes,
+        manifest=manifest,
+        created_at=datetime.now(UTC),
+    )
+    tx.add(row)
+    return row, True
+
+
+async def find_package(tx: AsyncSession, organisation: str, digest: str) -> PackageRow:
+    """Return the package whose digest starts with ``digest``."""
+    row: PackageRow = await by_prefix(tx, PackageRow, PackageRow.digest, organisation, digest, "package")
+    return row
+
+
+async def find_model(tx: AsyncSession, organisation: str, model: str) -> ModelRow:
+    """Return the model whose id starts with ``model``."""
+    row: ModelRow = await by_prefix(tx, ModelRow, ModelRow.id, organisation, model, "model")
+    return row
+
+
+async def by_prefix(
+    tx: AsyncSession, table: Any, column: Any, organisation: str, prefix: str, what: str, least: int = 4
+) -> Any:
+    """Return the row of an organisation whose ``column`` is ``prefix``, or the only one that starts with it.
+
+    Raises:
+        NotFound: there is none, or ``prefix`` has fewer than ``least`` characters and is no whole value.
+        Conflict: there are several.
+    """
+    exact = await tx.scalar(select(table).where(column == prefix, table.organisation_id == organisation))
+    if exact is not None:
+        return exact
+    rows = []
+    if len(prefix) >= least:
+        query = select(table).where(column.startswith(prefix, autoescape=True), table.organisation_id == organisation)
+        rows = list(await tx.scalars(query.limit(2)))
+    if not rows:
+        raise NotFound(f"There is no {what} {prefix!r}.", hint=f"`runnel {what} list` shows those there are.")
+    if len(rows) > 1:
+        raise Conflict(f"More than one {what} starts with {prefix!r}.", hint="Give more of its characters.")
+    return rows[0]
+
+
+async def packages(tx: AsyncSession, organisation: str, cursor: str | None, limit: int) -> Page[PackageView]:
+    """List packages, newest first."""
+    query = select(PackageRow).where(PackageRow.organisation_id == organisation)
+    rows = list(await tx.scalars(after_cursor(query, PackageRow.created_at, PackageRow.digest, cursor, limit)))
+    return page_of(rows, limit, lambda r: (r.created_at, r.digest), package_view)
+
+
+async def models(
+    tx: AsyncSession, organisation: str, session_id: str | None, cursor: str | None, limit: int
+) -> Page[ModelView]:
+    """List models, newest first."""
+    query = select(ModelRow).where(ModelRow.organisation_id == organisation)
+    if session_id is not None:
+        query = query.where(ModelRow.session_id == session_id)
+    rows = list(await tx.scalars(after_cursor(query, ModelRow.created_at, ModelRow.id, cursor, limit)))
+    return page_of(rows, limit, lambda r: (r.created_at, r.id), model_view)
+
+
+async def participants(tx: AsyncSession, model: ModelRow) -> tuple[ClientContribution, ...]:
+    """Return the updates that were asked for a model, by client."""
+    if model.session_id is None:
+        return ()
+    query = select(SlotRow).where(
+        SlotRow.session_id == model.session_id, SlotRow.round == model.round, SlotRow.work == "train"
+    )
+    return tuple(contribution_of(row) for row in await tx.scalars(query.order_by(SlotRow.client)))

@@ -1,0 +1,224 @@
+"""The tables of the reducer's state.
+
+Everything belongs to an organisation. Times are UTC; JSON columns hold what is only ever read whole.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any, ClassVar
+
+from sqlalchemy import JSON, BigInteger, DateTime, Float, ForeignKey, Index, Integer, LargeBinary, String, Text
+from sqlalchemy.engine import Dialect
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.types import TypeDecorator
+
+# SQLite increments only INTEGER keys by itself; elsewhere the logs deserve 64 bits.
+_BigKey = BigInteger().with_variant(Integer(), "sqlite")
+
+
+class UtcTime(TypeDecorator[datetime]):
+    """A point in time; naive values are refused on the way in, UTC comes out on every database."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Store as UTC."""
+        if value is not None and value.tzinfo is None:
+            raise ValueError(f"a time without a zone: {value}")
+        return None if value is None else value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Give the zone back that SQLite does not keep."""
+        return None if value is None else value.replace(tzinfo=UTC)
+
+
+class Base(DeclarativeBase):
+    """Base of all tables."""
+
+    type_annotation_map: ClassVar[dict[Any, Any]] = {
+        datetime: UtcTime(),
+        dict[str, Any]: JSON(),
+    }
+
+
+class OrganisationRow(Base):
+    """Who owns things."""
+
+    __tablename__ = "organisation"
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    created_at: Mapped[datetime]
+
+
+class TokenRow(Base):
+    """A token; only the SHA-256 of its secret is kept."""
+
+    __tablename__ = "token"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    organisation_id: Mapped[str] = mapped_column(ForeignKey("organisation.id"))
+    role: Mapped[str] = mapped_column(String(16))
+    name: Mapped[str] = mapped_column(String(128))
+    secret_sha256: Mapped[str] = mapped_column(String(64), unique=True)
+    created_at: Mapped[datetime] = mapped_column(index=True)
+    expires_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]
+
+
+class NodeRow(Base):
+    """A client or combiner that joined at least once."""
+
+    __tablename__ = "node"
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    node_id: Mapped[str] = mapped_column(String(64))
+    organisation_id: Mapped[str] = mapped_column(ForeignKey("organisation.id"))
+    kind: Mapped[str] = mapped_column(String(16))
+    version: Mapped[str] = mapped_column(String(64), default="")
+    platform: Mapped[str] = mapped_column(String(200), default="")
+    address: Mapped[str | None] = mapped_column(String(300))
+    token_id: Mapped[str] = mapped_column(String(32), default="")
+    first_seen_at: Mapped[datetime]
+    last_seen_at: Mapped[datetime]
+
+
+class PackageRow(Base):
+    """A compute package, named by the SHA-256 of its archive."""
+
+    __tablename__ = "package"
+    digest: Mapped[str] = mapped_column(String(64), primary_key=True)
+    organisation_id: Mapped[str] = mapped_column(ForeignKey("organisation.id"))
+    name: Mapped[str] = mapped_column(String(200))
+    version: Mapped[str] = mapped_column(String(100))
+    filename: Mapped[str] = mapped_column(String(300))
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    manifest: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime] = mapped_column(index=True)
+
+
+class ModelRow(Base):
+    """A model of the trail."""
+
+    __tablename__ = "model"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    organisation_id: Mapped[str] = mapped_column(ForeignKey("organisation.id"))
+    digest: Mapped[str] = mapped_column(String(64), index=True)
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    format: Mapped[str] = mapped_column(String(32))
+    n_params: Mapped[int] = mapped_column(BigInteger)
+    tensors: Mapped[int] = mapped_column(Integer)
+    parent_id: Mapped[str | None] = mapped_column(String(32))
+    session_id: Mapped[str | None] = mapped_column(String(32), index=True)
+    round: Mapped[int | None]
+    package_digest: Mapped[str | None] = mapped_column(String(64))
+    strategy: Mapped[str | None] = mapped_column(String(64))
+    optimizer_state: Mapped[str | None] = mapped_column(String(64))  # SHA-256 of a blob
+    metrics: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    created_at: Mapped[datetime] = mapped_column(index=True)
+
+
+class SessionRow(Base):
+    """A session and where it is."""
+
+    __tablename__ = "session"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    organisation_id: Mapped[str] = mapped_column(ForeignKey("organisation.id"))
+    name: Mapped[str] = mapped_column(String(200))
+    package_digest: Mapped[str] = mapped_column(ForeignKey("package.digest"))
+    seed_id: Mapped[str] = mapped_column(ForeignKey("model.id"))
+    model_id: Mapped[str] = mapped_column(ForeignKey("model.id"))  # the newest
+    config: Mapped[dict[str, Any]]
+    seed: Mapped[int] = mapped_column(BigInteger)  # of the sampling
+    phase: Mapped[str] = mapped_column(String(16), index=True)
+    round: Mapped[int] = mapped_column(Integer)  # under way, or the last one; 0 before the first
+    reason: Mapped[str | None] = mapped_column(Text)
+    created_at: Mapped[datetime] = mapped_column(index=True)
+    finished_at: Mapped[datetime | None]
+
+
+class RoundRow(Base):
+    """A round of a session."""
+
+    __tablename__ = "round"
+    session_id: Mapped[str] = mapped_column(ForeignKey("session.id"), primary_key=True)
+    number: Mapped[int] = mapped_column(Integer, primary_key=True)
+    status: Mapped[str] = mapped_column(String(16))
+    started_at: Mapped[datetime]
+    seconds: Mapped[float | None] = mapped_column(Float)
+    phases: Mapped[dict[str, Any]] = mapped_column(default=dict)  # seconds by phase
+    model_id: Mapped[str | None] = mapped_column(String(32))
+    metrics: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    train_metrics: Mapped[dict[str, Any]] = mapped_column(default=dict)
+
+
+class SlotRow(Base):
+    """One client's piece of work: the ledger in which an update counts once."""
+
+    __tablename__ = "slot"
+    session_id: Mapped[str] = mapped_column(ForeignKey("session.id"), primary_key=True)
+    round: Mapped[int] = mapped_column(Integer, primary_key=True)
+    work: Mapped[str] = mapped_column(String(16), primary_key=True)
+    client: Mapped[str] = mapped_column(String(64), primary_key=True)
+    state: Mapped[str] = mapped_column(String(16))  # open, counted, failed, late
+    order_id: Mapped[str | None] = mapped_column(String(32))  # of the report that counted it
+    weight: Mapped[float | None] = mapped_column(Float)
+    metrics: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    extra: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    elapsed_s: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    error_code: Mapped[str | None] = mapped_column(String(64))
+    error: Mapped[str | None] = mapped_column(Text)
+    log_tail: Mapped[str | None] = mapped_column(Text)
+
+
+class PartialRow(Base):
+    """A durable report's payload that waits for its round to be reduced; the file is in the reducer's state folder."""
+
+    __tablename__ = "partial"
+    order_id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    session_id: Mapped[str] = mapped_column(ForeignKey("session.id"))
+    round: Mapped[int] = mapped_column(Integer)
+    child: Mapped[str] = mapped_column(String(64))
+    kind: Mapped[str] = mapped_column(String(16))
+    weight: Mapped[float] = mapped_column(Float)
+    filename: Mapped[str] = mapped_column(String(128))
+    __table_args__ = (Index("ix_partial_session_round", "session_id", "round"),)
+
+
+class EventRow(Base):
+    """The append-only log; each entry is chained to the one before by hash."""
+
+    __tablename__ = "event"
+    seq: Mapped[int] = mapped_column(_BigKey, primary_key=True)
+    organisation_id: Mapped[str] = mapped_column(String(64))
+    session_id: Mapped[str | None] = mapped_column(String(32), index=True)
+    at: Mapped[datetime]
+    kind: Mapped[str] = mapped_column(String(64))
+    data: Mapped[dict[str, Any]]
+    previous_hash: Mapped[str] = mapped_column(String(64))
+    hash: Mapped[str] = mapped_column(String(64))
+
+
+class LogRow(Base):
+    """A line that an entry point wrote."""
+
+    __tablename__ = "log"
+    id: Mapped[int] = mapped_column(_BigKey, primary_key=True, autoincrement=True)
+    session_id: Mapped[str] = mapped_column(String(32))
+    round: Mapped[int] = mapped_column(Integer)
+    work: Mapped[str] = mapped_column(String(16))
+    client: Mapped[str] = mapped_column(String(64))
+    at: Mapped[datetime]
+    stream: Mapped[str] = mapped_column(String(16))
+    text: Mapped[str] = mapped_column(Text)
+    __table_args__ = (Index("ix_log_session_round", "session_id", "round"),)
+
+
+class IdempotencyRow(Base):
+    """The answer that was given to a request, for when it is sent again."""
+
+    __tablename__ = "idempotency"
+    key: Mapped[str] = mapped_column(String(200), primary_key=True)
+    caller: Mapped[str] = mapped_column(String(64), primary_key=True)
+    fingerprint: Mapped[str] = mapped_column(String(64))
+    status: Mapped[int] = mapped_column(Integer)
+    body: Mapped[bytes] = mapped_column(LargeBinary)
+    created_at: Mapped[datetime]

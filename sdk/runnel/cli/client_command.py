@@ -1,0 +1,98 @@
+"""``runnel client``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from runnel.cli.component_options import (
+    CaOption,
+    ConfigOption,
+    Format,
+    FormatOption,
+    GraceOption,
+    InsecureOption,
+    Level,
+    LevelOption,
+    PlaintextOption,
+    run_component,
+)
+
+
+def client(
+    network: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="The network's reducer.")] = None,
+    state: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Identity, caches, unsettled reports. [default: client-state]")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name in the network, kept in DIR. [default: client-…]")] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=PATH", help="A database of this site: RUNNEL_DATA for default, RUNNEL_DATA_NAME."),
+    ] = None,
+    env: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME[=VALUE]", help="A further variable that entry points see; nothing else leaks."),
+    ] = None,
+    token: Annotated[str | None, typer.Option(help="Token of the role client.")] = None,
+    insecure: InsecureOption = None,
+    allow_plaintext: PlaintextOption = None,
+    tls_ca: CaOption = None,
+    prefer: Annotated[str | None, typer.Option(metavar="NAME", help="The combiner that it would like.")] = None,
+    parallel: Annotated[int | None, typer.Option(help="Entry points that may run at once. [default: 1]")] = None,
+    run_timeout_s: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="The site's own limit for one run of an entry point.")
+    ] = None,
+    grace_s: GraceOption = None,
+    config: ConfigOption = None,
+    log_level: LevelOption = Level.info,
+    log_format: FormatOption = Format.console,
+) -> None:
+    """Run a client beside its data: it attaches to the network by one outbound connection and does what it is asked.
+
+    Entry points see the site's databases and nothing else of this process's environment but what Python needs. Every
+    setting can also be given as RUNNEL_CLIENT_… in the environment or in a TOML file.
+    """
+    from runnel.client.app import run_client
+    from runnel.client.settings import ClientSettings
+
+    flags = {
+        "network": network,
+        "state": state,
+        "name": name,
+        "data": pairs("data", data),
+        "env": env,
+        "token": token,
+        "insecure": insecure,
+        "allow_plaintext": allow_plaintext,
+        "tls_ca": tls_ca,
+        "prefer": prefer,
+        "parallel": parallel,
+        "run_timeout_s": run_timeout_s,
+        "grace_s": grace_s,
+    }
+    run_component(
+        ClientSettings,
+        run_client,
+        flags=flags,
+        prefix="RUNNEL_CLIENT_",
+        config=config,
+        level=log_level,
+        log_format=log_format,
+    )
+
+
+def pairs(option: str, values: list[str] | None) -> dict[str, str] | None:
+    """Read ``NAME=VALUE`` options; a value without a name is that of ``default``."""
+    if not values:
+        return None
+    found: dict[str, str] = {}
+    for text in values:
+        name, separator, value = text.partition("=")
+        name, value = (name, value) if separator else ("default", text)
+        if not value or name in found:
+            problem = "is given twice" if name in found else "is empty"
+            raise typer.BadParameter(f"{text!r}: {name or 'the name'} {problem}; expected was NAME=PATH.", param_hint=f"--{option}")
+        found[name] = value
+    return found

@@ -1,0 +1,81 @@
+"""``runnel combiner``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from runnel.cli.component_options import (
+    CaOption,
+    CertOption,
+    ConfigOption,
+    Format,
+    FormatOption,
+    GraceOption,
+    InsecureOption,
+    KeyOption,
+    Level,
+    LevelOption,
+    PlaintextOption,
+    run_component,
+)
+
+
+def combiner(
+    network: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="The reducer.")
+    ] = None,
+    listen: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Where clients attach. [default: 127.0.0.1:7500]")
+    ] = None,
+    advertise: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="What clients are told; by default where it listens.")
+    ] = None,
+    state: Annotated[Path | None, typer.Option(metavar="DIR", help="Scratch space. [default: combiner-state]")] = None,
+    name: Annotated[str | None, typer.Option(help="Name in the network, kept in DIR. [default: combiner-…]")] = None,
+    token: Annotated[str | None, typer.Option(help="Token of the role combiner.")] = None,
+    insecure: InsecureOption = None,
+    allow_plaintext: PlaintextOption = None,
+    tls_cert: CertOption = None,
+    tls_key: KeyOption = None,
+    tls_ca: CaOption = None,
+    capacity: Annotated[int | None, typer.Option(help="How many clients may attach. [default: 1000]")] = None,
+    grace_s: GraceOption = None,
+    config: ConfigOption = None,
+    log_level: LevelOption = Level.info,
+    log_format: FormatOption = Format.console,
+) -> None:
+    """Run a combiner: it fans work out to its clients and folds what comes back.
+
+    It keeps nothing that must outlive it. Once it serves, DIR/endpoints.json has its address. Every setting can also be
+    given as RUNNEL_COMBINER_… in the environment or in a TOML file.
+    """
+    from runnel.combiner.app import run_combiner
+    from runnel.combiner.settings import CombinerSettings
+
+    flags = {
+        "network": network,
+        "listen": listen,
+        "advertise": advertise,
+        "state": state,
+        "name": name,
+        "token": token,
+        "insecure": insecure,
+        "allow_plaintext": allow_plaintext,
+        "tls_cert": tls_cert,
+        "tls_key": tls_key,
+        "tls_ca": tls_ca,
+        "capacity": capacity,
+        "grace_s": grace_s,
+    }
+    run_component(
+        CombinerSettings,
+        run_combiner,
+        flags=flags,
+        prefix="RUNNEL_COMBINER_",
+        config=config,
+        level=log_level,
+        log_format=log_format,
+    )

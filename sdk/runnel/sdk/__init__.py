@@ -1,0 +1,21 @@
+"""The Python interface to a network, for people and their programs."""
+
+from runnel.sdk.connection import Attempts
+from runnel.sdk.network import DEFAULT_URL, Network
+from runnel.sdk.values import Contribution, Event, LogLine, Model, Node, Package, Round, Session, Status, Token
+
+__all__ = [
+    "DEFAULT_URL",
+    "Attempts",
+    "Contribution",
+    "Event",
+    "LogLine",
+    "Model",
+    "Network",
+    "Node",
+    "Package",
+    "Round",
+    "Session",
+    "Status",
+    "Token",
+]

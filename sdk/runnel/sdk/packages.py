@@ -1,0 +1,49 @@
+"""Compute packages of a network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from runnel.sdk.connection import Connection
+from runnel.sdk.paths import quoted
+from runnel.sdk.transfers import Progress, download, push
+from runnel.sdk.values import Package, read
+
+
+class Packages:
+    """``network.packages``."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def push(self, file: str | Path, *, progress: Progress | None = None) -> Package:
+        """Store an archive; the same archive again gives the entry that is there.
+
+        Raises:
+            NotFound: there is no such file.
+            BadPackage: the network found it wanting; the message tells what.
+        """
+        path = Path(file)
+        return read(Package, push(self._connection, "packages", path, progress=progress, filename=path.name))
+
+    def list(self) -> Iterator[Package]:
+        """Yield all packages, newest first."""
+        return (read(Package, item) for item in self._connection.pages("packages"))
+
+    def show(self, digest: str) -> Package:
+        """Return one package, by its digest or a prefix of 4 characters or more."""
+        return read(Package, self._connection.get(f"packages/{quoted(digest)}"))
+
+    def get(self, digest: str, target: str | Path, *, progress: Progress | None = None) -> Package:
+        """Download the archive to the file ``target``, whole and verified or not at all."""
+        package = self.show(digest)
+        download(
+            self._connection,
+            f"packages/{package.digest}/content",
+            Path(target),
+            sha256=package.digest,
+            size_bytes=package.size_bytes,
+            progress=progress,
+        )
+        return package

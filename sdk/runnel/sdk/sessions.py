@@ -1,0 +1,137 @@
+"""Sessions of a network: start, look, follow, stop, resume, extend."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from runnel.sdk.connection import Connection
+from runnel.sdk.event_source import PATIENCE_S, follow
+from runnel.sdk.models import Models
+from runnel.sdk.packages import Packages
+from runnel.sdk.paths import file_given, quoted
+from runnel.sdk.transfers import Progress
+from runnel.sdk.values import Event, LogLine, Session, read
+
+
+class Sessions:
+    """``network.sessions``. Where a session is asked for, its id does, a prefix of 4 or more, or a Session."""
+
+    def __init__(self, connection: Connection, packages: Packages, models: Models) -> None:
+        self._connection = connection
+        self._packages = packages
+        self._models = models
+
+    def start(
+        self,
+        *,
+        package: str | Path,
+        seed: str | Path,
+        rounds: int,
+        name: str = "",
+        strategy: str = "fedavg",
+        strategy_options: Mapping[str, float] | None = None,
+        min_clients: int = 1,
+        sample: float | int | str | None = None,
+        buffer: int | None = None,
+        round_timeout_s: float = 600.0,
+        retries: int = 3,
+        validate_every: int = 1,
+        stop_when: str | None = None,
+        client_settings: Mapping[str, Any] | None = None,
+        random_seed: int | None = None,
+        progress: Progress | None = None,
+    ) -> Session:
+        """Train ``seed`` with ``package`` for some rounds; returns at once, training goes on.
+
+        Args:
+            package: an archive, which is pushed first, or the digest of one that was.
+            seed: a model's file, which is pushed first, or the id of one that is stored.
+            rounds: how many.
+            name: for people.
+            strategy: fedavg, fedavgm, fedadam, fedyogi or fedadagrad.
+            strategy_options: for example ``{"learning_rate": 0.1}``.
+            min_clients: updates that a round needs at least.
+            sample: clients that a round asks: an int is a count, a float in (0, 1] a fraction; None: all.
+            buffer: close a round when this many updates are in.
+            round_timeout_s: seconds from first request to close of a phase.
+            retries: how often a phase with too few updates is opened again.
+            validate_every: validate each n-th round and the last; 0: never.
+            stop_when: for example ``"accuracy>=0.97"``.
+            client_settings: handed to the package as it is.
+            random_seed: of the sampling of clients.
+            progress: told of the bytes that are pushed.
+
+        Raises:
+            InvalidInput: an option is out of its range; the message names it.
+        """
+        archive = file_given(package, what="package", make=f"Pack it first: runnel package build {package}")
+        model = file_given(seed, what="seed", make="Give a model's file (.npz).")
+        digest = str(package) if archive is None else self._packages.push(archive, progress=progress).digest
+        model_id = str(seed) if model is None else self._models.push(model, progress=progress).model
+        wanted: dict[str, Any] = {
+            "package": digest,
+            "seed": model_id,
+            "name": name,
+            "rounds": rounds,
+            "strategy": strategy,
+            "strategy_options": dict(strategy_options or {}),
+            "min_clients": min_clients,
+            "sample": sample,
+            "buffer": buffer,
+            "round_timeout_s": round_timeout_s,
+            "retries": retries,
+            "validate_every": validate_every,
+            "stop_when": stop_when,
+            "client_settings": dict(client_settings or {}),
+            "random_seed": random_seed,
+        }
+        return read(Session, self._connection.post("sessions", wanted))
+
+    def list(self) -> Iterator[Session]:
+        """Yield all sessions, newest first, without their rounds."""
+        return (read(Session, item) for item in self._connection.pages("sessions"))
+
+    def show(self, session: str | Session, *, clients: bool = False) -> Session:
+        """Return a session with its rounds, and with each client's part in them when ``clients``."""
+        return read(Session, self._connection.get(_path(session), clients="true" if clients else None))
+
+    def stop(self, session: str | Session) -> Session:
+        """Call the work off; the newest model stays."""
+        return read(Session, self._connection.post(f"{_path(session)}/stop"))
+
+    def resume(self, session: str | Session) -> Session:
+        """Go on with a stopped or failed session where it ended."""
+        return read(Session, self._connection.post(f"{_path(session)}/resume"))
+
+    def extend(self, session: str | Session, rounds: int) -> Session:
+        """Add rounds; an ended session goes on."""
+        return read(Session, self._connection.post(f"{_path(session)}/extend", {"rounds": rounds}))
+
+    def logs(
+        self,
+        session: str | Session,
+        *,
+        round: int | None = None,
+        client: str | None = None,
+    ) -> Iterator[LogLine]:
+        """Yield what the entry points wrote, oldest first, of one round or one client if wanted."""
+        pages = self._connection.pages(f"{_path(session)}/logs", round=round, client=client)
+        return (read(LogLine, item) for item in pages)
+
+    def watch(self, session: str | Session, *, after: int = 0, patience_s: float = PATIENCE_S) -> Iterator[Event]:
+        """Yield what happened in a session since event ``after`` and what happens, until the session has ended.
+
+        Connections that break are made again; :class:`runnel.common.errors.Unreachable` is raised when the network
+        did not answer for ``patience_s`` seconds.
+        """
+        for event in follow(self._connection, f"{_path(session)}/events", after=after, patience_s=patience_s):
+            yield event
+            # A session that was resumed has ended before: what counts is how it is now.
+            if event.kind == "session.ended" and self.show(session).ended:
+                return
+
+
+def _path(session: str | Session) -> str:
+    return f"sessions/{quoted(session.session if isinstance(session, Session) else session)}"

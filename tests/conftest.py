@@ -1,0 +1,57 @@
+"""Rules for every test: nothing may be left behind, neither tasks nor files, sockets, threads or processes."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Generator
+
+import pytest
+
+from tests import leaks
+from tests.eventually import eventually
+from tests.leaks import Holdings
+
+_BEFORE = pytest.StashKey[Holdings]()
+
+
+def _is_async(item: pytest.Function) -> bool:
+    hypothesis = getattr(item.obj, "hypothesis", None)
+    return inspect.iscoroutinefunction(hypothesis.inner_test if hypothesis else item.obj)
+
+
+def _has_children(item: pytest.Item) -> bool:
+    return item.get_closest_marker("unit") is None
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(request: pytest.FixtureRequest) -> None:
+    """Look what is held before the test, after fixtures of wider scope; the hook below looks again at its very end."""
+    item = request.node
+    if _is_async(item):
+        request.getfixturevalue("no_task_left_behind")
+    item.stash[_BEFORE] = Holdings.now(children=_has_children(item))
+
+
+@pytest.fixture
+async def no_task_left_behind() -> AsyncIterator[None]:
+    before = asyncio.all_tasks()
+    yield
+    me = asyncio.current_task()
+
+    def left() -> set[asyncio.Task[object]]:
+        return {task for task in asyncio.all_tasks() - before if task is not me and not task.done()}
+
+    try:
+        await eventually(lambda: not left(), timeout_s=leaks.PATIENCE_S)
+    except AssertionError:
+        pytest.fail("left behind: " + "; ".join(str(task) for task in left()), pytrace=False)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
+    yield
+    if before := item.stash.get(_BEFORE, None):
+        left = before.left_since(children=_has_children(item))
+        if left:
+            pytest.fail("left behind: " + "; ".join(left), pytrace=False)

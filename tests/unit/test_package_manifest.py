@@ -1,0 +1,223 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runnel.common.errors import BadPackage
+from runnel.compute_package import Manifest, ManifestKind, read_manifest
+
+pytestmark = pytest.mark.unit
+
+
+def package(folder: Path, **files: str) -> Path:
+    """Make a package folder; a keyword ``train_py`` is the file ``train.py``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for key, content in files.items():
+        stem, _, suffix = key.rpartition("_")
+        (folder / f"{stem}.{suffix}").write_text(content, encoding="utf-8")
+    return folder
+
+
+def test_scripts_are_the_entry_points_of_a_package_without_a_manifest(tmp_path: Path) -> None:
+    root = package(tmp_path / "my package", train_py="", predict_py="", startup_py="", model_py="")
+    assert read_manifest(root) == Manifest(
+        name="my-package",
+        version="",
+        entry_points={
+            "train": "python train.py",
+            "predict": "python predict.py",
+            "startup": "python startup.py",
+        },
+    )
+
+
+def test_requirements_txt_is_found(tmp_path: Path) -> None:
+    assert read_manifest(package(tmp_path, train_py="", requirements_txt="numpy")).requirements == "requirements.txt"
+
+
+def test_all_keys_of_a_manifest_count(tmp_path: Path) -> None:
+    root = package(
+        tmp_path,
+        fit_py="",
+        check_py="",
+        requirements_txt="",
+        cpu_txt="",
+        runnel_yaml="""
+            name: heart-study
+            version: "2.0"
+            entry_points: {train: python fit.py --fast, validate: {command: python3 check.py}, startup: make data}
+            requirements: cpu.txt
+        """,
+    )
+    assert read_manifest(root, default_name="other") == Manifest(
+        name="heart-study",
+        version="2.0",
+        entry_points={"train": "python fit.py --fast", "validate": "python3 check.py", "startup": "make data"},
+        requirements="cpu.txt",
+        kind=ManifestKind.RUNNEL,
+    )
+
+
+def test_a_manifest_may_leave_the_scripts_to_their_names(tmp_path: Path) -> None:
+    root = package(tmp_path, train_py="", validate_py="", runnel_yaml="name: x")
+    assert list(read_manifest(root).entry_points) == ["train", "validate"]
+
+
+def test_null_requirements_mean_the_interpreter_of_the_client(tmp_path: Path) -> None:
+    root = package(tmp_path, train_py="", requirements_txt="numpy", runnel_yaml="requirements: null")
+    assert read_manifest(root).requirements is None
+
+
+def test_a_fedn_manifest_is_read_as_fedn_reads_it(tmp_path: Path) -> None:
+    root = package(
+        tmp_path,
+        requirements_txt="for the Dockerfile",
+        env_yaml="name: e",
+        fedn_yaml="""
+            python_env: env.yaml
+            description: passed over
+            entry_points:
+              train: {command: /venv/bin/python entrypoint train $ENTRYPOINT_OPTS}
+              infer: {command: python infer.py, timeout: 3}
+              forward: {command: python forward.py}
+        """,
+    )
+    manifest = read_manifest(root, default_name="cifar")
+    assert manifest == Manifest(
+        name="cifar",
+        version="",
+        entry_points={
+            "train": "/venv/bin/python entrypoint train $ENTRYPOINT_OPTS",
+            "infer": "python infer.py",
+            "forward": "python forward.py",
+            "predict": "python infer.py",
+        },
+        python_env="env.yaml",
+        kind=ManifestKind.FEDN,
+    )
+
+
+def test_the_manifest_of_this_network_goes_first(tmp_path: Path) -> None:
+    root = package(tmp_path, train_py="", runnel_yaml="name: mine", fedn_yaml="entry_points: {}")
+    assert read_manifest(root).kind is ManifestKind.RUNNEL
+
+
+BAD = {
+    "unknown key": ("trian: python train.py", "runnel.yaml: trian is no key"),
+    "unknown entry point": ("entry_points: {tran: x}", "runnel.yaml: entry_points.tran is no entry point"),
+    "unknown inner key": (
+        "entry_points: {train: {command: x, cmd: y}}",
+        "entry_points.train.cmd is no key",
+    ),
+    "no command": ("entry_points: {train: {}}", "entry_points.train.command should be text but is empty"),
+    "empty command": ("entry_points: {train: ' '}", "entry_points.train is empty"),
+    "command of nothing": ("entry_points: {train: \"''\"}", "entry_points.train is empty"),
+    "command is a list": ("entry_points: {train: [python, train.py]}", "entry_points.train should be text but is a list"),
+    "open quotation": ("entry_points: {train: \"python 'train.py\"}", "entry_points.train is no command line"),
+    "NUL in a command": ('entry_points: {train: "python\\0train.py"}', "entry_points.train has control characters"),
+    "missing train": ("entry_points: {validate: python train.py}", "entry_points.train is missing"),
+    "missing script": ("entry_points: {train: python fit.py}", "names 'fit.py', which the package does not have"),
+    "script outside": ("entry_points: {train: python ../train.py}", "should name a file of the package"),
+    "entry points are text": ("entry_points: train.py", "entry_points should map names to commands but is text"),
+    "name is a number": ("name: 7", "runnel.yaml: name should be text but is a number"),
+    "name with a slash": ("name: a/b", "runnel.yaml: name should be 1 to 64"),
+    "version is a number": ("version: 1.10", "runnel.yaml: version should be text but is a number"),
+    "version with a space": ("version: 1 beta", "runnel.yaml: version should be"),
+    "requirements missing": ("requirements: deps.txt", "requirements names 'deps.txt', which the package does not"),
+    "requirements outside": ("requirements: /etc/passwd", "requirements should name a file of the package"),
+    "requirements is a list": ("requirements: [numpy]", "requirements should be text but is a list"),
+    "a list": ("- train", "runnel.yaml should hold keys and values but is a list"),
+    "nothing": ("", "runnel.yaml should hold keys and values but is empty"),
+    "no YAML": ("a: [", "runnel.yaml can not be read as YAML"),
+    "python objects": ("name: !!python/object/apply:os.getcwd []", "runnel.yaml can not be read as YAML"),
+    "a date that is none": ("version: 2020-13-45", "runnel.yaml can not be read as YAML"),
+    "a key twice": ("name: a\nname: b", "the key 'name' appears twice"),
+    "aliases": ("name: &x a\nversion: *x", "aliases are not accepted"),
+    "deep nesting": ("[" * 5000, "nested too deeply"),
+    "too large": ("# " + "x" * 70_000, "larger than 64 KiB"),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), BAD.values(), ids=BAD)
+def test_a_bad_manifest_is_refused_by_file_and_key(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(BadPackage) as caught:
+        read_manifest(package(tmp_path, train_py="", runnel_yaml=text))
+    assert message in str(caught.value)
+    assert caught.value.fields["file"] == "runnel.yaml"
+
+
+BAD_FEDN = {
+    "no entry points": ("python_env: x", "fedn.yaml: entry_points should map names"),
+    "no command": ("entry_points: {train: python train.py}", "fedn.yaml: entry_points.train.command is missing"),
+    "no train": ("entry_points: {validate: {command: x}}", "fedn.yaml: entry_points.train is missing"),
+    "missing environment": ("python_env: e\nentry_points: {train: {command: x}}", "fedn.yaml: python_env names 'e'"),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), BAD_FEDN.values(), ids=BAD_FEDN)
+def test_a_bad_fedn_manifest_is_refused_by_file_and_key(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(BadPackage) as caught:
+        read_manifest(package(tmp_path, train_py="", fedn_yaml=text))
+    assert message in str(caught.value)
+
+
+def test_a_package_without_train_says_what_is_there(tmp_path: Path) -> None:
+    with pytest.raises(BadPackage, match=r"has a train\.py.*'study' holds notes\.txt, validate\.py") as caught:
+        read_manifest(package(tmp_path / "study", validate_py="", notes_txt=""))
+    assert "python train.py MODEL_IN MODEL_OUT" in caught.value.hint
+
+
+def test_requirements_may_not_be_a_link_out_of_the_package(tmp_path: Path) -> None:
+    root = package(tmp_path / "p", train_py="", runnel_yaml="requirements: deps.txt")
+    (tmp_path / "secret").write_text("x")
+    (root / "deps.txt").symlink_to("../secret")
+    with pytest.raises(BadPackage, match="link out of the package"):
+        read_manifest(root)
+
+
+@given(st.binary(max_size=200))
+def test_no_manifest_breaks_the_reader(tmp_path_factory: pytest.TempPathFactory, raw: bytes) -> None:
+    root = package(tmp_path_factory.mktemp("manifest"), train_py="")
+    (root / "runnel.yaml").write_bytes(raw)
+    try:
+        assert "train" in read_manifest(root).entry_points
+    except BadPackage as error:
+        assert error.fields["file"] == "runnel.yaml"
+
+
+@pytest.mark.parametrize("word", ["python", "python3"])
+def test_a_leading_python_is_the_interpreter_of_the_environment(word: str) -> None:
+    manifest = Manifest(name="x", version="", entry_points={"train": f"{word} 'my script.py' -x"})
+    assert manifest.argv("train", ["a b", "$c"], python="/e n/python") == [
+        "/e n/python",
+        "my script.py",
+        "-x",
+        "a b",
+        "$c",
+    ]
+
+
+def test_other_commands_are_left_as_they_are() -> None:
+    manifest = Manifest(name="x", version="", entry_points={"train": "make python"})
+    assert manifest.argv("train", python="/python") == ["make", "python"]
+
+
+def test_fedn_commands_go_through_a_shell_with_quoted_arguments() -> None:
+    entry_points = {"train": "python train.py $OPTS", "validate": "./run validate"}
+    manifest = Manifest(name="x", version="", entry_points=entry_points, kind=ManifestKind.FEDN)
+    assert manifest.argv("train", ["a b"], python="/e n/python") == [
+        "bash",
+        "-c",
+        "'/e n/python' train.py $OPTS \"$@\"",
+        "bash",
+        "a b",
+    ]
+    assert manifest.argv("validate", python="/p")[2] == './run validate "$@"'
+
+
+def test_an_entry_point_that_is_not_there_is_named() -> None:
+    with pytest.raises(BadPackage, match="no entry point 'build'; it has train"):
+        Manifest(name="x", version="", entry_points={"train": "true"}).argv("build", python="python")
