@@ -30,8 +30,7 @@ test: $(DEV) ## run all tests
 lint: $(DEV) ## check style, types and the direction of imports
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
-	@$(BIN)/mypy -p runnel
-	@$(BIN)/mypy tools tests
+	@$(BIN)/mypy common compute_package reducer combiner client sdk tools tests benchmarks
 	@$(BIN)/lint-imports --no-logo
 
 format: $(DEV) ## format all code

@@ -1,6 +1,7 @@
 """Reading MNIST's own files: IDX, gzipped or not."""
 
 import gzip
+import math
 import struct
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def read_idx(path):
     if len(raw) < header:
         raise ValueError(f"{path} ends within its header")
     shape = struct.unpack_from(f">{raw[3]}I", raw, 4)
-    if len(raw) - header != np.prod(shape, dtype=np.int64):
+    if len(raw) - header != math.prod(shape):
         raise ValueError(f"{path} should have {shape} bytes behind its header but has {len(raw) - header}")
     return np.frombuffer(raw, np.uint8, offset=header).reshape(shape)
 

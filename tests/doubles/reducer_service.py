@@ -337,8 +337,15 @@ class InMemoryReducer:
         """Commit the next round, with an accuracy that climbs."""
         view = self._sessions[session]
         number = len(view.rounds) + 1
+        archive = self._packages[view.package]
         model = self.add_model_entry(
-            view.package, 3, session=session, round=number, parent=view.model, package=view.package, strategy="fedavg"
+            archive.digest,
+            archive.size_bytes,
+            session=session,
+            round=number,
+            parent=view.model,
+            package=view.package,
+            strategy="fedavg",
         )
         made = RoundView(
             round=number,

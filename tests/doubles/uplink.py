@@ -161,6 +161,9 @@ class BreakableProxy:
         self.address = ""
         self.cut_up_after: int | None = None
         self.cut_down_after: int | None = None
+        self.stop_down_after: int | None = None
+        self.up_bytes = 0
+        self.down_bytes = 0
         self.cuts = 0
         self.flowing = asyncio.Event()
         self.flowing.set()
@@ -173,11 +176,9 @@ class BreakableProxy:
     async def __aexit__(self, *_: object) -> None:
         assert self._server is not None
         self._server.close()
+        self.flowing.set()
         self.cut()
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks)
         await self._server.wait_closed()
 
     def cut(self) -> None:
@@ -194,8 +195,8 @@ class BreakableProxy:
             pair.add(up)
             self._writers |= pair
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._pump(reader, up, "cut_up_after"))
-                group.create_task(self._pump(above, writer, "cut_down_after"))
+                group.create_task(self._pump(reader, up, "up"))
+                group.create_task(self._pump(above, writer, "down"))
         except* (OSError, ConnectionError):
             pass  # that the other side is gone is what this proxy is for
         finally:
@@ -204,26 +205,29 @@ class BreakableProxy:
                 each.transport.abort()
             self._tasks.discard(task)
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, limit: str) -> None:
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: str) -> None:
         with suppress(ConnectionError):
             while data := await reader.read(1 << 16):
+                if self._reached(f"stop_{way}_after", len(data)):
+                    self.flowing.clear()
                 await self.flowing.wait()
-                left = getattr(self, limit)
-                if left is not None:
-                    left -= len(data)
-                    setattr(self, limit, left)
-                    if left <= 0:
-                        setattr(self, limit, None)
-                        self.cuts += 1
-                        self.cut()
-                        return
+                if self._reached(f"cut_{way}_after", len(data)):
+                    self.cuts += 1
+                    self.cut()
+                    return
+                setattr(self, f"{way}_bytes", getattr(self, f"{way}_bytes") + len(data))
                 writer.write(data)
                 await writer.drain()
-        self.cut_pair(writer)
+        writer.close()
 
-    def cut_pair(self, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError, RuntimeError):
-            writer.close()
+    def _reached(self, limit: str, count: int) -> bool:
+        """Count down one of the switches; True once when it has reached its end."""
+        left: int | None = getattr(self, limit, None)
+        if left is None:
+            return False
+        left -= count
+        setattr(self, limit, left if left > 0 else None)
+        return left <= 0
 
 
 class SmallNetwork:

@@ -8,6 +8,7 @@ import random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from runnel.common.aggregation import weighted_mean_metrics
 from runnel.common.errors import InvalidInput
 

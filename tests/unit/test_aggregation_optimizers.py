@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+
 from runnel.common.aggregation import make_optimizer, metrics, optimizers
 from runnel.common.errors import BadSettings
 

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+
 from runnel.common.aggregation import Part, WeightedSum, make_optimizer, reduce_round
 from runnel.common.aggregation.parts import MAX_OPEN_PARTS
 from runnel.common.errors import BadModel, CorruptData, EmptyAggregate, InvalidInput
@@ -168,7 +169,7 @@ def test_several_rounds_with_state_in_files(name: str, tmp_path: Path) -> None:
         state_in = came.state
         assert (state_in is None) == (rule.slots == 0)
         for n in ("w", "b", "h"):
-            mean = sum(w * a[n].astype(np.float64) for w, a in models) / 501.0
+            mean = np.sum([w * a[n].astype(np.float64) for w, a in models], axis=0) / 501.0
             expected[n], state[n] = rule.step(expected[n], mean, state[n])
             expected[n] = expected[n].astype(a_model(0)[n].dtype).astype(np.float64)
     got = read(tmp_path / "model4.npz")

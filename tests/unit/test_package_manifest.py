@@ -115,8 +115,11 @@ BAD = {
     "no command": ("entry_points: {train: {}}", "entry_points.train.command should be text but is empty"),
     "empty command": ("entry_points: {train: ' '}", "entry_points.train is empty"),
     "command of nothing": ("entry_points: {train: \"''\"}", "entry_points.train is empty"),
-    "command is a list": ("entry_points: {train: [python, train.py]}", "entry_points.train should be text but is a list"),
-    "open quotation": ("entry_points: {train: \"python 'train.py\"}", "entry_points.train is no command line"),
+    "command is a list": (
+        "entry_points: {train: [python, train.py]}",
+        "entry_points.train should be text but is a list",
+    ),
+    "open quotation": ('entry_points: {train: "python \'train.py"}', "entry_points.train is no command line"),
     "NUL in a command": ('entry_points: {train: "python\\0train.py"}', "entry_points.train has control characters"),
     "missing train": ("entry_points: {validate: python train.py}", "entry_points.train is missing"),
     "missing script": ("entry_points: {train: python fit.py}", "names 'fit.py', which the package does not have"),
@@ -185,7 +188,10 @@ def test_no_manifest_breaks_the_reader(tmp_path_factory: pytest.TempPathFactory,
     try:
         assert "train" in read_manifest(root).entry_points
     except BadPackage as error:
-        assert error.fields["file"] == "runnel.yaml"
+        named = error.fields["file"]
+    else:
+        named = "runnel.yaml"
+    assert named == "runnel.yaml"
 
 
 @pytest.mark.parametrize("word", ["python", "python3"])

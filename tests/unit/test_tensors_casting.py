@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from runnel.common.errors import InvalidInput
 from runnel.common.tensors import cast_block
 

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
+
 from runnel.common.errors import BadModel, InvalidInput, StorageFull
 from runnel.common.tensors import (
     DTYPES,
@@ -179,10 +180,15 @@ def test_float64_blocks_are_cast_by_the_rule(tmp_path: Path) -> None:
 def test_a_writer_refuses_what_does_not_fit_and_leaves_no_file(tmp_path: Path) -> None:
     schema = ModelSchema(tensors=(TensorSpec(name="w", shape=(3,), dtype="float32"),))
     bad: list[list[NDArray[Any]]] = [[np.zeros(4)], [np.zeros(3, np.int32)], [np.zeros((1, 3))], [np.zeros(2)]]
-    for blocks in bad:
-        with pytest.raises(InvalidInput), NpzWriter(tmp_path / "m.npz", schema) as writer:
+
+    def write(blocks: list[NDArray[Any]]) -> None:
+        with NpzWriter(tmp_path / "m.npz", schema) as writer:
             for block in blocks:
                 writer.append(block)
+
+    for blocks in bad:
+        with pytest.raises(InvalidInput):
+            write(blocks)
     assert list(tmp_path.iterdir()) == []
 
 

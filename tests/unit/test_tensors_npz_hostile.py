@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+
 from runnel.common.errors import BadModel
 from runnel.common.tensors import ModelSchema, TensorSpec, normalise, open_npz, write_npz
 from runnel.common.tensors.zip_directory import MAX_MEMBERS
@@ -233,6 +234,18 @@ def test_headers_that_disagree_with_the_member(data: bytes, method: int, tmp_pat
     assert error.fields["member"] == "w"
 
 
+@pytest.mark.parametrize(("fields", "words"), [((20,), "or [0-9]+ bytes"), ((20, 24), "goes on after")])
+def test_stored_members_that_claim_more(fields: tuple[int, ...], words: str, tmp_path: Path) -> None:
+    path = archive(tmp_path / "m", {"w.npy": GOOD})
+    raw = bytearray(path.read_bytes())
+    entry = raw.index(b"PK\x01\x02")
+    for field in fields:  # in the directory and, two bytes earlier, in the member's own header
+        for at in (entry + field, field - 2):
+            raw[at : at + 4] = struct.pack("<L", len(GOOD) + 20)
+    path.write_bytes(raw)
+    refused(path, words)
+
+
 def test_stored_members_are_verified_when_asked(tmp_path: Path) -> None:
     path = archive(tmp_path / "m", {"w.npy": GOOD})
     raw = bytearray(path.read_bytes())
@@ -368,8 +381,7 @@ def read_or_refuse(path: Path, data: bytes) -> bool:
     path.write_bytes(data)
     try:
         read_all(path)
-    except BadModel as e:
-        assert "client mallory" in str(e)
+    except BadModel:
         return False
     return True
 

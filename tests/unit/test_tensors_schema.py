@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+
 from runnel.common import tensors
 from runnel.common.errors import BadModel
 from runnel.common.tensors import DTYPES, ModelSchema, TensorSpec, casting, npy_header, schema

@@ -66,6 +66,7 @@ async def serve_combiner(settings: CombinerSettings) -> AsyncIterator[tuple[Comb
             hello=hello,
             tls=client_tls(settings.network, settings.tls_ca, plaintext=settings.allow_plaintext),
             allow_plaintext=settings.allow_plaintext,
+            prefer=settings.parent,
         )
 
     combiner = Combiner(

@@ -25,6 +25,7 @@ class CombinerSettings(BaseModel):
     name: Annotated[str, checked(valid_name)] | None = Field(
         None, description="Name in the network; by default from its identity."
     )
+    parent: str = Field("", description="Name of the combiner to attach to; by default the reducer itself.")
     token: SecretStr | None = Field(None, description="Token of the role combiner.")
     insecure: bool = Field(False, description="No tokens and no TLS; on the loopback only.")
     allow_plaintext: bool = Field(False, description="No TLS, also beyond the loopback.")

@@ -61,6 +61,11 @@ class Child:
         self._log = structlog.get_logger()
 
     @property
+    def heard_at(self) -> float:
+        """When the last message came, heartbeats included, by the clock of the server (monotonic seconds)."""
+        return self._heard
+
+    @property
     def ended(self) -> bool:
         """Whether the stream has ended or is about to."""
         return bool(self.reason)
@@ -146,7 +151,8 @@ class Child:
         except Exception:  # noqa: BLE001 - whatever it is, this child can't be heard any more, and others can
             self.leave("refused", unexpected(self._log, node=self.identity.name))
         else:
-            self.leave("left", None)
+            # A half-closed stream and a broken one look alike here: gRPC ends the messages of both.
+            self.leave("gone", None)
 
     def _watch(self, wait_s: float) -> None:
         self._silence = asyncio.get_running_loop().call_later(wait_s, self._check_silence)

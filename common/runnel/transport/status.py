@@ -67,6 +67,10 @@ _BY_CODE: Mapping[grpc.StatusCode, type[RunnelError]] = {
     grpc.StatusCode.UNIMPLEMENTED: errors.IllegalState,
 }
 
+# What gRPC says of a message written in the moment in which the stream ends: the status that the peer sent is lost
+# then, and only asking again tells it.
+_WRITE_FAILED = "Internal error from Core"
+
 _HINTS: Mapping[grpc.StatusCode, str] = {
     grpc.StatusCode.UNAVAILABLE: "Is it running, is the address right, and does it speak TLS exactly if you do?",
     grpc.StatusCode.UNIMPLEMENTED: "What answers there is not the part of Runnel that was looked for.",
@@ -170,6 +174,9 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
                 raise
             except RunnelError as error:
                 await abort(context, error)
+            except grpc.aio.InternalError as error:
+                # A write in the moment in which the caller goes; there is nobody left to tell.
+                self._log.debug("caller is gone", method=method, detail=str(error))
             except Exception:  # noqa: BLE001 - the last stop before gRPC, which would send its text to the caller
                 await abort(context, unexpected(self._log, method=method))
             return None
@@ -207,6 +214,8 @@ def from_rpc_error(error: grpc.aio.AioRpcError, *, peer: str) -> RunnelError:
     code = error.code()
     kind = _BY_CODE.get(code, RunnelError)
     details = (error.details() or "").strip()
+    if code is grpc.StatusCode.INTERNAL and details.startswith(_WRITE_FAILED):
+        kind = errors.Unreachable
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in details:
         kind = errors.TooLarge
     said = f": {details}" if details else ""
@@ -222,3 +231,5 @@ def rpc_errors(peer: str) -> Iterator[None]:
         raise from_rpc_error(error, peer=peer) from error
     except grpc.aio.UsageError as error:
         raise errors.Unreachable(f"The connection to {peer} is closed: {error}.", peer=peer) from error
+    except grpc.aio.InternalError as error:  # the same as _WRITE_FAILED, for the half-close
+        raise errors.Unreachable(f"The stream to {peer} ended while it was written to.", peer=peer) from error

@@ -22,7 +22,7 @@ from runnel.common.protocol import BlobRef
 from runnel.rpc.v1 import uplink_pb2 as pb
 from runnel.rpc.v1 import uplink_pb2_grpc as pb_grpc
 from runnel.transport.attachment import Attachment
-from runnel.transport.chunks import read_chunks, write_chunk
+from runnel.transport.chunks import CHUNK_BYTES, read_chunks, write_chunk
 from runnel.transport.credentials import bearer_metadata
 from runnel.transport.status import rpc_errors
 from runnel.transport.wire_values import blob_from_wire, blob_to_wire
@@ -82,7 +82,8 @@ async def push_blob(attachment: Attachment, order_id: str, source: Path, ref: Bl
     """
     log = structlog.get_logger()
     waits = delays()
-    offset: int | None = 0
+    # What fits one chunk is sent at once; for more it pays to ask first what is held or whether it is wanted at all.
+    offset: int | None = None if ref.size_bytes > CHUNK_BYTES else 0
     useless = 0
     while True:
         try:

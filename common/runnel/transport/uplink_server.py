@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import grpc
 import structlog
@@ -36,10 +36,11 @@ from runnel.transport.wire_values import blob_from_wire, blob_to_wire, id_from_w
 
 UPLINK_SERVICE = "runnel.rpc.v1.Uplink"
 
-_HELLO_DEADLINE_S = 10.0
+_FIRST_DEADLINE_S = 10.0
 _REMEMBERED_PUSHES = 65_536
 _CLOSING_S = 5.0
 
+M = TypeVar("M")
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -65,8 +66,8 @@ class UplinkHandler(Protocol):
     async def detached(self, child: Child, reason: str) -> None:
         """Let go of a child: exactly once for each ``attached`` that did not raise.
 
-        ``reason``: ``gone``, ``left``, ``silent``, ``superseded``, ``overflow``, ``refused`` (for what it sent),
-        ``ended`` (by :meth:`Child.end`) or ``closing``.
+        ``reason``: ``gone`` (it left, or its connection broke), ``silent``, ``superseded``, ``overflow``, ``refused``
+        (for what it sent), ``ended`` (by :meth:`Child.end`) or ``closing``.
         """
         ...
 
@@ -189,9 +190,12 @@ class UplinkServer(pb_grpc.UplinkServicer):
     async def Attach(  # type: ignore[override]  # noqa: N802, D102 - the name is the wire's, and documented there
         self, request_iterator: AsyncIterator[pb.Upward], context: Context
     ) -> None:
+        # Refusing before the first message is read would lose the refusal: gRPC forgets the status of a stream that
+        # ends while the caller writes to it.
+        wire = await self._first(request_iterator)
         identity = self._verifier.verify(bearer(context))
         self._group()
-        hello = await self._hello(request_iterator, identity)
+        hello = self._hello(wire, identity)
         await self._end_older(identity)
         child = Child(
             identity,
@@ -206,12 +210,14 @@ class UplinkServer(pb_grpc.UplinkServicer):
         child.task = self._group().create_task(self._live(child, hello), name=f"child {identity.name}")
         await child.converse(request_iterator, context)
 
-    async def _hello(self, requests: AsyncIterator[pb.Upward], identity: NodeIdentity) -> Hello:
+    async def _first(self, requests: AsyncIterator[M]) -> M | None:
         try:
-            async with asyncio.timeout(_HELLO_DEADLINE_S):
-                wire = await anext(requests, None)
+            async with asyncio.timeout(_FIRST_DEADLINE_S):
+                return await anext(requests, None)
         except TimeoutError:
-            raise DeadlineExceeded(f"No hello came within {_HELLO_DEADLINE_S:.0f} s.") from None
+            raise DeadlineExceeded(f"No message came within {_FIRST_DEADLINE_S:.0f} s.") from None
+
+    def _hello(self, wire: pb.Upward | None, identity: NodeIdentity) -> Hello:
         if wire is None:
             raise InvalidInput("The stream ended before its hello.")
         hello = upward_from_wire(wire)
@@ -304,9 +310,9 @@ class UplinkServer(pb_grpc.UplinkServicer):
     async def Push(  # noqa: N802, D102 - the name is the wire's, and documented there
         self, request_iterator: AsyncIterator[pb.Chunk], context: Context
     ) -> pb.Receipt:
+        header = await self._first(request_iterator)
         identity = self._verifier.verify(bearer(context))
         self._group()
-        header = await anext(request_iterator, None)
         if header is None or not header.HasField("blob"):
             raise InvalidInput("The first chunk of a push must name the blob.", field="blob")
         ref = blob_from_wire(header.blob)

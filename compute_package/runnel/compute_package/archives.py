@@ -23,6 +23,9 @@ _MAX_ALL_HEADERS_BYTES = 64 << 20
 _MAX_LINK_BYTES = 4096
 _TAR_BUFFER_BYTES = tarfile.RECORDSIZE
 _DRAIN_BYTES = 1 << 20
+# What the libraries raise for bytes that are not what they should be. OSError is among them: of gzip, of bzip2, of a
+# seek to where a header points.
+_DAMAGE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, OSError)
 _ZIP_END = struct.Struct("<4s4H2LH")
 _ZIP_MAX_COMMENT = 0xFFFF
 _ZIP_DIRECTORY_BYTES = 64 << 10
@@ -94,8 +97,8 @@ def open_members(archive: Path, room: Room) -> Generator[Member, None, None]:
                     hint="Pack the folder with: runnel package build FOLDER.",
                     archive=archive.name,
                 )
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, struct.error) as error:
-        raise _damaged(archive, str(error) or type(error).__name__) from error
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, struct.error, EOFError) as error:
+        raise _damaged(archive, error) from error
     except RecursionError as error:
         raise HostileArchive(
             f"The archive {archive.name} is refused: its headers are nested too deeply.", archive=archive.name
@@ -123,10 +126,7 @@ class _Meter:
         self.tail = b""
 
     def read(self, size: int) -> bytes:
-        try:
-            block = self._source.read(size)
-        except (OSError, EOFError, zlib.error, ValueError) as error:
-            raise _damaged(self._archive, str(error)) from error
+        block = _guarded(self._archive, self._source.read)(size)
         self.total += len(block)
         self.tail = (self.tail + block)[-2 * _TAR_BUFFER_BYTES :]
         if self._header_bytes is not None:
@@ -157,7 +157,7 @@ def _tar_members(archive: Path, source: IO[bytes], room: Room) -> Iterator[Membe
             # The list that tarfile keeps of what it has seen is of no use here.
             tar.members.clear()  # type: ignore[attr-defined]
             meter.in_header(False)
-            content = _tar_content(tar, info)
+            content = _tar_content(archive, tar, info)
             yield Member(name=info.name, content=content, executable=bool(info.mode & 0o100))
             if callable(content):
                 while content(_DRAIN_BYTES):
@@ -175,7 +175,9 @@ def _tar_members(archive: Path, source: IO[bytes], room: Room) -> Iterator[Membe
         rest = meter.read(_DRAIN_BYTES)
 
 
-def _tar_content(tar: tarfile.TarFile, info: tarfile.TarInfo) -> Plain | Link | Callable[[int], bytes] | str:
+def _tar_content(
+    archive: Path, tar: tarfile.TarFile, info: tarfile.TarInfo
+) -> Plain | Link | Callable[[int], bytes] | str:
     if info.size < 0:
         return "has a negative size"
     if info.issparse():
@@ -183,7 +185,7 @@ def _tar_content(tar: tarfile.TarFile, info: tarfile.TarInfo) -> Plain | Link | 
     if info.isreg():
         file = tar.extractfile(info)
         assert file is not None
-        return file.read
+        return _guarded(archive, file.read)
     if info.isdir():
         return Plain.FOLDER
     if info.issym():
@@ -200,7 +202,7 @@ def _zip_members(archive: Path, file: IO[bytes], room: Room) -> Iterator[Member]
             for info in whole.infolist():
                 yield from _zip_member(archive, whole, info, room)
     except (NotImplementedError, ValueError, OSError) as error:
-        raise _damaged(archive, str(error)) from error
+        raise _damaged(archive, error) from error
 
 
 def _zip_member(archive: Path, whole: zipfile.ZipFile, info: zipfile.ZipInfo, room: Room) -> Iterator[Member]:
@@ -226,7 +228,7 @@ def _zip_member(archive: Path, whole: zipfile.ZipFile, info: zipfile.ZipInfo, ro
         yield Member(name=name, content="is no file, folder or link")
         return
     with whole.open(info) as source:
-        read = _metered(source.read, room.spend)
+        read = _metered(_guarded(archive, source.read), room.spend)
         if kind == stat.S_IFLNK:
             target = read(_MAX_LINK_BYTES)
             yield Member(name=name, content=Link(target.decode("utf-8", "surrogateescape"), hard=False))
@@ -234,6 +236,18 @@ def _zip_member(archive: Path, whole: zipfile.ZipFile, info: zipfile.ZipInfo, ro
             yield Member(name=name, content=read, executable=bool(mode & 0o100))
         while read(_DRAIN_BYTES):
             pass
+
+
+def _guarded(archive: Path, read: Callable[[int], bytes]) -> Callable[[int], bytes]:
+    """Return ``read`` with damage told as such, wherever it is called."""
+
+    def guarded(size: int) -> bytes:
+        try:
+            return read(size)
+        except _DAMAGE as error:
+            raise _damaged(archive, error) from error
+
+    return guarded
 
 
 def _metered(read: Callable[[int], bytes], spend: Callable[[int], None]) -> Callable[[int], bytes]:
@@ -269,7 +283,8 @@ def _check_zip_directory(archive: Path, file: IO[bytes], room: Room) -> None:
         )
 
 
-def _damaged(archive: Path, why: str) -> RunnelError:
+def _damaged(archive: Path, error: Exception | str) -> RunnelError:
+    why = str(error) or type(error).__name__
     return BadPackage(
         f"The archive {archive.name} is damaged: {why.rstrip('.')}.",
         hint="Transfer or pack it again.",

@@ -93,6 +93,8 @@ def pairs(option: str, values: list[str] | None) -> dict[str, str] | None:
         name, value = (name, value) if separator else ("default", text)
         if not value or name in found:
             problem = "is given twice" if name in found else "is empty"
-            raise typer.BadParameter(f"{text!r}: {name or 'the name'} {problem}; expected was NAME=PATH.", param_hint=f"--{option}")
+            raise typer.BadParameter(
+                f"{text!r}: {name or 'the name'} {problem}; expected was NAME=PATH.", param_hint=f"--{option}"
+            )
         found[name] = value
     return found

@@ -24,9 +24,7 @@ from runnel.cli.component_options import (
 
 
 def combiner(
-    network: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="The reducer.")
-    ] = None,
+    network: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="The reducer.")] = None,
     listen: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Where clients attach. [default: 127.0.0.1:7500]")
     ] = None,
@@ -35,6 +33,9 @@ def combiner(
     ] = None,
     state: Annotated[Path | None, typer.Option(metavar="DIR", help="Scratch space. [default: combiner-state]")] = None,
     name: Annotated[str | None, typer.Option(help="Name in the network, kept in DIR. [default: combiner-…]")] = None,
+    parent: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Attach to this combiner instead of the reducer.")
+    ] = None,
     token: Annotated[str | None, typer.Option(help="Token of the role combiner.")] = None,
     insecure: InsecureOption = None,
     allow_plaintext: PlaintextOption = None,
@@ -61,6 +62,7 @@ def combiner(
         "advertise": advertise,
         "state": state,
         "name": name,
+        "parent": parent,
         "token": token,
         "insecure": insecure,
         "allow_plaintext": allow_plaintext,

@@ -36,7 +36,8 @@ class Format(str, Enum):
 
 
 ConfigOption = Annotated[
-    Path | None, typer.Option("--config", metavar="FILE", help="Settings file (TOML); flags and environment win over it.")
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="Settings file (TOML); flags and environment win over it."),
 ]
 LevelOption = Annotated[Level, typer.Option("--log-level", envvar="RUNNEL_LOG_LEVEL", help="How much is logged.")]
 FormatOption = Annotated[Format, typer.Option("--log-format", envvar="RUNNEL_LOG_FORMAT", help="Lines or JSON.")]
@@ -47,7 +48,8 @@ PlaintextOption = Annotated[
     bool | None, typer.Option("--allow-plaintext", help="No TLS, also beyond the loopback; tokens stay.")
 ]
 CaOption = Annotated[
-    Path | None, typer.Option("--tls-ca", metavar="FILE", help="Authorities that sign the network's certificates (PEM).")
+    Path | None,
+    typer.Option("--tls-ca", metavar="FILE", help="Authorities that sign the network's certificates (PEM)."),
 ]
 CertOption = Annotated[Path | None, typer.Option("--tls-cert", metavar="FILE", help="Certificate chain (PEM).")]
 KeyOption = Annotated[Path | None, typer.Option("--tls-key", metavar="FILE", help="Private key (PEM).")]

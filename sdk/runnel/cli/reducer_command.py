@@ -24,7 +24,8 @@ from runnel.cli.component_options import (
 
 def reducer(
     rpc: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="Where combiners and clients attach. [default: 127.0.0.1:7400]")
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Where combiners and clients attach. [default: 127.0.0.1:7400]"),
     ] = None,
     http: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Where people and programs ask. [default: 127.0.0.1:7480]")

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from runnel.sdk.connection import Connection
+from runnel.sdk.connection import PAGE, Connection
 from runnel.sdk.event_source import PATIENCE_S, follow
 from runnel.sdk.models import Models
 from runnel.sdk.packages import Packages
@@ -128,9 +128,20 @@ class Sessions:
         """
         for event in follow(self._connection, f"{_path(session)}/events", after=after, patience_s=patience_s):
             yield event
-            # A session that was resumed has ended before: what counts is how it is now.
-            if event.kind == "session.ended" and self.show(session).ended:
+            if event.kind == "session.ended" and event.seq is not None and self._over(session, event.seq):
                 return
+
+    def _over(self, session: str | Session, seq: int) -> bool:
+        """Whether the end that event ``seq`` told is the last: a session that was resumed has ended before."""
+        if not self.show(session).ended:
+            return False
+        after: str | None = str(seq)
+        while after is not None:
+            page = self._connection.get(f"{_path(session)}/events", after=after, limit=PAGE)
+            if any(event["kind"] == "session.ended" for event in page["items"]):
+                return False
+            after = page["next"]
+        return True
 
 
 def _path(session: str | Session) -> str:

@@ -101,7 +101,7 @@ def _receive(connection: Connection, path: str, received: _Received) -> None:
     with connection.stream(path, headers=headers, silence_s=SILENCE_S) as response:
         # A server that ignores the range sends the whole file again.
         skip = received.held if response.status_code != httpx.codes.PARTIAL_CONTENT else 0
-        for block in response.iter_bytes(BLOCK_BYTES):
+        for block in response.iter_bytes():
             if skip < len(block):
                 received.add(block[skip:])
             skip = max(0, skip - len(block))

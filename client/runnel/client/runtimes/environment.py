@@ -87,22 +87,22 @@ class EnvironmentCache:
         async with self._workplace() as place:
             python = place / "bin" / "python"
             await self._uv(
-                ["venv", "--relocatable", "--no-project", "--python", sys.executable, str(place)], wanted, say
+                "venv", ["--relocatable", "--no-project", "--python", sys.executable, str(place)], wanted, say
             )
             listing = wanted.file or place / "runnel-requirements.txt"
             if wanted.file is None:
                 with storage_errors(place):
                     await in_thread(listing.write_text, wanted.text, encoding="utf-8")
-            await self._uv(["pip", "install", "--python", str(python), "-r", str(listing)], wanted, say)
+            await self._uv("pip install", ["--python", str(python), "-r", str(listing)], wanted, say)
             with storage_errors(place):
                 await in_thread(_take_place, place, self._root / key)
         log.info("environment built", environment=key)
 
-    async def _uv(self, arguments: Sequence[str], wanted: Requirements, say: LineSink) -> None:
+    async def _uv(self, verb: str, arguments: Sequence[str], wanted: Requirements, say: LineSink) -> None:
         capture = LogCapture(lambda _, text: say("runnel", f"uv: {text}"))
         try:
             status = await run_group(
-                [_uv_program(), "--no-progress", "--color", "never", *arguments],
+                [_uv_program(), "--no-progress", "--color", "never", *verb.split(), *arguments],
                 cwd=wanted.folder,
                 env=self._env,
                 guard=self._guard,
@@ -112,7 +112,7 @@ class EnvironmentCache:
         except TimeoutError as error:
             raise _failed(f"uv did not end within {self._timeout_s:g} s", capture.tail) from error
         if status:
-            raise _failed(f"uv {arguments[0]} ended with status {status}", capture.tail)
+            raise _failed(f"uv {verb} ended with status {status}", capture.tail)
 
     @asynccontextmanager
     async def _workplace(self) -> AsyncIterator[Path]:

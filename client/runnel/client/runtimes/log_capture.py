@@ -10,6 +10,7 @@ from runnel.client.runtimes.runtime import DEFAULT_OUTPUT_BYTES, LineSink
 
 LINE_BYTES = 8 * 1024
 TAIL_BYTES = 4 * 1024
+TAIL_LINES = 100
 LEAST_LINE_COST = 32  # a line travels with its time and stream: empty ones must not be free
 CUT_MARK = " … (line cut)"
 
@@ -62,7 +63,7 @@ class LogCapture:
 
     @property
     def tail(self) -> str:
-        """The last lines of all streams in order of arrival, at most 4 KiB of UTF-8, whatever the budget."""
+        """The last lines of all streams in order of arrival, at most 100 and 4 KiB of UTF-8, whatever the budget."""
         return "\n".join(self._tail)
 
     def feed(self, stream: str, data: bytes) -> None:
@@ -98,13 +99,14 @@ class LogCapture:
 
     def _skip(self, partial: _Partial, data: bytes) -> bytes:
         """Drop what can't be in the tail, without looking at each line: a flood must not keep the event loop busy."""
-        head = data[: -2 * TAIL_BYTES]
-        end = head.rfind(b"\n") + 1
-        if end:
-            self._dropped_lines += data.count(b"\n", 0, end)
-            self._dropped_bytes += end + len(partial.text)
-            partial.text.clear()
-            partial.cut = False
+        first, *last = data.rsplit(b"\n", TAIL_LINES + 1)
+        if len(last) <= TAIL_LINES:
+            return data
+        end = len(first) + 1
+        self._dropped_lines += data.count(b"\n", 0, end)
+        self._dropped_bytes += end + len(partial.text)
+        partial.text.clear()
+        partial.cut = False
         return data[end:]
 
     def _extend(self, partial: _Partial, piece: bytes) -> None:
@@ -120,19 +122,20 @@ class LogCapture:
             del text[LINE_BYTES:]
 
     def _end_line(self, stream: str, partial: _Partial) -> None:
-        size = max(len(partial.text) + 1, LEAST_LINE_COST)
+        size = len(partial.text) + 1
+        cost = max(size, LEAST_LINE_COST)
         text = readable(bytes(partial.text))
         if partial.cut:
             text += CUT_MARK
         partial.text.clear()
         partial.cut = False
         self._remember(text)
-        if self._full or size > self._room:
+        if self._full or cost > self._room:
             self._full = True
             self._dropped_lines += 1
             self._dropped_bytes += size
         else:
-            self._room -= size
+            self._room -= cost
             self._say(stream, text)
 
     def _remember(self, text: str) -> None:
@@ -142,7 +145,7 @@ class LogCapture:
             encoded = text.encode()
         self._tail.append(text)
         self._tail_bytes += len(encoded) + 1
-        while self._tail_bytes > TAIL_BYTES:
+        while self._tail_bytes > TAIL_BYTES or len(self._tail) > TAIL_LINES:
             self._tail_bytes -= len(self._tail.popleft().encode()) + 1
 
 

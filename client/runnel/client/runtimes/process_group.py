@@ -27,6 +27,7 @@ DEFAULT_GRACE_S = 5.0
 # Output of a process that left the group (a daemon) may keep the pipes open for ever.
 _DRAIN_S = 1.0
 _SLOW_DEATH_S = 10.0
+_LOOK_AGAIN_S = 0.02
 # Between SIGXCPU, which says why, and SIGKILL, which can't be ignored.
 _CPU_GRACE_S = 5
 
@@ -133,6 +134,9 @@ class _Group:
             try:
                 async with asyncio.timeout(grace_s):
                     await self.exited.wait()
+                    # A shell ends at once, and what it started may still be saving its work.
+                    while await in_thread(_alive, self.process.pid):
+                        await asyncio.sleep(_LOOK_AGAIN_S)
             except TimeoutError:
                 log.info("a run did not end when asked to and is killed", pid=self.process.pid, grace_s=grace_s)
             except asyncio.CancelledError as error:

@@ -15,10 +15,8 @@ from runnel.common.errors import BadPackage
 _MAX_BYTES = 1 << 20
 _YAML_KEYS = frozenset({"name", "python", "build_dependencies", "dependencies"})
 # A wheel, a folder or another list beside the requirements: their content decides what is installed.
-_LOCAL = re.compile(
-    r"^(-r|-c|-e|--requirement|--constraint|--editable)\b|(^|[\s=@])(\.{1,2}/|file:)|\.(whl|zip|tar\.gz|tgz)\b(?!.*://)",
-    re.MULTILINE,
-)
+_LOCAL_OPTION = re.compile(r"(-r|-c|-e|--requirement|--constraint|--editable)\b")
+_LOCAL_PATH = re.compile(r"(^|[\s=@])(\.{0,2}/|file:)|\.(whl|zip|tar\.gz|tgz)\b")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,12 +44,19 @@ class Requirements:
         That is the text and, if it refers to files beside it, the content of the whole folder. Blocks.
         """
         digest = hashlib.sha256(self.text.encode())
-        if _LOCAL.search(self.text):
+        if any(map(_is_local, self.text.splitlines())):
             for path in sorted(p for p in self.folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
                 digest.update(f"\0{path.relative_to(self.folder)}\0".encode(errors="surrogateescape"))
                 with path.open("rb") as file:
                     digest.update(hashlib.file_digest(file, "sha256").digest())
         return digest.hexdigest()
+
+
+def _is_local(line: str) -> bool:
+    line = line.strip()
+    if _LOCAL_OPTION.match(line):
+        return True
+    return "://" not in line.replace("file://", "") and _LOCAL_PATH.search(line) is not None
 
 
 def read_requirements(path: Path) -> Requirements:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from runnel.common.errors import CapacityExceeded
+from runnel.common.errors import CapacityExceeded, InvalidInput, Unreachable
 from runnel.common.protocol import Member, NodeKind
 
 
@@ -117,6 +117,25 @@ class Roster:
             for m in self._branches[child].members.values()
             if m.name != combiner and (m.parent or child) == combiner and m.name != child
         )
+
+    def parent_for(self, name: str, wanted: str) -> Member:
+        """Return the combiner ``wanted``, to which the combiner ``name`` is to attach.
+
+        Raises:
+            Unreachable: it is not attached (yet).
+            InvalidInput: it is ``name`` itself, or attached below it.
+        """
+        above: str | None = wanted
+        while above is not None and (member := self.find(above)) is not None:
+            if above == name:
+                raise InvalidInput(
+                    f"{name} can't attach to {wanted}, which is below {name} itself.", hint="Choose another --parent."
+                )
+            above = member.parent or None
+        parent = self.find(wanted)
+        if parent is None or parent.kind is not NodeKind.COMBINER or wanted == name:
+            raise Unreachable(f"The combiner {wanted}, to which {name} is to attach, is not attached itself.")
+        return parent
 
     def place(
         self,

@@ -34,8 +34,10 @@ from runnel.common.protocol import (
 )
 from runnel.reducer.domain.collection import Order, SlotState
 from runnel.reducer.domain.roster import Roster
+from runnel.reducer.engine.exchange import Exchange
 from runnel.reducer.engine.log_writer import LogWriter
-from runnel.reducer.engine.runner import SessionRunner, position_of
+from runnel.reducer.engine.position import position_of
+from runnel.reducer.engine.runner import SessionRunner
 from runnel.reducer.store import access, ledger
 from runnel.reducer.store.journal import Journal
 
@@ -64,7 +66,7 @@ class Engine:
         self._organisation = organisation
         self._runners: dict[str, SessionRunner] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._orders: dict[str, SessionRunner] = {}
+        self._orders: dict[str, Exchange] = {}
         self._senders: dict[str, Callable[[Downward], None]] = {}
         self._logs = LogWriter(journal.database)
         self._group = asyncio.TaskGroup()
@@ -154,9 +156,9 @@ class Engine:
         if sender is not None:
             sender(message)
 
-    def register(self, order: Order, runner: SessionRunner) -> None:
-        """Route what comes up for this order to ``runner``."""
-        self._orders[order.order_id] = runner
+    def register(self, order: Order, exchange: Exchange) -> None:
+        """Route what comes up for this order to ``exchange``."""
+        self._orders[order.order_id] = exchange
 
     def unregister(self, order_ids: Iterable[str]) -> None:
         """Refuse what still comes up for these orders."""
@@ -167,13 +169,13 @@ class Engine:
 
     def require_order(self, order_id: str, child: str) -> BlobRef:
         """Return the global model of a living order of ``child``; raises :class:`IllegalState`."""
-        runner = self._orders.get(order_id)
-        if runner is None:
+        exchange = self._orders.get(order_id)
+        if exchange is None:
             raise IllegalState(
                 f"Order {order_id} of {child} is closed or was given to somebody else.", order_id=order_id, child=child
             )
-        runner.require_order(order_id, child)
-        return runner.position.model
+        exchange.collection.require_order(order_id, child)
+        return exchange.position.model
 
     async def attached(self, hello: Hello, send: Callable[[Downward], None]) -> None:
         """A node attached here."""
@@ -197,11 +199,11 @@ class Engine:
                 await self._left(gone)
                 await self._arrived(arrived)
             case Progress():
-                if (runner := self._orders.get(message.order_id)) is not None:
-                    runner.progressed(message)
+                if (exchange := self._orders.get(message.order_id)) is not None:
+                    exchange.progressed(message)
             case Released():
-                if (runner := self._orders.get(message.order_id)) is not None:
-                    runner.released(child, message)
+                if (exchange := self._orders.get(message.order_id)) is not None:
+                    exchange.released(child, message)
             case Report():
                 await self._reported(child, message, payload)
             case LogLines():
@@ -210,17 +212,17 @@ class Engine:
                 pass
 
     async def _reported(self, child: str, report: Report, payload: Path | None) -> None:
-        runner = self._orders.get(report.order_id)
+        exchange = self._orders.get(report.order_id)
         try:
-            if runner is None:
+            if exchange is None or exchange.collection.key != report.key:
                 raise IllegalState(f"Order {report.order_id} of {child} is closed.", order_id=report.order_id)
-            await runner.report(child, report, payload)
+            await exchange.report(child, report, payload)
         except RunnelError as err:
             if payload is not None:
                 await asyncio.to_thread(payload.unlink, missing_ok=True)
-            if runner is not None:
+            if exchange is not None:
                 # The node can't mend its report; a retry of the round asks its clients again.
-                runner.order_refused(report.order_id)
+                exchange.refused(report.order_id)
             log.warning("report refused", child=child, key=str(report.key), code=err.code, error=str(err))
 
     async def _arrived(self, members: list[Member]) -> None:

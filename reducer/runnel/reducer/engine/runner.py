@@ -6,88 +6,37 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
-import json
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Coroutine, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
 
 from runnel.common.aggregation import weighted_mean_metrics
 from runnel.common.blobs import BlobStore
-from runnel.common.errors import IllegalState, NotEnoughClients, RunnelError
+from runnel.common.errors import NotEnoughClients, RunnelError
 from runnel.common.protocol import (
-    Assignment,
     AssignmentKey,
-    BlobRef,
-    Cancel,
-    Close,
-    Downward,
-    PayloadKind,
-    Progress,
-    Released,
-    Report,
-    Settled,
-    Settlement,
     Work,
 )
-from runnel.reducer.domain.collection import Collection, Order, SlotState
+from runnel.reducer.domain.collection import Collection, SlotState
 from runnel.reducer.domain.lifecycle import require_transition
-from runnel.reducer.domain.roster import Roster
 from runnel.reducer.domain.selection import select_clients
-from runnel.reducer.domain.values import RoundView, SessionConfig, SessionStatus
-from runnel.reducer.engine.reduction import Reduction, check_payload
+from runnel.reducer.domain.values import RoundView, SessionStatus
+from runnel.reducer.engine.exchange import Exchange, Network
+from runnel.reducer.engine.position import Position
+from runnel.reducer.engine.reduction import Reduction
 from runnel.reducer.store import ledger
 from runnel.reducer.store.journal import Journal, Transaction
-from runnel.reducer.store.tables import ModelRow, PackageRow, RoundRow, SessionRow
+from runnel.reducer.store.tables import ModelRow, RoundRow, SessionRow
 
 log = structlog.get_logger()
 
 # A validation waits so long for clients that are attached nowhere; it changes no model.
 MISSING_GRACE_S = 10.0
 RETRY_PAUSE_S = 1.0
-
-
-class Network(Protocol):
-    """What a session needs of the nodes below."""
-
-    @property
-    def roster(self) -> Roster:
-        """Who is attached where."""
-
-    def send(self, child: str, message: Downward) -> None:
-        """Send to a directly attached node; of no effect when it is gone."""
-
-    def register(self, order: Order, runner: SessionRunner) -> None:
-        """Route what comes up for this order to ``runner``."""
-
-    def unregister(self, order_ids: Iterable[str]) -> None:
-        """Refuse what still comes up for these orders."""
-
-
-@dataclass(slots=True, kw_only=True)
-class Position:
-    """Where the session is; a copy of its row, kept up by the runner alone."""
-
-    session_id: str
-    organisation: str
-    config: SessionConfig
-    seed: int
-    package: BlobRef
-    model_id: str
-    model: BlobRef
-    optimizer_state: str | None
-    round: int
-    history: tuple[SessionStatus, ...]
-    phase_since: float = field(default_factory=time.monotonic)
-
-    @property
-    def phase(self) -> SessionStatus:
-        """The present phase."""
-        return self.history[-1]
 
 
 class _Stopped(Exception):
@@ -115,8 +64,7 @@ class SessionRunner:
         self._new_order_id = new_order_id
         self._wake = asyncio.Event()
         self._stopping = False
-        self._collection: Collection | None = None
-        self._stages: dict[str, str] = {}
+        self._exchange: Exchange | None = None
 
     # ---- events, called on the loop by the engine
 
@@ -134,162 +82,21 @@ class SessionRunner:
         """Take over a new number of rounds."""
         self.position.config = dataclasses.replace(self.position.config, rounds=rounds)
 
-    def order_refused(self, order_id: str) -> None:
-        """The report of an order can't be used: give the order up, and count its clients as failed here."""
-        collection = self._collection
-        order = None if collection is None else collection.orders.pop(order_id, None)
-        if collection is not None and order is not None:
-            collection.refused(order)
-            self._network.unregister([order_id])
-        self._wake.set()
-
     def roster_changed(self) -> None:
         """Somebody came or went."""
         self._wake.set()
 
     def child_gone(self, child: str) -> None:
         """A directly attached node detached."""
-        if self._collection is not None:
-            self._network.unregister(order.order_id for order in self._collection.child_gone(child))
-        self._wake.set()
-
-    def progressed(self, progress: Progress) -> None:
-        """A node below tells how far a client is."""
-        collection = self._collection
-        if collection is None or progress.key != collection.key:
-            return
-        collection.progressed(progress.order_id, progress.client, progress.stage)
-        self._stages[progress.client] = progress.detail or progress.stage.value
-        self._show()
-        self._wake.set()
-
-    def released(self, child: str, released: Released) -> None:
-        """A node below gives up clients of an order."""
-        if self._collection is not None and (order := self._collection.orders.get(released.order_id)):
-            if order.child == child:
-                self._collection.released(released.order_id, released.clients)
-            self._wake.set()
+        if self._exchange is not None:
+            self._exchange.child_gone(child)
 
     def state_of(self, key: AssignmentKey, client: str) -> SlotState | None:
         """Return how the slot stands if it is of the phase under way, else None."""
-        if self._collection is None or self._collection.key != key:
+        if self._exchange is None or self._exchange.collection.key != key:
             return None
-        slot = self._collection.slots.get(client)
+        slot = self._exchange.collection.slots.get(client)
         return SlotState.LATE if slot is None else slot.state
-
-    def require_order(self, order_id: str, child: str) -> None:
-        """Raise :class:`IllegalState` unless the order is living and of ``child``."""
-        if self._collection is None:
-            raise IllegalState(f"Order {order_id} is closed.", order_id=order_id, child=child)
-        self._collection.require_order(order_id, child)
-
-    async def report(self, child: str, report: Report, payload: Path | None) -> None:
-        """Check a report, make it durable, settle it with those below.
-
-        Raises:
-            RunnelError: it is refused; the clients keep their copies and are asked again, or it was theirs that is bad.
-        """
-        collection = self._collection
-        if collection is None or collection.key != report.key:
-            raise IllegalState(f"{report.key} is over; the report of {child} is too late.", order_id=report.order_id)
-        collection.require_order(report.order_id, child)
-        report = await check_payload(report, child, payload, self._blobs.path(self.position.model))
-        counted = [o.client for o in report.outcomes if o.failure is None]
-        failed = [o.client for o in report.outcomes if o.failure is not None]
-        taken = False
-        try:
-            late, taken = await self._enter(collection, report, child, payload), True
-        finally:
-            if not taken:
-                collection.unreported(report.order_id)
-        self._network.unregister([report.order_id])
-        self.settle(report.key, counted, Settlement.COUNTED)
-        self.settle(report.key, failed, Settlement.DISCARDED)
-        for outcome in report.outcomes:
-            self._stages[outcome.client] = "failed" if outcome.failure else "counted"
-        log.debug("report", key=str(report.key), child=child, counted=len(counted), failed=len(failed), late=len(late))
-        self._show()
-        self._wake.set()
-
-    async def _enter(self, collection: Collection, report: Report, child: str, payload: Path | None) -> list[str]:
-        """Write a report into the ledger; the clients that it left out are late."""
-        counted = [o.client for o in report.outcomes if o.failure is None]
-        failed = {o.client: o.failure for o in report.outcomes if o.failure is not None}
-        async with self._journal.transaction() as tx:
-            await ledger.note_outcomes(tx.session, report.key, report.order_id, report.outcomes)
-            if payload is not None and report.payload_kind is not PayloadKind.NONE:
-                await ledger.add_partial(tx.session, report, child, payload.name)
-            for client, failure in failed.items():
-                await tx.record(
-                    "client.failed",
-                    self.position.organisation,
-                    self.session_id,
-                    client=client,
-                    round=report.key.round,
-                    work=report.key.work.value,
-                    code=failure.code,
-                    message=failure.message,
-                )
-            await tx.session.flush()
-            # Last before the commit: the order may have died meanwhile, then this refuses and nothing is written.
-            return collection.reported(report.order_id, child, counted, list(failed))
-
-    # ---- sending
-
-    def settle(self, key: AssignmentKey, clients: Iterable[str], settlement: Settlement) -> None:
-        """Tell clients, wherever they are attached now, that they may forget their copy."""
-        for child, names in self._by_route(clients).items():
-            self._network.send(child, Settled(key=key, clients=names, settlement=settlement))
-
-    def _by_route(self, clients: Iterable[str]) -> dict[str, tuple[str, ...]]:
-        routes: dict[str, list[str]] = {}
-        for client in clients:
-            if (child := self._network.roster.route(client)) is not None:
-                routes.setdefault(child, []).append(client)
-        return {child: tuple(names) for child, names in routes.items()}
-
-    def _place(self, collection: Collection, remaining_s: float) -> None:
-        position = self.position
-        for order in collection.place(self._network.roster.route):
-            self._network.register(order, self)
-            self._network.send(
-                order.child,
-                Assignment(
-                    order_id=order.order_id,
-                    key=collection.key,
-                    clients=tuple(sorted(order.clients)),
-                    package=position.package,
-                    model=position.model,
-                    client_settings=_settings_text(position.config.client_settings),
-                    remaining_s=remaining_s,
-                ),
-            )
-
-    def _call_off(self, collection: Collection, reason: str) -> None:
-        """Fence what is still out, and tell the clients to stop."""
-        for order in collection.orders.values():
-            self._network.send(order.child, Cancel(order_id=order.order_id, reason=reason))
-        self._network.unregister(list(collection.orders))
-        collection.orders.clear()
-        left = collection.clients_in(*(set(SlotState) - {SlotState.COUNTED}))
-        for child, names in self._by_route(left).items():
-            self._network.send(child, Cancel(key=collection.key, clients=names, reason=reason))
-
-    def _show(self) -> None:
-        if self._collection is None:
-            return
-        counts = self._collection.counts
-        self._journal.show(
-            self.session_id,
-            {
-                "round": self._collection.key.round,
-                "work": self._collection.key.work.value,
-                "asked": counts.asked,
-                "counted": counts.counted + counts.noted,
-                "failed": counts.failed,
-                "stages": dict(self._stages),
-            },
-        )
 
     # ---- the session
 
@@ -358,9 +165,8 @@ class SessionRunner:
         log.info("session phase", session_id=self.session_id, phase=to.value, round=row.round)
 
     async def _end(self, status: SessionStatus, reason: str | None) -> None:
-        if self._collection is not None:
-            self._call_off(self._collection, reason or status.value)
-            self._collection = None
+        if self._exchange is not None:
+            self._close(self._exchange, reason or status.value)
 
         async def change(_tx: Transaction, row: SessionRow) -> None:
             row.reason = reason
@@ -439,27 +245,38 @@ class SessionRunner:
     def _key(self, work: Work) -> AssignmentKey:
         return AssignmentKey(session_id=self.session_id, round=self.position.round, work=work)
 
-    async def _open(self, work: Work, wanted: int | None) -> Collection:
+    async def _open(self, work: Work, wanted: int | None) -> Exchange:
         """Take over the slots of the present phase as they are stored."""
         collection = Collection(key=self._key(work), wanted=wanted, new_order_id=self._new_order_id)
         async with self._journal.database.read() as tx:
             collection.restore({row.client: SlotState(row.state) for row in await ledger.slots(tx, collection.key)})
-        self._collection, self._stages = collection, {}
-        return collection
+        self._exchange = Exchange(
+            collection,
+            position=self.position,
+            network=self._network,
+            journal=self._journal,
+            blobs=self._blobs,
+            wake=self._wake.set,
+        )
+        return self._exchange
+
+    def _close(self, exchange: Exchange, reason: str) -> None:
+        exchange.call_off(reason)
+        self._exchange = None
 
     async def _train(self) -> None:
         config = self.position.config
-        collection = await self._open(Work.TRAIN, config.buffer)
+        exchange = await self._open(Work.TRAIN, config.buffer)
+        collection = exchange.collection
         for attempt in range(config.retries + 1):
-            await self._collect(collection)
+            await exchange.collect(self._woken)
             if collection.counts.counted >= config.min_clients:
                 break
             if attempt < config.retries:
                 await self._try_again(collection, attempt)
         else:
             raise await self._too_few(collection)
-        self._call_off(collection, "the round is closed")
-        self._collection = None
+        self._close(exchange, "the round is closed")
 
         async def change(tx: Transaction, _row: SessionRow) -> None:
             await ledger.mark_late(tx.session, collection.key)
@@ -502,42 +319,6 @@ class SessionRunner:
             hint=f"See `runnel session logs {self.session_id}`, then `runnel session resume {self.session_id}`.",
             session=self.session_id,
         )
-
-    async def _collect(self, collection: Collection, missing_grace_s: float | None = None) -> None:
-        """Ask, and wait until the phase is closed and all its reports are in."""
-        timeout_s = self.position.config.round_timeout_s
-        deadline = time.monotonic() + timeout_s
-        hard_deadline = deadline + timeout_s
-        missing_since: float | None = None
-        while True:
-            now = time.monotonic()
-            closed = collection.enough or now >= deadline
-            if closed:
-                for order in collection.close():
-                    self._network.send(order.child, Close(order_id=order.order_id))
-            else:
-                self._place(collection, deadline - now)
-            if collection.answered or (closed and not collection.orders):
-                return
-            until = deadline if now < deadline else hard_deadline
-            if missing_grace_s is not None and collection.only_missing_left:
-                missing_since = missing_since or now
-                if now >= missing_since + missing_grace_s:
-                    return
-                until = min(until, missing_since + missing_grace_s)
-            else:
-                missing_since = None
-            if now >= hard_deadline:
-                self._fence(collection)
-                return
-            await self._woken(until)
-
-    def _fence(self, collection: Collection) -> None:
-        """Give up orders that were told to report and did not, though their node is attached."""
-        for order in list(collection.orders.values()):
-            log.error("order given up", session_id=self.session_id, order_id=order.order_id, child=order.child)
-            self._network.send(order.child, Cancel(order_id=order.order_id, reason="no report after it was closed"))
-            self._network.unregister(o.order_id for o in collection.child_gone(order.child))
 
     async def _woken(self, deadline: float) -> bool:
         """Wait for an event; False when ``deadline`` (monotonic seconds) came first."""
@@ -616,14 +397,14 @@ class SessionRunner:
         return every > 0 and (self.position.round % every == 0 or self.position.round >= rounds)
 
     async def _validate(self) -> None:
-        collection = await self._open(Work.VALIDATE, None)
-        await self._collect(collection, MISSING_GRACE_S)
-        self._call_off(collection, "the round is closed")
-        self._collection = None
+        exchange = await self._open(Work.VALIDATE, None)
+        await exchange.collect(self._woken, MISSING_GRACE_S)
+        self._close(exchange, "the round is closed")
+        key = exchange.collection.key
 
         async def change(tx: Transaction, row: SessionRow) -> None:
-            await ledger.mark_late(tx.session, collection.key)
-            counted = [s for s in await ledger.slots(tx.session, collection.key) if s.state == "counted"]
+            await ledger.mark_late(tx.session, key)
+            counted = [s for s in await ledger.slots(tx.session, key) if s.state == "counted"]
             current = await tx.session.get_one(RoundRow, (self.session_id, row.round))
             current.metrics = weighted_mean_metrics((s.weight or 0.0, s.metrics) for s in counted)
             row.model_id = current.model_id or row.model_id
@@ -646,30 +427,3 @@ def round_json(view: RoundView) -> dict[str, Any]:
         "metrics": dict(view.metrics),
         "train_metrics": dict(view.train_metrics),
     }
-
-
-def _settings_text(settings: Mapping[str, Any]) -> str:
-    return json.dumps(settings, sort_keys=True)
-
-
-async def position_of(tx: Any, session_id: str) -> Position:
-    """Read where a session is; ``tx`` is an open database session."""
-    row = await ledger.require_session(tx, session_id)
-    model_id = row.model_id
-    current = await tx.get(RoundRow, (session_id, row.round))
-    if row.phase == SessionStatus.VALIDATING.value and current is not None and current.model_id is not None:
-        model_id = current.model_id
-    model = await tx.get_one(ModelRow, model_id)
-    package = await tx.get_one(PackageRow, row.package_digest)
-    return Position(
-        session_id=row.id,
-        organisation=row.organisation_id,
-        config=ledger.config_from_json(row.config),
-        seed=row.seed,
-        package=BlobRef(sha256=package.digest, size_bytes=package.size_bytes),
-        model_id=model.id,
-        model=BlobRef(sha256=model.digest, size_bytes=model.size_bytes),
-        optimizer_state=model.optimizer_state,
-        round=row.round,
-        history=(SessionStatus(row.phase),),
-    )

@@ -114,8 +114,9 @@ class Gateway:
                 attached=attached is not None and attached.node_id != ask.node_id,
             )
         identity = NodeIdentity(name=ask.name, node_id=ask.node_id, kind=ask.kind, organisation=organisation)
-        member = None
-        if ask.kind is NodeKind.CLIENT:
+        if ask.kind is NodeKind.COMBINER:
+            member = roster.parent_for(ask.name, ask.prefer) if ask.prefer else None
+        else:
             member = roster.place(
                 prefer=ask.prefer,
                 stay=ask.attached_to,

@@ -1,0 +1,260 @@
+"""One phase of one round as it is carried out: orders go down, reports come up and are made durable."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
+from typing import Protocol
+
+import structlog
+
+from runnel.common.blobs import BlobStore
+from runnel.common.protocol import (
+    Assignment,
+    Cancel,
+    Close,
+    Downward,
+    PayloadKind,
+    Progress,
+    Released,
+    Report,
+    Settled,
+    Settlement,
+)
+from runnel.reducer.domain.collection import Collection, Order, SlotState
+from runnel.reducer.domain.roster import Roster
+from runnel.reducer.engine.position import Position
+from runnel.reducer.engine.reduction import check_payload
+from runnel.reducer.store import ledger
+from runnel.reducer.store.journal import Journal
+
+log = structlog.get_logger()
+
+
+class Network(Protocol):
+    """What a session needs of the nodes below."""
+
+    @property
+    def roster(self) -> Roster:
+        """Who is attached where."""
+
+    def send(self, child: str, message: Downward) -> None:
+        """Send to a directly attached node; of no effect when it is gone."""
+
+    def register(self, order: Order, exchange: Exchange) -> None:
+        """Route what comes up for this order to ``exchange``."""
+
+    def unregister(self, order_ids: Iterable[str]) -> None:
+        """Refuse what still comes up for these orders."""
+
+
+class Exchange:
+    """Carries out one :class:`Collection`: places its orders, takes its reports, settles them.
+
+    The methods that take news are called on the loop by the engine, between the steps of :meth:`collect`.
+
+    Args:
+        collection: the slots and orders.
+        position: where the session is; not modified.
+        network: the nodes below.
+        journal: the durable state.
+        blobs: where the global model lies.
+        wake: is called after each change, so that who waits looks again.
+    """
+
+    def __init__(
+        self,
+        collection: Collection,
+        *,
+        position: Position,
+        network: Network,
+        journal: Journal,
+        blobs: BlobStore,
+        wake: Callable[[], None],
+    ) -> None:
+        self.collection = collection
+        self.position = position
+        self._network = network
+        self._journal = journal
+        self._blobs = blobs
+        self._wake = wake
+        self._stages: dict[str, str] = {}
+
+    # ---- news from below
+
+    def child_gone(self, child: str) -> None:
+        """A directly attached node detached."""
+        self._network.unregister(order.order_id for order in self.collection.child_gone(child))
+        self._wake()
+
+    def progressed(self, progress: Progress) -> None:
+        """A node below tells how far a client is."""
+        if progress.key == self.collection.key:
+            self.collection.progressed(progress.order_id, progress.client, progress.stage)
+            self._stages[progress.client] = progress.detail or progress.stage.value
+            self._show()
+            self._wake()
+
+    def released(self, child: str, released: Released) -> None:
+        """A node below gives up clients of an order."""
+        order = self.collection.orders.get(released.order_id)
+        if order is not None and order.child == child:
+            self.collection.released(released.order_id, released.clients)
+            self._wake()
+
+    def refused(self, order_id: str) -> None:
+        """The report of an order can't be used: give the order up, and count its clients as failed here."""
+        order = self.collection.orders.pop(order_id, None)
+        if order is not None:
+            self.collection.refused(order)
+            self._network.unregister([order_id])
+            self._wake()
+
+    async def report(self, child: str, report: Report, payload: Path | None) -> None:
+        """Check a report, make it durable, settle it with those below.
+
+        Raises:
+            RunnelError: it is refused; the clients keep their copies and are asked again, or it was theirs that is bad.
+        """
+        collection = self.collection
+        collection.require_order(report.order_id, child)
+        report = await check_payload(report, child, payload, self._blobs.path(self.position.model))
+        counted = [o.client for o in report.outcomes if o.failure is None]
+        failed = [o.client for o in report.outcomes if o.failure is not None]
+        taken = False
+        try:
+            late, taken = await self._enter(report, child, payload), True
+        finally:
+            if not taken:
+                collection.unreported(report.order_id)
+        self._network.unregister([report.order_id])
+        self.settle(counted, Settlement.COUNTED)
+        self.settle(failed, Settlement.DISCARDED)
+        for outcome in report.outcomes:
+            self._stages[outcome.client] = "failed" if outcome.failure else "counted"
+        log.debug("report", key=str(report.key), child=child, counted=len(counted), failed=len(failed), late=len(late))
+        self._show()
+        self._wake()
+
+    async def _enter(self, report: Report, child: str, payload: Path | None) -> list[str]:
+        """Write a report into the ledger; the clients that it left out are late."""
+        counted = [o.client for o in report.outcomes if o.failure is None]
+        failed = {o.client: o.failure for o in report.outcomes if o.failure is not None}
+        async with self._journal.transaction() as tx:
+            await ledger.note_outcomes(tx.session, report.key, report.order_id, report.outcomes)
+            if payload is not None and report.payload_kind is not PayloadKind.NONE:
+                await ledger.add_partial(tx.session, report, child, payload.name)
+            for client, failure in failed.items():
+                await tx.record(
+                    "client.failed",
+                    self.position.organisation,
+                    self.position.session_id,
+                    client=client,
+                    round=report.key.round,
+                    work=report.key.work.value,
+                    code=failure.code,
+                    message=failure.message,
+                )
+            await tx.session.flush()
+            # Last before the commit: the order may have died meanwhile, then this refuses and nothing is written.
+            return self.collection.reported(report.order_id, child, counted, list(failed))
+
+    # ---- sending
+
+    # ---- what goes down
+
+    def settle(self, clients: Iterable[str], settlement: Settlement) -> None:
+        """Tell clients, wherever they are attached now, that they may forget their copy."""
+        for child, names in self._by_route(clients).items():
+            self._network.send(child, Settled(key=self.collection.key, clients=names, settlement=settlement))
+
+    def call_off(self, reason: str) -> None:
+        """Fence what is still out, and tell the clients to stop."""
+        for order in self.collection.orders.values():
+            self._network.send(order.child, Cancel(order_id=order.order_id, reason=reason))
+        self._network.unregister(list(self.collection.orders))
+        self.collection.orders.clear()
+        left = self.collection.clients_in(*(set(SlotState) - {SlotState.COUNTED}))
+        for child, names in self._by_route(left).items():
+            self._network.send(child, Cancel(key=self.collection.key, clients=names, reason=reason))
+
+    async def collect(self, woken: Callable[[float], Awaitable[object]], missing_grace_s: float | None = None) -> None:
+        """Ask, and wait until the phase is closed and all its reports are in.
+
+        Args:
+            woken: waits for a change, or until a time (monotonic seconds).
+            missing_grace_s: wait no longer than this for clients that are attached nowhere; None: until the time-out.
+        """
+        collection, timeout_s = self.collection, self.position.config.round_timeout_s
+        deadline = time.monotonic() + timeout_s
+        hard_deadline = deadline + timeout_s
+        missing_since: float | None = None
+        while True:
+            now = time.monotonic()
+            closed = collection.enough or now >= deadline
+            if closed:
+                for order in collection.close():
+                    self._network.send(order.child, Close(order_id=order.order_id))
+            else:
+                self._place(deadline - now)
+            if collection.answered or (closed and not collection.orders):
+                return
+            until = deadline if now < deadline else hard_deadline
+            if missing_grace_s is not None and collection.only_missing_left:
+                missing_since = missing_since or now
+                if now >= missing_since + missing_grace_s:
+                    return
+                until = min(until, missing_since + missing_grace_s)
+            else:
+                missing_since = None
+            if now >= hard_deadline:
+                self._give_up()
+                return
+            await woken(until)
+
+    def _place(self, remaining_s: float) -> None:
+        position = self.position
+        for order in self.collection.place(self._network.roster.route):
+            self._network.register(order, self)
+            self._network.send(
+                order.child,
+                Assignment(
+                    order_id=order.order_id,
+                    key=self.collection.key,
+                    clients=tuple(sorted(order.clients)),
+                    package=position.package,
+                    model=position.model,
+                    client_settings=json.dumps(position.config.client_settings, sort_keys=True),
+                    remaining_s=remaining_s,
+                ),
+            )
+
+    def _give_up(self) -> None:
+        """Fence orders that were told to report and did not, though their node is attached."""
+        for order in list(self.collection.orders.values()):
+            log.error("order given up", key=str(order.order_id), child=order.child)
+            self._network.send(order.child, Cancel(order_id=order.order_id, reason="no report after it was closed"))
+            self.child_gone(order.child)
+
+    def _by_route(self, clients: Iterable[str]) -> dict[str, tuple[str, ...]]:
+        routes: dict[str, list[str]] = {}
+        for client in clients:
+            if (child := self._network.roster.route(client)) is not None:
+                routes.setdefault(child, []).append(client)
+        return {child: tuple(names) for child, names in routes.items()}
+
+    def _show(self) -> None:
+        counts = self.collection.counts
+        self._journal.show(
+            self.position.session_id,
+            {
+                "round": self.collection.key.round,
+                "work": self.collection.key.work.value,
+                "asked": counts.asked,
+                "counted": counts.counted + counts.noted,
+                "failed": counts.failed,
+                "stages": dict(self._stages),
+            },
+        )

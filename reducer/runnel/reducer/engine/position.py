@@ -1,0 +1,58 @@
+"""Where a session is, as its runner knows it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from runnel.common.protocol import BlobRef
+from runnel.reducer.domain.values import SessionConfig, SessionStatus
+from runnel.reducer.store import ledger
+from runnel.reducer.store.tables import ModelRow, PackageRow, RoundRow
+
+
+@dataclass(slots=True, kw_only=True)
+class Position:
+    """Where the session is; a copy of its row, kept up by the runner alone."""
+
+    session_id: str
+    organisation: str
+    config: SessionConfig
+    seed: int
+    package: BlobRef
+    model_id: str
+    model: BlobRef
+    optimizer_state: str | None
+    round: int
+    history: tuple[SessionStatus, ...]
+    phase_since: float = field(default_factory=time.monotonic)
+
+    @property
+    def phase(self) -> SessionStatus:
+        """The present phase."""
+        return self.history[-1]
+
+
+async def position_of(tx: AsyncSession, session_id: str) -> Position:
+    """Read where a session is; ``tx`` is an open database session."""
+    row = await ledger.require_session(tx, session_id)
+    model_id = row.model_id
+    current = await tx.get(RoundRow, (session_id, row.round))
+    if row.phase == SessionStatus.VALIDATING.value and current is not None and current.model_id is not None:
+        model_id = current.model_id
+    model = await tx.get_one(ModelRow, model_id)
+    package = await tx.get_one(PackageRow, row.package_digest)
+    return Position(
+        session_id=row.id,
+        organisation=row.organisation_id,
+        config=ledger.config_from_json(row.config),
+        seed=row.seed,
+        package=BlobRef(sha256=package.digest, size_bytes=package.size_bytes),
+        model_id=model.id,
+        model=BlobRef(sha256=model.digest, size_bytes=model.size_bytes),
+        optimizer_state=model.optimizer_state,
+        round=row.round,
+        history=(SessionStatus(row.phase),),
+    )

@@ -1,0 +1,59 @@
+"""Commands that are imported when they are called, so that ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+
+class Entry(NamedTuple):
+    """Where a command lives (a module with a Typer ``app``) and its line in the list of commands."""
+
+    module: str
+    help: str
+
+
+def lazy_app(entries: Mapping[str, Entry], *, help: str, epilog: str) -> typer.Typer:
+    """Make the application whose commands are ``entries``."""
+
+    class Commands(TyperGroup):
+        """Lists placeholders, calls the real ones."""
+
+        def __init__(self, **attributes: Any) -> None:
+            super().__init__(**attributes)
+            for name, entry in entries.items():
+                self.add_command(TyperCommand(name, help=entry.help, rich_markup_mode=None), name)
+
+        def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+            name, command, rest = super().resolve_command(ctx, args)
+            return name, command if name is None else load(name, entries[name]), rest
+
+    app = typer.Typer(
+        cls=Commands, help=help, epilog=epilog, no_args_is_help=True, rich_markup_mode=None, add_completion=True
+    )
+    app.callback()(_nothing)
+    return app
+
+
+def load(name: str, entry: Entry) -> Any:
+    """Import a command and return what Typer makes of its ``app``, with the plain help that all commands have."""
+    command = typer.main.get_command(importlib.import_module(entry.module).app)
+    command.name = name
+    if command.help is None:
+        command.help = entry.help
+    _plain(command)
+    return command
+
+
+def _plain(command: Any) -> None:
+    command.rich_markup_mode = None
+    for inner in getattr(command, "commands", {}).values():
+        _plain(inner)
+
+
+def _nothing() -> None:
+    """A group has a callback, or Typer takes a single command for the whole application."""

@@ -1,0 +1,224 @@
+"""What other code may rely on: the names that each package re-exports. A change here is a change for users.
+
+After a change that is meant: ``python -m tests.unit.test_public_names`` writes the table anew; review the difference.
+"""
+
+from __future__ import annotations
+
+import importlib
+import tomllib
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.unit
+
+ROOT = Path(__file__).parents[2]
+
+PUBLIC: dict[str, list[str]] = {
+    "runnel.client": [],
+    "runnel.client.domain": [
+        "Notes",
+        "TrainResult",
+        "ValidateResult",
+        "check_settings",
+        "read_notes",
+    ],
+    "runnel.client.runtimes": [
+        "Call",
+        "EnvironmentCache",
+        "Finished",
+        "Guard",
+        "Limits",
+        "LineSink",
+        "LogCapture",
+        "PackageFiles",
+        "Prepared",
+        "PreparedProcess",
+        "ProcessRuntime",
+        "Runtime",
+        "describe_status",
+        "entry_point_variables",
+        "process_variables",
+        "site_variables",
+    ],
+    "runnel.combiner": [],
+    "runnel.combiner.domain": [
+        "Decision",
+        "Finish",
+        "Fold",
+        "Membership",
+        "Order",
+        "OrderBook",
+        "SendDown",
+        "SendUp",
+        "SlotState",
+    ],
+    "runnel.common": [],
+    "runnel.common.aggregation": [
+        "FedAdagrad",
+        "FedAdam",
+        "FedAvg",
+        "FedAvgM",
+        "FedYogi",
+        "OPTIMIZERS",
+        "Part",
+        "Reduced",
+        "ServerOptimizer",
+        "WeightedSum",
+        "make_optimizer",
+        "reduce_round",
+        "weighted_mean_metrics",
+    ],
+    "runnel.common.blobs": [
+        "BLOCK_BYTES",
+        "BlobStore",
+        "EMPTY",
+        "Spool",
+        "SpoolFile",
+        "digest_file",
+        "in_thread",
+        "is_sha256",
+        "storage_errors",
+        "to_its_end",
+    ],
+    "runnel.common.tensors": [
+        "AtomicFile",
+        "BLOCK_PARAMS",
+        "Block",
+        "DEFAULT_MAX_BYTES",
+        "DTYPES",
+        "ModelSchema",
+        "NpzModel",
+        "NpzWriter",
+        "Span",
+        "TensorSpec",
+        "cast_block",
+        "magnitude",
+        "normalise",
+        "open_npz",
+        "storage_errors",
+        "write_npz",
+    ],
+    "runnel.compute_package": [
+        "Description",
+        "Manifest",
+        "ManifestKind",
+        "PackageFile",
+        "Packed",
+        "UnpackLimits",
+        "describe",
+        "pack",
+        "read_manifest",
+        "unpack",
+        "write_template",
+    ],
+    "runnel.reducer": [],
+    "runnel.reducer.domain": [],
+    "runnel.reducer.engine": [],
+    "runnel.reducer.http": [
+        "HttpServer",
+        "create_app",
+        "round_document",
+        "session_document",
+    ],
+    "runnel.reducer.rpc": [],
+    "runnel.reducer.store": [],
+    "runnel.sdk": [
+        "Attempts",
+        "Contribution",
+        "DEFAULT_URL",
+        "Event",
+        "LogLine",
+        "Model",
+        "Network",
+        "Node",
+        "Package",
+        "Round",
+        "Session",
+        "Status",
+        "Token",
+    ],
+    "runnel.transport": [
+        "Address",
+        "Attached",
+        "Child",
+        "ClientTls",
+        "CredentialIssuer",
+        "CredentialVerifier",
+        "Detached",
+        "DirectoryHandler",
+        "DirectoryServer",
+        "JoinAsk",
+        "LinkEvent",
+        "Mailbox",
+        "NodeIdentity",
+        "Place",
+        "Received",
+        "RetryPolicy",
+        "RpcServer",
+        "STATUS",
+        "ServerTls",
+        "UplinkHandler",
+        "UplinkLink",
+        "UplinkServer",
+        "bearer",
+        "bearer_metadata",
+        "is_loopback",
+        "join",
+        "load_or_create_key",
+        "open_channel",
+        "parse_address",
+        "problem_of",
+        "rpc_errors",
+        "status_of",
+    ],
+}
+# ---- end of the table
+
+
+def packages() -> list[str]:
+    """Return all packages of the distribution, generated ones excepted, by their dotted names."""
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
+    folders = [
+        path.parent.relative_to((ROOT / each).parent)
+        for each in build["targets"]["wheel"]["packages"]
+        for path in (ROOT / each).rglob("__init__.py")
+    ]
+    return sorted(".".join(folder.parts) for folder in folders if "migrations" not in folder.parts)
+
+
+def exported(package: str) -> list[str]:
+    return sorted(getattr(importlib.import_module(package), "__all__", []))
+
+
+def test_the_table_has_every_package() -> None:
+    assert list(PUBLIC) == packages()
+
+
+@pytest.mark.parametrize("package", PUBLIC)
+def test_public_names_are_those_of_the_table(package: str) -> None:
+    assert exported(package) == PUBLIC[package]
+
+
+@pytest.mark.parametrize("package", PUBLIC)
+def test_every_public_name_exists(package: str) -> None:
+    module = importlib.import_module(package)
+    assert [name for name in PUBLIC[package] if not hasattr(module, name)] == []
+    assert [name for name in PUBLIC[package] if name.startswith("_")] == []
+
+
+def _write_table() -> None:
+    file = Path(__file__)
+    head, rest = file.read_text().split("\nPUBLIC: ", 1)
+    tail = rest[rest.index("\n# ---- end of the table") :]
+    lines = []
+    for package in packages():
+        names = "".join(f'        "{name}",\n' for name in exported(package))
+        lines.append(f'    "{package}": [\n{names}    ],\n' if names else f'    "{package}": [],\n')
+    table = "".join(lines)
+    file.write_text(f"{head}\nPUBLIC: dict[str, list[str]] = {{\n{table}}}{tail}")
+
+
+if __name__ == "__main__":
+    _write_table()
