@@ -51,7 +51,8 @@ async def no_task_left_behind() -> AsyncIterator[None]:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
     yield
-    if before := item.stash.get(_BEFORE, None):
+    before = item.stash.get(_BEFORE, None)
+    if before and item.get_closest_marker("restarts") is None:
         left = before.left_since(children=_has_children(item))
         if left:
             pytest.fail("left behind: " + "; ".join(left), pytrace=False)

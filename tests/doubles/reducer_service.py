@@ -53,6 +53,7 @@ class InMemoryReducer:
         self.gate = asyncio.Event()
         self.gate.set()
         self.waiting = 0
+        self.authentications = 0
         self.effects: list[str] = []
         self.blocks: list[int] = []
         self.following = 0
@@ -67,6 +68,7 @@ class InMemoryReducer:
         self._followers: list[asyncio.Queue[Mapping[str, Any]]] = []
 
     async def authenticate(self, bearer: str | None) -> Caller:
+        self.authentications += 1
         if self.insecure:
             return Caller(token_id="", role=Role.OPERATOR, organisation="default")
         roles = {OPERATOR_TOKEN: Role.OPERATOR, VIEWER_TOKEN: Role.VIEWER}

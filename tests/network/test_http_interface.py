@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-from collections.abc import AsyncIterator, Iterator
+import json
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from structlog.testing import capture_logs
 from runnel.reducer.http import round_document
 from tests.doubles.reducer_service import VIEWER_TOKEN
 from tests.doubles.serving import Served, serving
+from tests.eventually import eventually
 
 pytestmark = pytest.mark.network
 
@@ -206,18 +208,23 @@ async def test_a_body_that_is_not_what_was_announced_is_refused(served: Served) 
 
 
 async def test_an_upload_refused_half_way_is_told_why(served: Served) -> None:
-    def slow() -> Iterator[bytes]:
-        for _ in range(64):
-            yield bytes(1 << 20)
-
-    async def body() -> AsyncIterator[bytes]:
-        for block in slow():
-            yield block
-
+    """A caller that sends everything before it reads gets the answer, not a connection reset."""
     served.reducer.refuse_packages = True
-    answer = await served.http.post("/packages", content=body())
-    assert (answer.status_code, answer.json()["code"]) == (422, "bad_package")
-    assert answer.json()["fields"] == {"member": "train.py"}
+    host, _, port = served.server.address.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    size = 64 << 20
+    head = f"POST /api/v1/packages HTTP/1.1\r\nHost: {host}\r\nContent-Length: {size}\r\nConnection: close\r\n\r\n"
+    writer.write(head.encode())
+    for _ in range(64):
+        writer.write(bytes(1 << 20))
+        await writer.drain()
+    answer = await reader.read()
+    writer.close()
+    await writer.wait_closed()
+    lines, _, body = answer.partition(b"\r\n\r\n")
+    assert lines.startswith(b"HTTP/1.1 422 ")
+    problem = json.loads(body)
+    assert (problem["code"], problem["fields"]) == ("bad_package", {"member": "train.py"})
     assert len(served.reducer.blocks) == 1
 
 
@@ -240,11 +247,15 @@ async def test_a_repeated_post_has_one_effect(served: Served) -> None:
 async def test_a_second_post_waits_for_the_first_that_is_at_work(served: Served) -> None:
     wanted = await seeded(served)
     served.reducer.gate.clear()
+    served.reducer.authentications = 0
     key = {"Idempotency-Key": "k-1"}
     async with asyncio.TaskGroup() as tasks:
-        both = [tasks.create_task(served.http.post("/sessions", json=wanted, headers=key)) for _ in range(2)]
+        first = tasks.create_task(served.http.post("/sessions", json=wanted, headers=key))
+        await eventually(lambda: served.reducer.waiting == 1)
+        second = tasks.create_task(served.http.post("/sessions", json=wanted, headers=key))
+        await eventually(lambda: served.reducer.authentications == 2)
         served.reducer.gate.set()
-    assert both[0].result().json() == both[1].result().json()
+    assert first.result().json() == second.result().json()
     assert served.reducer.effects.count("session") == 1
 
 

@@ -23,7 +23,16 @@ from runnel.common.errors import (
     Unreachable,
 )
 from runnel.common.protocol import Close, Heartbeat, NodeKind, Welcome
-from runnel.transport import Attached, CredentialVerifier, Detached, Received, RpcServer, UplinkLink, UplinkServer
+from runnel.transport import (
+    Attached,
+    CredentialVerifier,
+    Detached,
+    Received,
+    RetryPolicy,
+    RpcServer,
+    UplinkLink,
+    UplinkServer,
+)
 from tests.doubles.uplink import (
     TOKEN,
     BreakableProxy,
@@ -177,6 +186,14 @@ async def test_a_network_that_starts_later_is_found(tmp_path: Path) -> None:
     assert len(waits(logs)) == 1, "it should speak of an outage at growing intervals"
 
 
+async def test_a_long_outage_is_spoken_of_at_growing_intervals(network: SmallNetwork) -> None:
+    network.directory.fault = Unreachable("Not today.")
+    with structlog.testing.capture_logs() as logs:
+        async with network.link(retry=RetryPolicy(initial_s=0.005, max_s=0.01)):
+            await eventually(lambda: len(network.directory.asks) >= 20)
+    assert 1 <= len(waits(logs)) <= 3
+
+
 async def test_a_restarted_network_is_found_again(tmp_path: Path) -> None:
     first = SmallNetwork(tmp_path / "red")
     await first.start()
@@ -294,6 +311,8 @@ async def test_a_credential_is_renewed_before_it_expires(network: SmallNetwork, 
         assert [ask.attached_to for ask in network.directory.asks[:3]] == ["", "red", "red"]
         await link.fetch(network.handler.put(tmp_path, b"x"), tmp_path / "x", deadline_s=5)
         assert len(network.handler.said("attached")) == 1
+        assert link._attachment is not None
+        assert link._attachment.credential != link._attachment.place.credential
         network.directory.fault = Unreachable("For a moment.")
         asked = len(network.directory.asks)
         await eventually(lambda: len(network.directory.asks) > asked + 1)

@@ -226,6 +226,18 @@ async def test_the_handler_may_say_that_all_is_there(
     assert network.handler.said("pushed") == []
 
 
+async def test_a_large_payload_that_is_there_already_is_not_sent_again(network: SmallNetwork, tmp_path: Path) -> None:
+    data = os.urandom(8 << 20)
+    source = file_with(tmp_path, data)
+    async with BreakableProxy(network.address) as proxy:
+        network.directory.places = {"red": proxy.address}
+        async with attached(network) as link:
+            await link.push("ord-1", source, ref_of(data), deadline_s=10)
+            before = proxy.up_bytes
+            await link.push("ord-1", source, ref_of(data), deadline_s=10)
+            assert proxy.up_bytes - before < 10_000
+
+
 async def test_a_push_goes_on_where_the_connection_broke(network: SmallNetwork, tmp_path: Path) -> None:
     data = os.urandom(8 << 20)
     source = file_with(tmp_path, data)

@@ -298,6 +298,25 @@ async def test_a_node_that_attaches_again_supersedes_itself(network: SmallNetwor
         assert len(network.uplink.children) == 1
 
 
+async def test_the_old_attachment_is_let_go_before_the_new_one_is_taken_in(network: SmallNetwork) -> None:
+    network.handler.hold_received.clear()
+    async with (
+        RawNode(network.address, network.credential()) as old,
+        RawNode(network.address, network.credential()) as new,
+    ):
+        await old.attach()
+        await old.say(progress(1))
+        [child] = network.uplink.children
+        await new.say(hello())
+        await eventually(lambda: child.ended)
+        assert network.uplink.children == (child,)
+        assert len(network.handler.said("attached")) == 1
+        network.handler.hold_received.set()
+        assert await new.hear() == Welcome(name="red", heartbeat_s=10.0)
+        calls = [call for call, _, _ in network.handler.calls]
+        assert calls == ["attached", "received", "detached", "attached"]
+
+
 async def test_a_renamed_node_supersedes_itself_too(network: SmallNetwork) -> None:
     credential = network.credential("c1", node_id="same")
     renamed = network.credential("c9", node_id="same")

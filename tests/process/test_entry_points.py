@@ -241,7 +241,7 @@ def ordinary_rights() -> Iterator[None]:
 
 def test_folders_without_rights_are_removed_too() -> None:
     with tempfile.TemporaryDirectory() as name:
-        os.chmod(name, 0o777)
+        Path(name).chmod(0o777)
         with ordinary_rights():
             folder = Path(name) / "run-1"
             inner = folder / "locked" / "inner"

@@ -9,14 +9,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from textwrap import dedent
 
 import psutil
 import pytest
 
-from runnel.client.runtimes import Limits, Prepared, ProcessRuntime, Runtime
+from runnel.client.runtimes import Guard, Limits, Prepared, ProcessRuntime, Runtime
 from runnel.common.errors import BadPackage, EntryPointFailed, EntryPointTimeout
 from tests.doubles.client_packages import Listener, run_train, write_package
 from tests.eventually import eventually, eventually_blocking
@@ -389,20 +389,15 @@ async def test_a_guard_that_was_killed_is_replaced(runtime: Runtime, prepare: Pr
     assert say.said("stdout") == ["ran", "ran"]
 
 
-async def test_what_a_run_costs_beyond_its_process(runtime: Runtime, prepare: Prepare, say: Listener) -> None:
-    prepared = await prepare("pass", runnel_yaml=COMMANDS.format(command="/bin/true"))
-
-    async def median(run: Callable[[], Awaitable[object]]) -> float:
-        taken = []
-        for _ in range(21):
-            started = time.perf_counter()
-            await run()
-            taken.append(time.perf_counter() - started)
-        return sorted(taken)[10]
-
-    async def plain() -> Mapping[str, object]:
-        process = await asyncio.create_subprocess_exec("/bin/true")
-        return {"status": await process.wait()}
-
-    # A generous bound for busy machines: it is to notice an interpreter or a pause in the way, not microseconds.
-    assert await median(lambda: run_train(runtime, prepared, say)) < await median(plain) + 0.010
+async def test_a_guard_kills_what_it_watches_and_spares_what_it_was_told_to_forget() -> None:
+    guard = Guard()
+    sleep = ["sleep", "1000"]
+    watched, forgotten = (subprocess.Popen(sleep, start_new_session=True) for _ in range(2))  # noqa: ASYNC220
+    for process in (watched, forgotten):
+        guard.watch(process.pid)
+    guard.forget(forgotten.pid)
+    await guard.close()
+    assert watched.wait(timeout=10) == -signal.SIGKILL
+    assert forgotten.poll() is None
+    forgotten.kill()
+    forgotten.wait()

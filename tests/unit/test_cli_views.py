@@ -110,6 +110,7 @@ def test_the_live_view_follows_the_events(width: int) -> None:
         ),
         (an_event("session.ended", status="failed", reason="why"), "session ses-1 failed: why"),
         (an_event("session.ended", status="finished", reason=None), "session ses-1 finished"),
+        (an_event("session.phase", phase="committed", round=2), None),
         (an_event("progress", round=1), None),
     ],
 )

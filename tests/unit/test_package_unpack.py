@@ -162,7 +162,7 @@ def test_an_empty_folder_may_be_the_destination(tmp_path: Path) -> None:
 LINK = {"kind": tarfile.SYMTYPE}
 HARD = {"kind": tarfile.LNKTYPE}
 HOSTILE_TARS: dict[str, tuple[list[Entry], str, str]] = {
-    "absolute": ([entry("/tmp/evil")], "/tmp/evil", "absolute path"),
+    "absolute": ([entry("/etc/evil")], "/etc/evil", "absolute path"),
     "above": ([entry("../evil")], "../evil", ".. in it"),
     "above from within": ([entry("a/../../evil")], "a/../../evil", ".. in it"),
     "up and down again": ([entry("a/../b")], "a/../b", ".. in it"),
@@ -230,6 +230,20 @@ def test_a_hostile_tar_is_refused_by_member_and_leaves_nothing(
     assert nothing_was_left(tmp_path, archive)
 
 
+@pytest.mark.parametrize("name", ["p.tgz", "p.zip"])
+def test_a_refused_archive_is_not_held_open(tmp_path: Path, name: str) -> None:
+    archive = tmp_path / name
+    if name == "p.zip":
+        zipped(archive, ("../evil", b"x"))
+    else:
+        tar(archive, entry("../evil", b"x"))
+    before = len(list(Path("/dev/fd").iterdir()))
+    with pytest.raises(HostileArchive) as caught:
+        unpack(archive, tmp_path / "out")
+    assert len(list(Path("/dev/fd").iterdir())) == before
+    assert caught.value.fields["archive"] == name
+
+
 def sparse_tar(path: Path) -> Path:
     """A file of one byte that says it is a gigabyte."""
     header = bytearray(entry("holes", b"x")[0].tobuf(tarfile.GNU_FORMAT))
@@ -264,7 +278,7 @@ def test_headers_upon_headers_are_refused(tmp_path: Path) -> None:
 
 
 HOSTILE_ZIPS: dict[str, tuple[list[tuple[zipfile.ZipInfo | str, bytes]], str, str]] = {
-    "absolute": ([("/tmp/evil", b"")], "/tmp/evil", "absolute path"),
+    "absolute": ([("/etc/evil", b"")], "/etc/evil", "absolute path"),
     "above": ([("../evil", b"")], "../evil", ".. in it"),
     "backslash": ([("a\\evil", b"")], "a\\\\evil", "backslash"),
     "drive": ([("c:/evil", b"")], "c:/evil", "drive letter"),

@@ -26,6 +26,7 @@ from runnel.client.outbox import HeldReport, Outbox
 from runnel.client.package_cache import PackageCache
 from runnel.client.runtimes import LineSink, Runtime, entry_point_variables
 from runnel.common.blobs import BlobStore
+from runnel.common.crash_points import CrashPoint, reach
 from runnel.common.errors import CorruptData, IllegalState, InvalidInput, RunnelError, StorageFull, TooLarge
 from runnel.common.protocol import (
     Assignment,
@@ -154,6 +155,7 @@ class ClientAgent:
             case Assignment():
                 self._apply(self._book.assigned(message))
             case Settled(key=key):
+                reach(CrashPoint.SETTLED_RECEIVED)
                 log.info("settled", key=str(key), settlement=message.settlement.value)
                 self._apply(self._book.dropped(key))
             case Cancel(key=key) if key is not None:
@@ -185,6 +187,7 @@ class ClientAgent:
             await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
             outcome, update = await self._outcome(assignment, folder)
             await self._keep(key, outcome, update)
+            reach(CrashPoint.UPDATE_KEPT)
         finally:
             self._running.pop(key, None)
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
@@ -313,6 +316,7 @@ class ClientAgent:
             with _timed(elapsed_s, "push"):
                 await self._link.push(order_id, held.file, held.payload, deadline_s=_TRANSFER_DEADLINE_S)
             outcome = dataclasses.replace(outcome, elapsed_s=elapsed_s)
+            reach(CrashPoint.UPDATE_PUSHED)
         if self._book.wanted(held.key, order_id):
             self._link.send(_report(held, order_id, outcome))
 

@@ -14,6 +14,7 @@ import structlog
 
 from runnel.common.blobs import digest_file, storage_errors
 from runnel.common.blobs.storage import sync_file
+from runnel.common.crash_points import CrashPoint, reach
 from runnel.common.disk import write_json
 from runnel.common.protocol import AssignmentKey, BlobRef, Failure, Outcome, Work
 
@@ -59,6 +60,7 @@ class Outbox:
                 file = folder / "payload"
                 shutil.move(update, file)
                 sync_file(file)
+            reach(CrashPoint.UPDATE_HALF_KEPT)
             write_json(
                 folder / "report.json",
                 {

@@ -16,6 +16,7 @@ from runnel.combiner.domain import Decision, Finish, Membership, OrderBook, Send
 from runnel.combiner.domain import Fold as FoldDecision
 from runnel.combiner.folding import Fold
 from runnel.common.blobs import BlobStore, Spool, SpoolFile
+from runnel.common.crash_points import CrashPoint, reach
 from runnel.common.errors import BadModel, IllegalState, RunnelError, StorageFull, TooLarge, Unreachable
 from runnel.common.protocol import (
     Assignment,
@@ -138,7 +139,7 @@ class Combiner:
             capacity=self._capacity,
             tls=self.tls,
         )
-        return Hello(member=member, below=self._membership.members())
+        return Hello(member=member, below=self._membership.announce())
 
     async def run(self) -> None:
         """Stay attached upward until cancelled.
@@ -155,12 +156,16 @@ class Combiner:
                         if self._isolation is not None:
                             self._isolation.cancel()
                             self._isolation = None
+                        self._tell(self._membership.unannounced())
                         log.info("attached", to=event.via, address=event.address)
                     case Received(message=message):
                         self._from_above(message)
                     case Detached(reason=reason):
                         log.warning("detached", reason=reason)
+                        fenced = list(self._book.orders)
                         self._apply(self._book.parent_gone())
+                        for order_id in fenced:
+                            self._clean_up(order_id)
                         if self._isolation is None:
                             self._isolation = self._group.create_task(self._isolated(), name="isolated")
 
@@ -190,6 +195,8 @@ class Combiner:
                 # Asked for now, the model is here by the time that the first client wants it.
                 self._group.create_task(self._prefetch(message.model), name="prefetch")
                 self._apply(self._book.assigned(message))
+                for client in message.clients:
+                    self._membership.takes_on(client, message.key)
             case Close():
                 self._apply(self._book.close(message.order_id))
             case Cancel(order_id=order_id) if order_id:
@@ -198,11 +205,14 @@ class Combiner:
             case Cancel(key=key) if key is not None:
                 for child, clients in self._by_child(message.clients).items():
                     self._send_down(child, Cancel(key=key, clients=clients, reason=message.reason))
+                for client in message.clients:
+                    self._membership.let_go(client, key)
             case Settled():
+                reach(CrashPoint.SETTLED_ABOVE)
                 for child, clients in self._by_child(message.clients).items():
                     self._send_down(child, Settled(key=message.key, clients=clients, settlement=message.settlement))
                 for client in message.clients:
-                    self._membership.let_go(client)
+                    self._membership.let_go(client, message.key)
             case Cancel() | Drain() | Welcome():
                 pass  # the link answers to these itself
 
@@ -218,7 +228,7 @@ class Combiner:
     def _by_child(self, clients: Iterable[str]) -> dict[str, tuple[str, ...]]:
         routes: dict[str, list[str]] = {}
         for client in clients:
-            if (child := self._membership.route(client)) is not None:
+            for child in self._membership.ways(client):
                 routes.setdefault(child, []).append(client)
         return {child: tuple(names) for child, names in routes.items()}
 
@@ -235,6 +245,10 @@ class Combiner:
                     self._group.create_task(self._fold(decision), name=f"fold {decision.order_id}")
                 case Finish(order_id):
                     self._group.create_task(self._finish(order_id), name=f"finish {order_id}")
+
+    def _tell(self, news: Roster) -> None:
+        if news.joined or news.left:
+            self._link.send(news)
 
     def _send_down(self, child: str, message: Downward) -> None:
         if (attached := self._children.get(child)) is not None:
@@ -254,6 +268,7 @@ class Combiner:
             _check_weight(report, decision.child)
             fold = self._folds.setdefault(order_id, Fold(self._sums / f"{order_id}.sum"))
             await fold.add(report, payload, model, decision.child)
+            reach(CrashPoint.UPDATE_FOLDED)
         except RunnelError as err:
             log.warning("update refused", client=decision.child, key=str(report.key), code=err.code, error=str(err))
             failure = Failure(code=err.code, message=str(err))
@@ -275,6 +290,7 @@ class Combiner:
             if order.assignment.key.work is Work.TRAIN and order.weight > 0:
                 path, ref = await self._folds[order_id].finish()
                 await self._push(order_id, path, ref)
+                reach(CrashPoint.SUM_PUSHED)
                 report = Report(
                     key=report.key,
                     order_id=order_id,
@@ -326,7 +342,7 @@ class Combiner:
         """A node attached here."""
         self._children[child.identity.name] = child
         self._deserted.clear()
-        self._link.send(self._membership.attach(hello.member, hello.below))
+        self._tell(self._membership.attach(hello.member, hello.below))
         log.info("node attached", name=child.identity.name, kind=child.identity.kind.value)
 
     async def detached(self, child: Child, reason: str) -> None:
@@ -334,7 +350,7 @@ class Combiner:
         name = child.identity.name
         self._children.pop(name, None)
         self._apply(self._book.child_gone(name))
-        self._link.send(self._membership.detach(name))
+        self._tell(self._membership.detach(name))
         if not self._children:
             self._deserted.set()
         log.info("node left", name=name, reason=reason)
@@ -352,8 +368,8 @@ class Combiner:
             case Released():
                 self._apply(self._book.released(name, message))
             case Roster():
-                self._link.send(self._membership.leave(name, message.left))
-                self._link.send(self._membership.join(name, message.joined))
+                self._tell(self._membership.leave(name, message.left))
+                self._tell(self._membership.join(name, message.joined))
             case Heartbeat() | Hello():
                 pass
 
@@ -398,6 +414,7 @@ class Combiner:
         if order_id not in self._book.orders:
             await asyncio.to_thread(file.unlink, missing_ok=True)
             return
+        reach(CrashPoint.UPDATE_RECEIVED)
         self._pushed[(order_id, identity.name)] = (ref, file)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import structlog
 
 from runnel.common.blobs import SpoolFile, in_thread
+from runnel.common.crash_points import CrashPoint, reach
 from runnel.common.errors import (
     Cancelled,
     CapacityExceeded,
@@ -125,6 +126,8 @@ async def fetch_once(stub: pb_grpc.UplinkStub, file: SpoolFile, *, credential: s
             async for chunk in call:
                 if first and (blob_from_wire(chunk.blob) != file.ref or chunk.offset != file.held):
                     raise CorruptData(f"{peer} answers another blob or offset than was asked for.", peer=peer)
+                if not first:
+                    reach(CrashPoint.BLOB_HALF_FETCHED)
                 first = False
                 await write_chunk(file, file.held, chunk.data)
     finally:
@@ -168,6 +171,7 @@ async def push_once(
                             header.data = data
                             await call.write(header)
                             header = pb.Chunk()
+                            reach(CrashPoint.PAYLOAD_HALF_PUSHED)
                     finally:
                         await chunks.aclose()
                 await call.done_writing()

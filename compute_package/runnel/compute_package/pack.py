@@ -244,11 +244,10 @@ class _StoredGzip:
         self._crc = zlib.crc32(data, self._crc)
         self._length += len(data)
         self._pending += data
-        whole = (len(self._pending) - 1) // _STORED_BYTES * _STORED_BYTES
+        whole = len(self._pending) // _STORED_BYTES * _STORED_BYTES
         for start in range(0, whole, _STORED_BYTES):
             self._block(self._pending[start : start + _STORED_BYTES], last=False)
-        if whole > 0:
-            del self._pending[:whole]
+        del self._pending[:whole]
 
     def close(self) -> None:
         self._block(self._pending, last=True)

@@ -146,7 +146,7 @@ The site's data is the file or folder in the environment variable `RUNNEL_DATA`.
 
 Then, from inside this folder (the archive goes to the folder above):
 
-    runnel package check .
+    runnel package check . --data default=data.npz
     runnel package build .
     runnel session start --package ../{name}.tar.gz --seed seed.npz --rounds 5 --watch
 """

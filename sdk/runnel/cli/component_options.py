@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable, Mapping
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
 from pydantic import BaseModel
 
+from runnel.common import crash_points
 from runnel.common.lifetime import main_process, report, run_until_signal
 from runnel.common.logs import setup_logs
 from runnel.common.settings import load_settings
@@ -19,7 +20,7 @@ from runnel.common.settings import load_settings
 S = TypeVar("S", bound=BaseModel)
 
 
-class Level(str, Enum):
+class Level(StrEnum):
     """How much is logged."""
 
     debug = "debug"
@@ -28,7 +29,7 @@ class Level(str, Enum):
     error = "error"
 
 
-class Format(str, Enum):
+class Format(StrEnum):
     """How it is logged."""
 
     console = "console"
@@ -70,6 +71,7 @@ def run_component(
 ) -> None:
     """Read the settings and run the component until a signal; leaves with the process's exit status."""
     try:
+        crash_points.arm(os.environ)
         setup_logs(level.value, log_format.value)
         settings = load_settings(model, flags=flags, environ=os.environ, prefix=prefix, file=config)
     except Exception as error:

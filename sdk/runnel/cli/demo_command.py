@@ -46,3 +46,31 @@ def demo(
     from runnel.demo import DemoOptions, locate_example, make_screen, run_demo
     from runnel.demo.commands import runnel_shown
     from runnel.demo.demonstration import Interrupted
+
+    setup_logs("warning")
+    options = DemoOptions(
+        rounds=rounds,
+        clients=clients,
+        combiners=combiners,
+        non_iid=non_iid,
+        folder=folder,
+        keep=keep,
+        example=locate_example(),
+    )
+    screen = make_screen(make_console(error=as_json))
+    outcomes = []
+
+    async def perform(stop: asyncio.Event) -> None:
+        outcomes.append(await run_demo(options, screen, stop=stop, environ=os.environ))
+
+    try:
+        asyncio.run(run_until_signal(perform, signals=(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)))
+    except (Interrupted, asyncio.CancelledError, KeyboardInterrupt) as error:
+        screen.remark("Stopped. Nothing of the network runs any more.")
+        raise typer.Exit(INTERRUPTED) from error
+    (outcome,) = outcomes
+    runnel = runnel_shown(Path.cwd())
+    screen.close(lambda width, ascii_only: outcome.closing(runnel=runnel, width=width, ascii_only=ascii_only))
+    if as_json:
+        sys.stdout.write(json.dumps(outcome.document()) + "\n")
+        sys.stdout.flush()

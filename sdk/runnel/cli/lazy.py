@@ -11,9 +11,9 @@ from typer.core import TyperCommand, TyperGroup
 
 
 class Entry(NamedTuple):
-    """Where a command lives (a module with a Typer ``app``) and its line in the list of commands."""
+    """Where a command lives (``module:name`` of a function or a group's Typer) and its line in the list of commands."""
 
-    module: str
+    place: str
     help: str
 
 
@@ -40,11 +40,15 @@ def lazy_app(entries: Mapping[str, Entry], *, help: str, epilog: str) -> typer.T
 
 
 def load(name: str, entry: Entry) -> Any:
-    """Import a command and return what Typer makes of its ``app``, with the plain help that all commands have."""
-    command = typer.main.get_command(importlib.import_module(entry.module).app)
+    """Import a command and return what Typer makes of it, with the plain help that all commands have."""
+    module, _, attribute = entry.place.partition(":")
+    found = getattr(importlib.import_module(module), attribute)
+    if not isinstance(found, typer.Typer):
+        app = typer.Typer(add_completion=False)
+        app.command(name)(found)
+        found = app
+    command = typer.main.get_command(found)
     command.name = name
-    if command.help is None:
-        command.help = entry.help
     _plain(command)
     return command
 

@@ -18,17 +18,17 @@ from runnel.cli.lazy import Entry, lazy_app
 from runnel.common.errors import BadSettings, RunnelError
 
 ENTRIES: Mapping[str, Entry] = {
-    "demo": Entry("runnel.cli.demo_command", "Run a whole network on this machine and watch it train."),
-    "session": Entry("runnel.cli.session_commands", "Train: start, watch, show, stop, resume, extend."),
-    "package": Entry("runnel.cli.package_commands", "Compute packages: init, build, check, show, push, list."),
-    "model": Entry("runnel.cli.model_commands", "Models: list, show the trail, download."),
-    "node": Entry("runnel.cli.node_commands", "Clients and combiners of the network."),
-    "token": Entry("runnel.cli.token_commands", "Tokens: create, list, revoke."),
-    "status": Entry("runnel.cli.status_command", "Show the network at a glance."),
-    "reducer": Entry("runnel.cli.reducer_command", "Run a reducer, the centre of a network."),
-    "combiner": Entry("runnel.cli.combiner_command", "Run a combiner between reducer and clients."),
-    "client": Entry("runnel.cli.client_command", "Run a client beside the data."),
-    "version": Entry("runnel.cli.version_command", "Show the version."),
+    "demo": Entry("runnel.cli.demo_command:demo", "Run a whole network on this machine and watch it train."),
+    "session": Entry("runnel.cli.session_commands:app", "Train: start, watch, show, stop, resume, extend."),
+    "package": Entry("runnel.cli.package_commands:app", "Compute packages: init, build, check, show, push, list."),
+    "model": Entry("runnel.cli.model_commands:app", "Models: list, show the trail, download."),
+    "node": Entry("runnel.cli.node_commands:app", "Clients and combiners of the network."),
+    "token": Entry("runnel.cli.token_commands:app", "Tokens: create, list, revoke."),
+    "status": Entry("runnel.cli.status_command:app", "Show the network at a glance."),
+    "reducer": Entry("runnel.cli.reducer_command:reducer", "Run a reducer, the centre of a network."),
+    "combiner": Entry("runnel.cli.combiner_command:combiner", "Run a combiner between reducer and clients."),
+    "client": Entry("runnel.cli.client_command:client", "Run a client beside the data."),
+    "version": Entry("runnel.cli.version_command:app", "Show the version."),
 }
 
 app = lazy_app(
@@ -49,10 +49,6 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
     except RunnelError as error:
         _tell(error, as_json="--json" in arguments)
         return 2 if isinstance(error, BadSettings) else 1
-    except BrokenPipeError:
-        # Whoever read our output has seen enough; what is left must not fail again when Python closes it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except Exception as error:
         if (os.environ if environ is None else environ).get("RUNNEL_DEBUG"):
             raise

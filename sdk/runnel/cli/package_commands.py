@@ -93,7 +93,9 @@ def check(
 ) -> None:
     """Unpack and run a package the way a client will, and tell what is wrong; exit status 1 if anything is."""
     from runnel.client.rehearsal import rehearse
+    from runnel.common.logs import setup_logs
 
+    setup_logs("warning")
     last: deque[str] = deque(maxlen=_LAST_LINES)
 
     def say(stream: str, text: str) -> None:

@@ -145,6 +145,8 @@ def event_line(event: Event) -> str | None:
     if event.kind == "session.created":
         return f"session {event.session} created"
     if event.kind == "session.phase":
+        if data.get("phase") == "committed":
+            return None  # round.committed tells it, with numbers
         return f"round {data.get('round')}: {data.get('phase')}" if data.get("round") else str(data.get("phase"))
     if event.kind == "round.committed":
         return round_line(read(Round, data))

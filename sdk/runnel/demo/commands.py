@@ -16,10 +16,12 @@ _SCRIPT = """\
 #!/bin/sh
 # Starts the network of the demo again, on what is in this folder; Ctrl-C stops it. Written by `runnel demo --keep`.
 cd "$(dirname "$0")" || exit 1
+for name in $(env | sed -n 's/^\\(RUNNEL_[A-Z0-9_]*\\)=.*/\\1/p'); do unset "$name"; done
 runnel() {{ exec {runnel} "$@"; }}
+export {variables}
 started=
 trap : INT
-trap 'kill $started' HUP TERM
+trap 'kill $started 2>/dev/null' HUP TERM
 {commands}
 for one in $started; do while kill -0 "$one" 2>/dev/null; do wait "$one"; done; done
 """
@@ -53,7 +55,7 @@ def combiner_arguments(name: str, network: str) -> list[str]:
 
 def client_arguments(name: str, network: str) -> list[str]:
     """Return the arguments that start the client beside ``data/NAME.npz``; no other process is told of that file."""
-    variables = [word for item in ONE_THREAD.items() for word in ("--env", "=".join(item))]
+    variables = [word for variable in ONE_THREAD for word in ("--env", variable)]
     own = ["--network", network, "--state", name, "--name", name, "--data", f"default=data/{name}.npz"]
     return ["client", *own, *variables, "--insecure"]
 
@@ -61,7 +63,8 @@ def client_arguments(name: str, network: str) -> list[str]:
 def start_script(components: Mapping[str, Sequence[str]]) -> str:
     """Return a shell script that starts ``components`` (name: arguments), each with its log in ``logs/NAME.log``."""
     lines = [
-        f"runnel {shlex.join(arguments)} 2>>logs/{name}.log & started=\"$started $!\""
+        f'runnel {shlex.join(arguments)} 2>>logs/{name}.log & started="$started $!"'
         for name, arguments in components.items()
     ]
-    return _SCRIPT.format(runnel=shlex.join(runnel_argv()), commands="\n".join(lines))
+    variables = shlex.join(f"{name}={value}" for name, value in ONE_THREAD.items())
+    return _SCRIPT.format(variables=variables, runnel=shlex.join(runnel_argv()), commands="\n".join(lines))

@@ -28,7 +28,7 @@ from runnel.demo.example import Accuracies, Example
 from runnel.demo.following import Following
 from runnel.demo.options import EPOCHS, DemoOptions
 from runnel.demo.outcome import Outcome
-from runnel.demo.processes import ProcessEnded, Processes, own_processes
+from runnel.demo.processes import TAIL_LINES, DemoFailed, Processes, own_processes
 from runnel.demo.scene import REDUCER, Scene
 from runnel.demo.screens import Screen, Shown
 from runnel.sdk import Network, Session
@@ -42,9 +42,7 @@ class Interrupted(Exception):
     """A person asked the demonstration to stop."""
 
 
-async def run_demo(
-    options: DemoOptions, screen: Screen, *, stop: asyncio.Event, environ: Mapping[str, str]
-) -> Outcome:
+async def run_demo(options: DemoOptions, screen: Screen, *, stop: asyncio.Event, environ: Mapping[str, str]) -> Outcome:
     """Start a network, train, compare and end the network.
 
     However this ends, no process of it is alive afterwards; without ``options.keep`` nothing is left of it but the
@@ -59,7 +57,7 @@ async def run_demo(
     Raises:
         Interrupted: ``stop`` was set.
         Conflict: the folder already holds something else.
-        ProcessEnded: a process ended on its own; its last lines have been shown.
+        DemoFailed: a process ended on its own; its last lines have been shown.
         RunnelError: anything else that did not go as it should; the message tells.
     """
     began = time.monotonic()
@@ -67,11 +65,17 @@ async def run_demo(
     async with _work_folder(options) as work:
         try:
             with Shown(screen, scene):
-                outcome = await _perform(options, scene, screen, work, stop, environ)
+                async with asyncio.TaskGroup() as group:
+                    painting = group.create_task(screen.run())
+                    outcome = await _perform(options, scene, screen, work, stop, environ)
+                    painting.cancel()
+                scene.act = "Done"
         except BaseExceptionGroup as group:
             cause = _cause(group)
-            if isinstance(cause, ProcessEnded) and cause.tail:
-                screen.failure(f"The last lines of {cause.fields['process']}:", cause.tail)
+            if isinstance(cause, DemoFailed) and cause.tail:
+                screen.remark(f"The last lines of {cause.process}:", cause.tail)
+            if options.keep and not isinstance(cause, Interrupted):
+                screen.remark(f"The logs are kept in {work / 'logs'}.")
             raise cause from group
     return dataclasses.replace(outcome, seconds=time.monotonic() - began)
 
@@ -85,12 +89,10 @@ async def _perform(
     environ: Mapping[str, str],
 ) -> Outcome:
     async with own_processes(work, environ) as processes, asyncio.TaskGroup() as group:
-        tasks = [group.create_task(_until(stop)), group.create_task(screen.run())]
+        stopping = group.create_task(_until(stop))
         demonstration = Demonstration(options, scene, screen, work, processes, group)
         outcome = await demonstration.run()
-        demonstration.act("ends the network")
-        for task in [*tasks, *demonstration.tasks]:
-            task.cancel()
+        stopping.cancel()
     return outcome
 
 
@@ -106,7 +108,6 @@ class Demonstration:
         processes: Processes,
         group: asyncio.TaskGroup,
     ) -> None:
-        self.tasks: list[asyncio.Task[None]] = []
         self._options = options
         self._scene = scene
         self._screen = screen
@@ -125,17 +126,23 @@ class Demonstration:
     async def run(self) -> Outcome:
         """Do everything but end the network."""
         options = self._options
-        self.act(f"Starting a network: {REDUCER}, {_number(options.combiners, 'combiner')}, "
-                 f"{_number(options.clients, 'client')}")
+        self.act(
+            f"Starting a network: {REDUCER}, {_number(options.combiners, 'combiner')}, "
+            f"{_number(options.clients, 'client')}"
+        )
         async with asyncio.TaskGroup() as making:
             reducer = making.create_task(self._start_reducer())
             making.create_task(self._example.make_data())
             making.create_task(self._example.make_seed())
             making.create_task(asyncio.to_thread(pack, options.example, self._package))
         rpc, url = reducer.result()
-        self.tasks.append(self._group.create_task(self._following.run(url)))
+        following = self._group.create_task(self._following.run(url))
         await self._start_nodes(rpc)
-        return await self._train(url)
+        outcome = await self._train(url)
+        self.act("Ending the network")
+        self._following.stop()
+        following.cancel()
+        return outcome
 
     @property
     def _package(self) -> Path:
@@ -176,15 +183,11 @@ class Demonstration:
 
     async def _train(self, url: str) -> Outcome:
         options = self._options
-        self.act(f"Training on handwritten digits: {_number(options.rounds, 'round')}, the data stay at their sites")
+        self.act(f"Training for {_number(options.rounds, 'round')}; the data stay at their sites")
         session = await asyncio.to_thread(self._start_session, url)
         await self._following.until(lambda scene: scene.status is not None, silence_s=2 * ROUND_S, what="a round")
         if self._scene.status != "finished":
-            raise RunnelError(
-                f"The session {self._scene.status}: {self._scene.reason or 'it gave no reason'}",
-                hint="" if options.keep else "--keep keeps the logs.",
-                session=session.session,
-            )
+            raise await asyncio.to_thread(self._why, url, session)
         self.act("Comparing with central training and with one site alone")
         model = self._work / MODEL
         session = await asyncio.to_thread(_fetch, url, session, model)
@@ -209,6 +212,24 @@ class Demonstration:
                 retries=0,
                 client_settings={"epochs": EPOCHS},
             )
+
+    def _why(self, url: str, session: Session) -> RunnelError:
+        """Return the error that tells why the session did not finish, with the last lines of a client that failed."""
+        with Network(url) as network:
+            ended = network.sessions.show(session, clients=True)
+        how = f"The session {ended.status}"
+        hint = "" if self._options.keep else "--keep keeps the logs."
+        for made in ended.rounds:
+            for part in made.clients:
+                if part.error:
+                    return DemoFailed(
+                        f"{how}: {part.client} failed to {part.work} in round {made.round}: {part.error}",
+                        hint=hint,
+                        process=part.client,
+                        tail=(part.log_tail or "").splitlines()[-TAIL_LINES:],
+                        session=ended.session,
+                    )
+        return RunnelError(f"{how}: {ended.reason or 'no reason was given.'}", hint=hint, session=ended.session)
 
     def _outcome(self, url: str, session: Session, accuracies: Accuracies, test_digits: int) -> Outcome:
         options = self._options
@@ -264,7 +285,19 @@ async def _work_folder(options: DemoOptions) -> AsyncIterator[Path]:
     try:
         yield work
     finally:
-        shutil.rmtree(work)  # at once, in case that there is no time for more
+        await asyncio.to_thread(_remove, work)
+
+
+def _remove(work: Path) -> None:
+    """Remove the folder; what a killed client's entry point still writes there is waited for."""
+    for pause_s in (0.02, 0.05, 0.1, 0.2, 0.5, 1.0):
+        try:
+            shutil.rmtree(work)
+        except OSError:
+            time.sleep(pause_s)
+        else:
+            return
+    shutil.rmtree(work)
 
 
 def _entries(folder: Path) -> set[str]:
@@ -307,7 +340,7 @@ async def _until(stop: asyncio.Event) -> None:
 
 def _cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """Return what came first: a process that ended explains that the network was not reached any more."""
-    for kind in (Interrupted, ProcessEnded):
+    for kind in (Interrupted, DemoFailed):
         found = group.subgroup(kind)
         while found is not None:
             first = found.exceptions[0]

@@ -13,7 +13,7 @@ from runnel.demo.options import EPOCHS, DemoOptions
 from runnel.demo.processes import Processes
 
 # One module of each distribution that a whole network and its data need, beside what every installation has.
-_NEEDED = ("aiosqlite", "alembic", "fastapi", "httpx", "httpx_sse", "psutil", "sklearn", "sqlalchemy", "sse_starlette")
+_NEEDED = ("aiosqlite", "alembic", "fastapi", "httpx", "httpx_sse", "psutil", "sklearn", "sqlalchemy")
 _TIMEOUT_S = 120.0
 
 
@@ -78,7 +78,7 @@ class Example:
         """Write ``site-1.npz`` and so on, one for each client, and ``test.npz``, which belongs to none.
 
         Raises:
-            ProcessEnded: the script failed; its error has the last lines.
+            DemoFailed: the script failed; its error has the last lines.
         """
         wanted = ["--clients", str(self._options.clients), *(["--non-iid"] if self._options.non_iid else [])]
         await self._run("data.py", str(self.sites), *wanted)

@@ -18,6 +18,7 @@ class Following:
     def __init__(self, scene: Scene, screen: Screen) -> None:
         self.scene = scene
         self._screen = screen
+        self._over = False
         self._changed = asyncio.Event()
 
     async def run(self, url: str) -> None:
@@ -28,6 +29,10 @@ class Following:
         """
         loop = asyncio.get_running_loop()
         await asyncio.to_thread(_read, url, lambda event: loop.call_soon_threadsafe(self._take, event))
+
+    def stop(self) -> None:
+        """Leave the scene as it is: what comes from now on is the end of the network."""
+        self._over = True
 
     async def until(self, there: Callable[[Scene], bool], *, silence_s: float, what: str) -> None:
         """Wait until ``there`` holds.
@@ -47,6 +52,8 @@ class Following:
                 ) from error
 
     def _take(self, event: Event) -> None:
+        if self._over:
+            return
         if (line := self.scene.take(event)) is not None:
             self._screen.line(line)
         self._changed.set()

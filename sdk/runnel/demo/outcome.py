@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from runnel.demo.picture import bar
@@ -76,18 +75,19 @@ class Outcome:
             ("all data in one place", self.accuracy_central, "cyan"),
             ("site-1 alone", self.accuracy_alone, "yellow"),
         ]
-        table = Table.grid(padding=(0, 2))
+        longest = max(len(name) for name, _, _ in ways)
+        lines = Text(no_wrap=True, overflow="ignore")
         for name, value, style in ways:
             drawn = bar(value, min(40, width - 40), ascii_only=ascii_only)
-            table.add_row(Text(f"  {name}", style=style), Text(f"{value:.1%}", style=style), Text(drawn, style=style))
+            lines.append(f"  {name:<{longest}}  {value:>6.1%}  {drawn}\n", style=style)
         took = f"{self.rounds} rounds of {self.seconds_per_round:.2f} s, {self.seconds:.1f} s in all."
         return Group(
             Text(f"\nAccuracy on {self.test_digits} digits that no site has seen:", style="bold"),
-            table,
+            lines,
             Text(f"{took}\n"),
             Text.assemble("The model:  ", (_shown(self.model), "bold"), "  (numpy.load reads it)"),
             Text(f"\n{self._place()} Go on:"),
-            _commands(self._next(runnel)),
+            _commands(self._next(runnel), width),
         )
 
     def _place(self) -> str:
@@ -102,23 +102,28 @@ class Outcome:
                 (f"{runnel} demo --keep", "and look into the network afterwards"),
                 (f"{runnel} package init mine", "train something of your own"),
             ]
-        url = f"--url {self.url}"
         return [
-            (f"sh {shlex.quote(_shown(self.folder / 'start'))}", "start it again, in another terminal"),
-            (f"{runnel} session show {self.session} {url}", "its rounds"),
-            (f"{runnel} session extend {self.session} --rounds 5 {url}", "train on"),
-            (f"{runnel} model list --session {self.session} {url}", "its models"),
+            (f"sh {shlex.quote(_shown(self.folder / 'start'))}", "start it again; Ctrl-C ends it"),
+            (f"export RUNNEL_URL={self.url}", "in another terminal"),
+            (f"{runnel} session show {self.session}", "its rounds"),
+            (f"{runnel} session extend {self.session} --rounds 5", "train on"),
+            (f"{runnel} model list --session {self.session}", "its models"),
         ]
 
 
-def _commands(rows: list[tuple[str, str]]) -> Table:
-    table = Table.grid(padding=(0, 2))
-    # Commands are there to be copied: they are never cut.
-    table.add_column(overflow="fold")
-    table.add_column(style="dim")
+def _commands(rows: list[tuple[str, str]], width: int) -> Text:
+    """Return lines that can be copied as they are: with their meaning beside them where there is room, else above."""
+    longest = max(len(command) for command, _ in rows)
+    beside = longest + max(len(meaning) for _, meaning in rows) + 6 <= width
+    text = Text(no_wrap=True, overflow="ignore", end="")
     for command, meaning in rows:
-        table.add_row(f"  {command}", meaning)
-    return table
+        remark = (f"# {meaning}", "dim")
+        text.append_text(
+            Text.assemble("  ", f"{command:<{longest}}  ", remark, "\n")
+            if beside
+            else Text.assemble("  ", remark, f"\n  {command}\n")
+        )
+    return text
 
 
 def _shown(path: Path) -> str:

@@ -19,6 +19,8 @@ from runnel.sdk.values import Round
 PLOT_LINES = 5
 # The heading, the bar and the plot with its axis.
 _LINES_AROUND = 2 + 1 + PLOT_LINES + 2
+# The table of rounds, and the gap before it.
+_ROUNDS_WIDTH = 54
 _PARTS = " ▁▂▃▄▅▆▇█"
 _FULL = "█"
 _WORDS = {
@@ -35,8 +37,11 @@ _PHASES = ("training", "reducing", "validating")
 def picture(scene: Scene, *, seconds: float, width: int, height: int, ascii_only: bool) -> RenderableType:
     """Return what is to be seen of ``scene`` on a terminal of ``width`` columns and ``height`` lines."""
     lines = max(3, height - _LINES_AROUND)
-    head = Text.assemble((f"{scene.act:<{max(10, width - 12)}}"[: width - 11], "bold"), f"{seconds:>8.1f} s")
+    act = Text(scene.act, style="bold", no_wrap=True, overflow="ellipsis")
+    act.truncate(width - 10, overflow="ellipsis", pad=True)
+    head = Text.assemble(act, f"{seconds:>8.1f} s")
     sides = Table.grid(padding=(0, 4))
+    sides.add_column(max_width=max(20, width - _ROUNDS_WIDTH), no_wrap=True, overflow="ellipsis")
     sides.add_row(_tree(scene, lines), _rounds(scene, lines - 2))
     parts: list[RenderableType] = [head, Text(), sides]
     if scene.round:
@@ -62,7 +67,7 @@ def bar(share: float, width: int, *, ascii_only: bool) -> str:
     eighths = round(8 * width * min(max(share, 0.0), 1.0))
     if ascii_only:
         return "#" * (eighths // 8)
-    return _FULL * (eighths // 8) + ["", *"▏▎▍▌▋▊▉"][eighths % 8]
+    return _FULL * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
 
 
 def plot(values: Sequence[float], wanted: int, *, width: int, ascii_only: bool) -> list[Text]:
@@ -88,31 +93,34 @@ def plot(values: Sequence[float], wanted: int, *, width: int, ascii_only: bool) 
 
 def _tree(scene: Scene, lines: int) -> Tree:
     root = Tree(Text(REDUCER, style="bold"), guide_style="dim")
-    names = [*scene.combiners, *scene.clients]
-    for combiner in scene.combiners:
-        _leaves(scene, root.add(Text(combiner, style="bold")), combiner, spell=1 + len(names) <= lines)
-    _leaves(scene, root, scene.attached.get(REDUCER, REDUCER), spell=1 + len(names) <= lines)
+    spell = 1 + len(scene.combiners) + len(scene.clients) <= lines
+    _add_clients(scene, root, REDUCER, spell=spell)
+    shown = scene.combiners if spell else scene.combiners[: max(1, (lines - 3) // 2)]
+    for combiner in shown:
+        _add_clients(scene, root.add(Text(combiner, style="bold")), combiner, spell=spell)
+    if len(shown) < len(scene.combiners):
+        root.add(Text(f"and {len(scene.combiners) - len(shown)} more", style="dim"))
     return root
 
 
-def _leaves(scene: Scene, branch: Tree, above: str, *, spell: bool) -> None:
+def _add_clients(scene: Scene, branch: Tree, above: str, *, spell: bool) -> None:
+    """Add the clients below ``above`` one by one, or, where there is no room for that, how many do what."""
     clients = scene.below(above)
+    doing = [_doing(scene, name) for name in clients]
     if spell:
-        for name in clients:
-            word, style = _doing(scene, name)
+        for name, (word, style) in zip(clients, doing, strict=True):
             branch.add(Text.assemble(f"{name:<8} ", (f"{word:<9}", style)))
     elif clients:
-        counts = Counter(_doing(scene, name) for name in clients)
-        text = Text(f"{len(clients)} clients ", no_wrap=True)
-        for (word, style), number in sorted(counts.items()):
-            text.append(f" {number} {word}", style=style)
+        text = Text(no_wrap=True, overflow="ellipsis")
+        for (word, style), number in Counter(doing).most_common():
+            text.append(f"{number} {word or 'clients'} ", style=style)
         branch.add(text)
 
 
 def _doing(scene: Scene, client: str) -> tuple[str, str]:
     stage = scene.stages.get(client)
     if stage is None:
-        return "waits", "dim"
+        return "waits" if scene.phase else "", "dim"
     running = "validates" if scene.work == "validate" else "trains"
     return _WORDS.get(stage, running), _STYLES.get(stage, "cyan")
 

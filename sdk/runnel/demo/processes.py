@@ -16,7 +16,7 @@ from runnel.common.errors import DeadlineExceeded, RunnelError
 GRACE_S = 3.0
 _LOG_BYTES = 64 << 20
 _READY = re.compile(r"\bevent=ready\b")
-_TAIL_LINES = 15
+TAIL_LINES = 15
 # Small matrices: more threads than one per process only get in each other's way.
 ONE_THREAD = {
     "OMP_NUM_THREADS": "1",
@@ -26,16 +26,19 @@ ONE_THREAD = {
 }
 
 
-class ProcessEnded(RunnelError):
-    """A process of the demonstration ended although it should not have, or not so.
+class DemoFailed(RunnelError):
+    """Something that the demonstration runs ended although it should not have, or not so.
 
-    ``tail``: the last lines that it wrote; they are not part of the message.
+    ``process`` (also a field) is its name, ``tail`` the last lines that it wrote; they are not part of the message.
     """
 
-    code = "process_ended"
+    code = "demo_failed"
 
-    def __init__(self, message: str, *, hint: str = "", tail: Sequence[str] = (), **fields: object) -> None:
-        super().__init__(message, hint=hint, **fields)
+    def __init__(
+        self, message: str, *, hint: str = "", process: str, tail: Sequence[str] = (), **fields: object
+    ) -> None:
+        super().__init__(message, hint=hint, process=process, **fields)
+        self.process = process
         self.tail = tuple(tail)
 
 
@@ -53,7 +56,7 @@ class _Output:
         self._file.close()
 
     def tail(self) -> list[str]:
-        return self.capture.tail.splitlines()[-_TAIL_LINES:]
+        return self.capture.tail.splitlines()[-TAIL_LINES:]
 
     def _say(self, stream: str, text: str) -> None:
         self._file.write(f"{text}\n")
@@ -66,9 +69,7 @@ class _Output:
 class Processes:
     """Starts processes in groups of their own, in ``work``, with a log file each; made by :func:`own_processes`."""
 
-    def __init__(
-        self, *, work: Path, environ: Mapping[str, str], guard: Guard, group: asyncio.TaskGroup
-    ) -> None:
+    def __init__(self, *, work: Path, environ: Mapping[str, str], guard: Guard, group: asyncio.TaskGroup) -> None:
         self.logs = work / "logs"
         self._work = work
         # Settings of the person's own network are none of the demonstration's.
@@ -100,7 +101,7 @@ class Processes:
         """Run a program to its end and return the lines of its standard output.
 
         Raises:
-            ProcessEnded: with a status other than 0.
+            DemoFailed: with a status other than 0.
             DeadlineExceeded: not in time.
         """
         with closing(_Output(self.logs / f"{name}.log", keep=True)) as output:
@@ -109,7 +110,7 @@ class Processes:
             except TimeoutError as error:
                 raise DeadlineExceeded(f"{name} did not end within {timeout_s:g} s.", process=name) from error
             if status:
-                raise ProcessEnded(f"{name} {describe_status(status)}.", tail=output.tail(), process=name)
+                raise DemoFailed(f"{name} {describe_status(status)}.", tail=output.tail(), process=name)
             return output.lines
 
     def stop(self) -> None:
@@ -120,9 +121,7 @@ class Processes:
     async def _serve(self, name: str, argv: Sequence[str], output: _Output) -> None:
         with closing(output):
             status = await self._group_of(argv, output, None)
-            raise ProcessEnded(
-                f"{name} {describe_status(status)} while it was needed.", tail=output.tail(), process=name
-            )
+            raise DemoFailed(f"{name} {describe_status(status)} while it was needed.", tail=output.tail(), process=name)
 
     async def _group_of(self, argv: Sequence[str], output: _Output, timeout_s: float | None) -> int:
         return await run_group(
@@ -143,7 +142,7 @@ async def own_processes(work: Path, environ: Mapping[str, str]) -> AsyncIterator
     Also a ``kill -9`` of this process ends them: a guard sees it and kills their groups.
 
     Raises:
-        ExceptionGroup: the block failed, or a component ended on its own (:class:`ProcessEnded`).
+        ExceptionGroup: the block failed, or a component ended on its own (:class:`DemoFailed`).
     """
     await asyncio.to_thread((work / "logs").mkdir, exist_ok=True)
     guard = Guard()

@@ -103,7 +103,9 @@ class Scene:
         return f"{name} attached to {to}"
 
     def _round_line(self, made: Round) -> str:
-        phases = "  ".join(f"{name} {made.phases.get(name, 0.0):.2f} s" for name in ("training", "reducing", "validating"))
+        phases = "  ".join(
+            f"{name} {made.phases.get(name, 0.0):.2f} s" for name in ("training", "reducing", "validating")
+        )
         measured = f"  {METRIC} {made.metrics[METRIC]:.4f}" if METRIC in made.metrics else ""
         width = len(str(self.rounds))
         return f"round {made.round:>{width}}/{self.rounds}  {made.updates} updates  {phases}{measured}"

@@ -36,8 +36,8 @@ class Screen(Protocol):
     async def run(self) -> None:
         """Keep the picture up to date until cancelled."""
 
-    def failure(self, title: str, lines: Sequence[str]) -> None:
-        """Show the last lines of a process that failed, after the end."""
+    def remark(self, title: str, lines: Sequence[str] = ()) -> None:
+        """Tell something after the end, perhaps with lines that a process wrote."""
 
     def close(self, render: Callable[[int, bool], RenderableType]) -> None:
         """Show the result, after the end; ``render`` is given the width and whether only ASCII can be shown."""
@@ -71,13 +71,13 @@ class LineScreen:
     async def run(self) -> None:
         """Do nothing: lines are not repainted."""
 
-    def failure(self, title: str, lines: Sequence[str]) -> None:
-        """Write the lines, indented."""
+    def remark(self, title: str, lines: Sequence[str] = ()) -> None:
+        """Write it, the lines indented."""
         self.console.print(Text("\n".join([title, *(f"  {line}" for line in lines)])), soft_wrap=True)
 
     def close(self, render: Callable[[int, bool], RenderableType]) -> None:
         """Write the result."""
-        self.console.print(render(self.console.width, self.console.options.ascii_only))
+        self.console.print(render(self.console.width, self.console.options.ascii_only), soft_wrap=True)
 
 
 class LiveScreen(LineScreen):

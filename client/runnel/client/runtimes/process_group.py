@@ -135,7 +135,7 @@ class _Group:
                 async with asyncio.timeout(grace_s):
                     await self.exited.wait()
                     # A shell ends at once, and what it started may still be saving its work.
-                    while await in_thread(_alive, self.process.pid):
+                    while await in_thread(_alive, self.process.pid):  # noqa: ASYNC110 (nobody tells)
                         await asyncio.sleep(_LOOK_AGAIN_S)
             except TimeoutError:
                 log.info("a run did not end when asked to and is killed", pid=self.process.pid, grace_s=grace_s)

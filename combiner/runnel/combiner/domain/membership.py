@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
-from runnel.common.protocol import Member, NodeKind, Roster
+from runnel.common.protocol import AssignmentKey, Member, NodeKind, Roster
+
+_Holding = tuple[AssignmentKey, ...]
 
 
 class Membership:
     """Tracks the nodes below and says what the node above has to know of it.
 
-    News about a node that moved come by its old and its new way in any order; the last arrival counts.
+    News about a node that moved come by its old and its new way in any order. So a node may be known by several ways
+    for a while: the last arrival counts, and when that way loses it, it is where it arrived before.
     """
 
     def __init__(self, own_name: str) -> None:
         self._own_name = own_name
         self._below: dict[str, dict[str, Member]] = {}
-        self._child_of: dict[str, str] = {}
+        self._known_by: dict[str, list[str]] = {}  # directly attached nodes by name, the last arrival last
+        self._announced: dict[str, Member] = {}
 
     def attach(self, member: Member, below: Iterable[Member]) -> Roster:
         """Add a directly attached node and all below it."""
+        before = self.detach(member.name)
         self._below[member.name] = {}
-        return self.join(member.name, [member, *below])
+        now = self.join(member.name, [member, *below])
+        arrived = {each.name for each in now.joined}
+        return Roster(joined=now.joined, left=tuple(name for name in before.left if name not in arrived))
 
     def detach(self, child: str) -> Roster:
         """Remove a directly attached node and all below it."""
-        return self.leave(child, list(self._below.pop(child, {})))
+        return self._lost(child, self._below.pop(child, {}))
 
     def join(self, child: str, joined: Iterable[Member]) -> Roster:
         """Add nodes below ``child``."""
@@ -34,35 +41,72 @@ class Membership:
         for member in joined:
             parent = self._own_name if member.name == child else member.parent or child
             known = dataclasses.replace(member, parent=parent)
-            before = self._child_of.get(member.name)
-            if before is not None and before != child and before in self._below:
-                self._below[before].pop(member.name, None)
+            known_by = self._known_by.setdefault(member.name, [])
+            if child in known_by:
+                known_by.remove(child)
+            known_by.append(child)
             self._below[child][member.name] = known
-            self._child_of[member.name] = child
             arrived.append(known)
         return Roster(joined=tuple(arrived))
 
     def leave(self, child: str, names: Iterable[str]) -> Roster:
-        """Remove nodes below ``child``; those that arrived by another way meanwhile stay."""
-        gone = [name for name in names if self._child_of.get(name) == child]
-        for name in gone:
-            del self._child_of[name]
-            self._below.get(child, {}).pop(name, None)
-        return Roster(left=tuple(gone))
+        """Remove nodes below ``child``; those that are known by another way are told as being there."""
+        below = self._below.get(child, {})
+        return self._lost(child, [name for name in names if below.pop(name, None) is not None])
+
+    def _lost(self, child: str, names: Iterable[str]) -> Roster:
+        left, elsewhere = [], []
+        for name in names:
+            known_by = self._known_by[name]
+            moved = known_by[-1] == child
+            known_by.remove(child)
+            if not known_by:
+                del self._known_by[name]
+                left.append(name)
+            elif moved:
+                elsewhere.append(self._below[known_by[-1]][name])
+        return Roster(joined=tuple(elsewhere), left=tuple(left))
 
     def members(self) -> tuple[Member, ...]:
-        """Return everybody below, as the node above is to see them in a hello; what they hold is theirs to tell."""
-        return tuple(member for below in self._below.values() for member in below.values())
+        """Return everybody below."""
+        return tuple(self._below[known_by[-1]][name] for name, known_by in self._known_by.items())
 
-    def let_go(self, client: str) -> None:
-        """Forget what a client said it holds, so that a later hello does not repeat what is settled."""
-        child = self._child_of.get(client)
-        if child is not None and (member := self._below[child].get(client)) is not None:
-            self._below[child][client] = dataclasses.replace(member, holding=())
+    def announce(self) -> tuple[Member, ...]:
+        """Return everybody below for a hello, and remember what it says for :meth:`unannounced`."""
+        members = self.members()
+        self._announced = {member.name: member for member in members}
+        return members
+
+    def unannounced(self) -> Roster:
+        """Return what has changed since the last :meth:`announce`.
+
+        Between a hello and its welcome nothing can be said to the node above; this makes up for it.
+        """
+        now = {member.name: member for member in self.members()}
+        joined = tuple(member for name, member in now.items() if self._announced.get(name) != member)
+        return Roster(joined=joined, left=tuple(name for name in self._announced if name not in now))
+
+    def takes_on(self, client: str, key: AssignmentKey) -> None:
+        """Note that a client is given this work, so that a later hello tells what it may hold."""
+        self._hold(client, lambda holding: holding if key in holding else (*holding, key))
+
+    def let_go(self, client: str, key: AssignmentKey) -> None:
+        """Note that a client is told to forget this work, so that a later hello does not repeat what is settled."""
+        self._hold(client, lambda holding: tuple(held for held in holding if held != key))
+
+    def _hold(self, client: str, change: Callable[[_Holding], _Holding]) -> None:
+        for child in self._known_by.get(client, ()):
+            member = self._below[child][client]
+            self._below[child][client] = dataclasses.replace(member, holding=change(member.holding))
 
     def route(self, name: str) -> str | None:
         """Return the directly attached node that leads to ``name``."""
-        return self._child_of.get(name)
+        known_by = self._known_by.get(name)
+        return known_by[-1] if known_by else None
+
+    def ways(self, name: str) -> tuple[str, ...]:
+        """Return all directly attached nodes that may lead to ``name``, for what must reach it wherever it is."""
+        return tuple(self._known_by.get(name, ()))
 
     def kind_of(self, child: str) -> NodeKind | None:
         """Return the kind of a directly attached node."""

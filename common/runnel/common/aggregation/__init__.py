@@ -3,7 +3,8 @@
 Everything here is synchronous: call it in a thread.
 """
 
-from runnel.common.aggregation.mean import WeightedSum
+from runnel.common.aggregation.float64_file import Float64File
+from runnel.common.aggregation.mean import WeightedSum, sum_magnitude
 from runnel.common.aggregation.metrics import weighted_mean_metrics
 from runnel.common.aggregation.optimizers import (
     OPTIMIZERS,
@@ -25,11 +26,13 @@ __all__ = [
     "FedAvg",
     "FedAvgM",
     "FedYogi",
+    "Float64File",
     "Part",
     "Reduced",
     "ServerOptimizer",
     "WeightedSum",
     "make_optimizer",
     "reduce_round",
+    "sum_magnitude",
     "weighted_mean_metrics",
 ]

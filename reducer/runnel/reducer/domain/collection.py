@@ -150,10 +150,10 @@ class Collection:
         """Take a report that is durable now; return its clients that had not answered (they are late).
 
         Raises:
-            IllegalState: the order is dead, or the report names a client that is not of this order.
+            IllegalState: the order is dead, or the report names a client that is not of this order (any more).
         """
         order = self.require_order(order_id, child)
-        strangers = (set(counted) | set(failed)) - order.clients
+        strangers = (set(counted) | set(failed)) - {slot.client for slot in self._slots_of(order)}
         doubled = len(set(counted) | set(failed)) < len(counted) + len(failed)
         if strangers or doubled:
             raise IllegalState(
@@ -186,6 +186,12 @@ class Collection:
             if slot.order_id == order_id:
                 slot.state, slot.order_id = SlotState.OPEN, None
 
+    def fence(self) -> list[Order]:
+        """Kill all orders, so that nothing that still comes up is taken; return them."""
+        dead = list(self.orders.values())
+        self.orders.clear()
+        return dead
+
     def close(self) -> list[Order]:
         """Ask for what there is: return the orders that are to be told, each only once."""
         to_close = [order for order in self.orders.values() if not order.closing]
@@ -202,6 +208,19 @@ class Collection:
         return forgotten
 
     # ---- what can be asked
+
+    def verdict(self, client: str) -> SlotState | None:
+        """Return what a client that still holds its work may be told.
+
+        ``COUNTED`` and ``FAILED``: that is durable. ``LATE``: it was not asked. None: it is not decided before the
+        phase has ended, and the client is to keep what it has; whoever was not counted is told then.
+        """
+        slot = self.slots.get(client)
+        if slot is None:
+            return SlotState.LATE
+        if slot.order_id in self.orders or slot.state not in {SlotState.COUNTED, SlotState.FAILED}:
+            return None
+        return slot.state
 
     @property
     def counts(self) -> Counts:

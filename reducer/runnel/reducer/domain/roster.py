@@ -27,64 +27,70 @@ class Spot:
 class Roster:
     """The attached nodes.
 
-    When a node moves, the news of its arrival and of its departure come by different branches, in any order; the last
-    arrival decides where it is.
+    When a node moves, the news of its arrival and of its departure come by different branches, in any order. So a node
+    may be known by several branches for a while: the last arrival decides where it is, and when that branch loses it,
+    it is where it arrived before. Once all news is there, each node is known by the one branch that it is in.
     """
 
     def __init__(self) -> None:
         self._branches: dict[str, Branch] = {}
-        self._branch_of: dict[str, str] = {}
+        self._known_by: dict[str, list[str]] = {}  # branches by name of a node, the last arrival last
 
     def attach(self, member: Member, below: Iterable[Member]) -> list[Member]:
         """Add a directly attached node with all below it; return those that arrived."""
-        branch = Branch(member=member)
-        self._branches[member.name] = branch
+        self.detach(member.name)
+        self._branches[member.name] = Branch(member=member)
         return self.join(member.name, [member, *below])
 
     def detach(self, child: str) -> list[Member]:
         """Remove a directly attached node with all below it; return those that are attached nowhere now."""
         branch = self._branches.pop(child, None)
-        if branch is None:
-            return []
-        gone = [m for name, m in branch.members.items() if self._branch_of.get(name) == child]
-        for member in gone:
-            del self._branch_of[member.name]
-        return gone
+        return [] if branch is None else [m for name, m in branch.members.items() if self._lost(name, child)]
 
     def join(self, child: str, joined: Iterable[Member]) -> list[Member]:
         """Add nodes below ``child``."""
         branch = self._branches[child]
         arrived = list(joined)
         for member in arrived:
-            before = self._branch_of.get(member.name)
-            if before is not None and before != child:
-                self._branches[before].members.pop(member.name, None)
+            self._lost(member.name, child)
             branch.members[member.name] = member
-            self._branch_of[member.name] = child
+            self._known_by.setdefault(member.name, []).append(child)
         return arrived
 
     def leave(self, child: str, left: Iterable[str]) -> list[Member]:
-        """Remove nodes below ``child``; those that already arrived elsewhere stay there."""
-        branch = self._branches[child]
-        return [branch.members.pop(name) for name in left if self._branch_of.get(name) == child and self._forget(name)]
+        """Remove nodes below ``child``; return those that are attached nowhere now."""
+        members = self._branches[child].members
+        gone = [member for name in left if (member := members.pop(name, None)) is not None]
+        return [member for member in gone if self._lost(member.name, child)]
 
-    def _forget(self, name: str) -> bool:
-        return self._branch_of.pop(name, None) is not None
+    def _lost(self, name: str, child: str) -> bool:
+        """Forget that ``child`` knows ``name``; return whether nobody does any more."""
+        known_by = self._known_by.get(name, [])
+        if child in known_by:
+            known_by.remove(child)
+        if not known_by:
+            self._known_by.pop(name, None)
+        return not known_by
 
     # ---- what can be asked
 
     def route(self, name: str) -> str | None:
         """Return the directly attached node that leads to ``name``, None when it is attached nowhere."""
-        return self._branch_of.get(name)
+        known_by = self._known_by.get(name)
+        return known_by[-1] if known_by else None
+
+    def ways(self, name: str) -> tuple[str, ...]:
+        """Return all directly attached nodes that may lead to ``name``, for what must reach it wherever it is."""
+        return tuple(self._known_by.get(name, ()))
 
     def find(self, name: str) -> Member | None:
         """Return the attached node of this name."""
-        child = self._branch_of.get(name)
-        return None if child is None else self._branches[child].members.get(name)
+        child = self.route(name)
+        return None if child is None else self._branches[child].members[name]
 
     def attached_to(self, name: str, own_name: str) -> str | None:
         """Return the name of the node that ``name`` is attached to."""
-        child = self._branch_of.get(name)
+        child = self.route(name)
         if child is None:
             return None
         if child == name:
@@ -93,7 +99,7 @@ class Roster:
 
     def members(self) -> list[Member]:
         """Return all attached nodes."""
-        return [member for branch in self._branches.values() for member in branch.members.values()]
+        return [self._branches[known_by[-1]].members[name] for name, known_by in self._known_by.items()]
 
     def clients(self) -> list[str]:
         """Return the names of all attached clients, sorted."""
@@ -101,7 +107,11 @@ class Roster:
 
     def direct_clients(self) -> list[str]:
         """Return the clients that are attached to the reducer itself."""
-        return sorted(b.member.name for b in self._branches.values() if b.member.kind is NodeKind.CLIENT)
+        return sorted(
+            name
+            for name, branch in self._branches.items()
+            if branch.member.kind is NodeKind.CLIENT and self.route(name) == name
+        )
 
     def combiners(self) -> list[Member]:
         """Return all attached combiners."""
@@ -109,13 +119,13 @@ class Roster:
 
     def load(self, combiner: str) -> int:
         """Return how many nodes are attached directly to ``combiner``."""
-        child = self._branch_of.get(combiner)
+        child = self.route(combiner)
         if child is None:
             return 0
         return sum(
-            1
-            for m in self._branches[child].members.values()
-            if m.name != combiner and (m.parent or child) == combiner and m.name != child
+            (member.parent or child) == combiner
+            for name, member in self._branches[child].members.items()
+            if name not in (combiner, child) and self.route(name) == child
         )
 
     def parent_for(self, name: str, wanted: str) -> Member:
@@ -126,7 +136,9 @@ class Roster:
             InvalidInput: it is ``name`` itself, or attached below it.
         """
         above: str | None = wanted
-        while above is not None and (member := self.find(above)) is not None:
+        seen: set[str] = set()  # while nodes move, what is known of them may go round in a circle
+        while above is not None and above not in seen and (member := self.find(above)) is not None:
+            seen.add(above)
             if above == name:
                 raise InvalidInput(
                     f"{name} can't attach to {wanted}, which is below {name} itself.", hint="Choose another --parent."

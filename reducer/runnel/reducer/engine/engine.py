@@ -32,7 +32,7 @@ from runnel.common.protocol import (
 from runnel.common.protocol import (
     Roster as RosterNews,
 )
-from runnel.reducer.domain.collection import Order, SlotState
+from runnel.reducer.domain.collection import Collection, Order, SlotState
 from runnel.reducer.domain.roster import Roster
 from runnel.reducer.engine.exchange import Exchange
 from runnel.reducer.engine.log_writer import LogWriter
@@ -44,6 +44,7 @@ from runnel.reducer.store.journal import Journal
 log = structlog.get_logger()
 
 _STALLED_PAUSE_S = 10.0
+_SETTLEMENTS = {SlotState.COUNTED: Settlement.COUNTED, SlotState.FAILED: Settlement.DISCARDED}
 
 
 class Engine:
@@ -66,6 +67,7 @@ class Engine:
         self._organisation = organisation
         self._runners: dict[str, SessionRunner] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._to_stop: set[str] = set()
         self._orders: dict[str, Exchange] = {}
         self._senders: dict[str, Callable[[Downward], None]] = {}
         self._logs = LogWriter(journal.database)
@@ -118,7 +120,12 @@ class Engine:
                         new_order_id=lambda: new_id("ord"),
                     )
                     self._runners[session_id] = runner
-                    await runner.run()
+                    if session_id in self._to_stop:
+                        runner.stop()
+                    try:
+                        await runner.run()
+                    finally:
+                        runner.abandon()
                 except Exception:
                     # Not even its failure could be stored (a full disk): what is durable stands, so it goes on later.
                     log.exception("session stalled", session_id=session_id, again_in_s=_STALLED_PAUSE_S)
@@ -128,14 +135,18 @@ class Engine:
                     self._runners.pop(session_id, None)
                 await asyncio.sleep(_STALLED_PAUSE_S * random.uniform(0.8, 1.2))  # noqa: S311
         finally:
+            self._to_stop.discard(session_id)
             del self._tasks[session_id]
 
     def stop(self, session_id: str) -> asyncio.Task[None] | None:
         """Ask a session to stop; return the task to wait for, None when it does not run."""
+        task = self._tasks.get(session_id)
+        if task is not None:
+            self._to_stop.add(session_id)  # for a runner that is not there yet, or not any more
         runner = self._runners.get(session_id)
         if runner is not None:
             runner.stop()
-        return self._tasks.get(session_id)
+        return task
 
     def extend(self, session_id: str, rounds: int) -> None:
         """Let a running session know of its new number of rounds."""
@@ -178,17 +189,29 @@ class Engine:
         return exchange.position.model
 
     async def attached(self, hello: Hello, send: Callable[[Downward], None]) -> None:
-        """A node attached here."""
-        self._senders[hello.member.name] = send
-        await self._arrived(self.roster.attach(hello.member, hello.below))
+        """A node attached here.
+
+        Raises:
+            RunnelError: it could not be taken in, and is not there.
+        """
+        name = hello.member.name
+        self._senders[name] = send
+        try:
+            await self._arrived(self.roster.attach(hello.member, hello.below))
+        except BaseException:
+            self._forget(name)
+            raise
 
     async def detached(self, child: str) -> None:
         """A node that was attached here is gone."""
+        await self._left(self._forget(child))
+
+    def _forget(self, child: str) -> list[str]:
         self._senders.pop(child, None)
         gone = [member.name for member in self.roster.detach(child)]
         for runner in self._runners.values():
             runner.child_gone(child)
-        await self._left(gone)
+        return gone
 
     async def received(self, child: str, message: Upward, payload: Path | None = None) -> None:
         """A node below says something; ``payload`` is the verified file that it pushed for a report."""
@@ -226,6 +249,8 @@ class Engine:
             log.warning("report refused", child=child, key=str(report.key), code=err.code, error=str(err))
 
     async def _arrived(self, members: list[Member]) -> None:
+        if not members:
+            return
         async with self._journal.transaction() as tx:
             await access.note_attached(tx.session, members)
             for member in members:
@@ -254,23 +279,29 @@ class Engine:
 
     async def _reconcile(self, client: str, key: AssignmentKey) -> None:
         """Tell a client that holds work from before what became of it, unless it is still wanted."""
-        runner = self._runners.get(key.session_id)
-        state = None if runner is None else runner.state_of(key, client)
-        if state in {SlotState.OPEN, SlotState.ASKED, SlotState.NOTED}:
-            return
-        if state is None:
+        collection = self._collection(key)
+        if collection is None:
             async with self._journal.database.read() as tx:
                 stored = await ledger.slot_state(tx, key, client)
                 session = key.session_id in self._tasks and await ledger.require_session(tx, key.session_id)
             if session and stored == "open" and session.round == key.round:
                 return  # the session is about to open this phase
-            counted = stored == "counted"
-        else:
-            counted = state is SlotState.COUNTED
-        settlement = Settlement.COUNTED if counted else Settlement.LATE
-        if (child := self.roster.route(client)) is not None:
+            verdict = SlotState.LATE if stored is None else SlotState(stored)
+            collection = self._collection(key)  # it may have been opened while we looked
+        if collection is not None:
+            undecided = collection.verdict(client)
+            if undecided is None:
+                return
+            verdict = undecided
+        settlement = _SETTLEMENTS.get(verdict, Settlement.LATE)
+        for child in self.roster.ways(client):
             self.send(child, Settled(key=key, clients=(client,), settlement=settlement))
         log.info("held work settled", client=client, key=str(key), settlement=settlement.value)
+
+
+    def _collection(self, key: AssignmentKey) -> Collection | None:
+        runner = self._runners.get(key.session_id)
+        return None if runner is None else runner.collects(key)
 
 
 async def wait_for(task: asyncio.Task[None] | None) -> None:

@@ -11,6 +11,8 @@ from typing import Protocol
 import structlog
 
 from runnel.common.blobs import BlobStore
+from runnel.common.crash_points import CrashPoint, reach
+from runnel.common.errors import IllegalState
 from runnel.common.protocol import (
     Assignment,
     Cancel,
@@ -81,6 +83,8 @@ class Exchange:
         self._blobs = blobs
         self._wake = wake
         self._stages: dict[str, str] = {}
+        self._entering = 0
+        self._fenced: list[Order] = []
 
     # ---- news from below
 
@@ -91,7 +95,8 @@ class Exchange:
 
     def progressed(self, progress: Progress) -> None:
         """A node below tells how far a client is."""
-        if progress.key == self.collection.key:
+        if progress.key == self.collection.key and progress.client in self.collection.slots:
+            reach(CrashPoint.ASSIGNMENT_ARRIVED)
             self.collection.progressed(progress.order_id, progress.client, progress.stage)
             self._stages[progress.client] = progress.detail or progress.stage.value
             self._show()
@@ -123,12 +128,19 @@ class Exchange:
         report = await check_payload(report, child, payload, self._blobs.path(self.position.model))
         counted = [o.client for o in report.outcomes if o.failure is None]
         failed = [o.client for o in report.outcomes if o.failure is not None]
-        taken = False
+        reach(CrashPoint.REPORT_RECEIVED)
+        self._entering += 1
         try:
-            late, taken = await self._enter(report, child, payload), True
+            late = await self._enter(report, child, payload)
+        except IllegalState:
+            raise  # what it names does not fit: nothing was taken, here or in the ledger
+        except BaseException:
+            collection.unreported(report.order_id)
+            raise
         finally:
-            if not taken:
-                collection.unreported(report.order_id)
+            self._entering -= 1
+            self._wake()
+        reach(CrashPoint.REPORT_COMMITTED)
         self._network.unregister([report.order_id])
         self.settle(counted, Settlement.COUNTED)
         self.settle(failed, Settlement.DISCARDED)
@@ -161,8 +173,6 @@ class Exchange:
             # Last before the commit: the order may have died meanwhile, then this refuses and nothing is written.
             return self.collection.reported(report.order_id, child, counted, list(failed))
 
-    # ---- sending
-
     # ---- what goes down
 
     def settle(self, clients: Iterable[str], settlement: Settlement) -> None:
@@ -170,12 +180,15 @@ class Exchange:
         for child, names in self._by_route(clients).items():
             self._network.send(child, Settled(key=self.collection.key, clients=names, settlement=settlement))
 
+    def fence(self) -> None:
+        """Take nothing more."""
+        self._fenced += self.collection.fence()
+        self._network.unregister(order.order_id for order in self._fenced)
+
     def call_off(self, reason: str) -> None:
-        """Fence what is still out, and tell the clients to stop."""
-        for order in self.collection.orders.values():
+        """Tell those below to stop, and to forget what is not counted: once the end of the phase is durable."""
+        for order in self._fenced:
             self._network.send(order.child, Cancel(order_id=order.order_id, reason=reason))
-        self._network.unregister(list(self.collection.orders))
-        self.collection.orders.clear()
         left = self.collection.clients_in(*(set(SlotState) - {SlotState.COUNTED}))
         for child, names in self._by_route(left).items():
             self._network.send(child, Cancel(key=self.collection.key, clients=names, reason=reason))
@@ -199,7 +212,8 @@ class Exchange:
                     self._network.send(order.child, Close(order_id=order.order_id))
             else:
                 self._place(deadline - now)
-            if collection.answered or (closed and not collection.orders):
+            # What is being written now may still turn out not to be durable.
+            if not self._entering and (collection.answered or (closed and not collection.orders)):
                 return
             until = deadline if now < deadline else hard_deadline
             if missing_grace_s is not None and collection.only_missing_left:
@@ -241,7 +255,7 @@ class Exchange:
     def _by_route(self, clients: Iterable[str]) -> dict[str, tuple[str, ...]]:
         routes: dict[str, list[str]] = {}
         for client in clients:
-            if (child := self._network.roster.route(client)) is not None:
+            for child in self._network.roster.ways(client):
                 routes.setdefault(child, []).append(client)
         return {child: tuple(names) for child, names in routes.items()}
 

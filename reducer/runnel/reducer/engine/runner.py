@@ -16,6 +16,7 @@ import structlog
 
 from runnel.common.aggregation import weighted_mean_metrics
 from runnel.common.blobs import BlobStore
+from runnel.common.crash_points import CrashPoint, reach
 from runnel.common.errors import NotEnoughClients, RunnelError
 from runnel.common.protocol import (
     AssignmentKey,
@@ -33,6 +34,9 @@ from runnel.reducer.store.journal import Journal, Transaction
 from runnel.reducer.store.tables import ModelRow, RoundRow, SessionRow
 
 log = structlog.get_logger()
+
+Change = Callable[[Transaction, SessionRow], Coroutine[Any, Any, None]]
+"""What is written together with a transition."""
 
 # A validation waits so long for clients that are attached nowhere; it changes no model.
 MISSING_GRACE_S = 10.0
@@ -82,6 +86,11 @@ class SessionRunner:
         """Take over a new number of rounds."""
         self.position.config = dataclasses.replace(self.position.config, rounds=rounds)
 
+    def abandon(self) -> None:
+        """Take nothing more from below: this runner has ended, and another may begin where the ledger stands."""
+        if self._exchange is not None:
+            self._exchange.fence()
+
     def roster_changed(self) -> None:
         """Somebody came or went."""
         self._wake.set()
@@ -91,12 +100,10 @@ class SessionRunner:
         if self._exchange is not None:
             self._exchange.child_gone(child)
 
-    def state_of(self, key: AssignmentKey, client: str) -> SlotState | None:
-        """Return how the slot stands if it is of the phase under way, else None."""
-        if self._exchange is None or self._exchange.collection.key != key:
-            return None
-        slot = self._exchange.collection.slots.get(client)
-        return SlotState.LATE if slot is None else slot.state
+    def collects(self, key: AssignmentKey) -> Collection | None:
+        """Return the collection of this work if it is under way."""
+        collection = None if self._exchange is None else self._exchange.collection
+        return collection if collection is not None and collection.key == key else None
 
     # ---- the session
 
@@ -123,9 +130,7 @@ class SessionRunner:
         finally:
             self._journal.forget(self.session_id)
 
-    async def _move(
-        self, to: SessionStatus, change: Callable[[Transaction, SessionRow], Coroutine[Any, Any, None]] | None = None
-    ) -> None:
+    async def _move(self, to: SessionStatus, change: Change | None = None) -> None:
         """Commit a transition with all that belongs to it."""
         position = self.position
         require_transition(self.session_id, position.history, to)
@@ -162,16 +167,15 @@ class SessionRunner:
                 await tx.record("round.committed", position.organisation, self.session_id, **round_json(view))
         position.round, position.history = row.round, (*position.history[-20:], to)
         position.phase_since = now
+        if to is SessionStatus.COMMITTED:
+            reach(CrashPoint.ROUND_COMMITTED)
         log.info("session phase", session_id=self.session_id, phase=to.value, round=row.round)
 
     async def _end(self, status: SessionStatus, reason: str | None) -> None:
-        if self._exchange is not None:
-            self._close(self._exchange, reason or status.value)
-
         async def change(_tx: Transaction, row: SessionRow) -> None:
             row.reason = reason
 
-        await self._move(status, change)
+        await self._close(status, reason or status.value, change)
 
     async def _next_round(self) -> None:
         if self.position.round >= self.position.config.rounds:
@@ -236,6 +240,7 @@ class SessionRunner:
             await ledger.open_slots(tx.session, self._key(Work.TRAIN), clients)
 
         await self._move(SessionStatus.TRAINING, change)
+        reach(CrashPoint.SLOTS_STORED)
 
     def _draw(self) -> list[str] | None:
         return select_clients(
@@ -260,9 +265,14 @@ class SessionRunner:
         )
         return self._exchange
 
-    def _close(self, exchange: Exchange, reason: str) -> None:
-        exchange.call_off(reason)
-        self._exchange = None
+    async def _close(self, to: SessionStatus, reason: str, change: Change) -> None:
+        """Leave a phase: take nothing more, commit, and only then tell the clients to forget what was not counted."""
+        if self._exchange is not None:
+            self._exchange.fence()
+        await self._move(to, change)
+        if self._exchange is not None:
+            self._exchange.call_off(reason)
+            self._exchange = None
 
     async def _train(self) -> None:
         config = self.position.config
@@ -276,12 +286,11 @@ class SessionRunner:
                 await self._try_again(collection, attempt)
         else:
             raise await self._too_few(collection)
-        self._close(exchange, "the round is closed")
 
         async def change(tx: Transaction, _row: SessionRow) -> None:
             await ledger.mark_late(tx.session, collection.key)
 
-        await self._move(SessionStatus.REDUCING, change)
+        await self._close(SessionStatus.REDUCING, "the round is closed", change)
 
     async def _try_again(self, collection: Collection, attempt: int) -> None:
         """Open what failed or is late once more and ask those who came meanwhile; what is counted stays counted."""
@@ -348,6 +357,7 @@ class SessionRunner:
                 reduction.run, rows, strategy=position.config.strategy, options=position.config.strategy_options
             )
         )
+        reach(CrashPoint.MODEL_STORED)
         counted = [s for s in slots if s.state == "counted"]
         validates = self._validates()
         model_id = self._new_order_id().replace("ord-", "mod-")
@@ -399,7 +409,6 @@ class SessionRunner:
     async def _validate(self) -> None:
         exchange = await self._open(Work.VALIDATE, None)
         await exchange.collect(self._woken, MISSING_GRACE_S)
-        self._close(exchange, "the round is closed")
         key = exchange.collection.key
 
         async def change(tx: Transaction, row: SessionRow) -> None:
@@ -411,7 +420,7 @@ class SessionRunner:
             model = await tx.session.get_one(ModelRow, row.model_id)
             model.metrics = current.metrics
 
-        await self._move(SessionStatus.COMMITTED, change)
+        await self._close(SessionStatus.COMMITTED, "the round is closed", change)
 
 
 def round_json(view: RoundView) -> dict[str, Any]:

@@ -1,0 +1,56 @@
+"""The moments of a round at which a kill -9 hurts most.
+
+Invariant: a process may be killed at any moment, and no finished work is lost. The tests kill each kind of process at
+each of these points; nothing else in the code knows of them. They do nothing unless the process was started with
+``RUNNEL_CRASH_AT=<name>``, and then they kill it, once, as the kernel would.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Mapping
+from enum import Enum
+
+VARIABLE = "RUNNEL_CRASH_AT"
+
+
+class CrashPoint(Enum):
+    """A moment; its value names it in :data:`VARIABLE`. In the order in which a round passes them."""
+
+    SLOTS_STORED = "slots-stored"  # reducer: who is asked is stored, nobody was asked
+    ASSIGNMENT_ARRIVED = "assignment-arrived"  # reducer: the first client is at work
+    BLOB_HALF_FETCHED = "blob-half-fetched"  # client, combiner
+    UPDATE_HALF_KEPT = "update-half-kept"  # client: trained, the update is on disk, its report is not
+    UPDATE_KEPT = "update-kept"  # client: nobody else knows
+    PAYLOAD_HALF_PUSHED = "payload-half-pushed"  # client, combiner
+    UPDATE_PUSHED = "update-pushed"  # client: not reported
+    UPDATE_RECEIVED = "update-received"  # combiner: verified, not folded
+    UPDATE_FOLDED = "update-folded"  # combiner: not noted
+    SUM_PUSHED = "sum-pushed"  # combiner: not reported
+    REPORT_RECEIVED = "report-received"  # reducer: checked, not committed
+    REPORT_COMMITTED = "report-committed"  # reducer: not settled
+    SETTLED_ABOVE = "settled-above"  # combiner: not passed on
+    SETTLED_RECEIVED = "settled-received"  # client: not yet forgotten
+    MODEL_STORED = "model-stored"  # reducer: the new model is a file, nothing points to it
+    ROUND_COMMITTED = "round-committed"  # reducer: nobody knows
+
+
+_armed: CrashPoint | None = None
+
+
+def arm(environ: Mapping[str, str]) -> None:
+    """Let this process be killed at the point that ``environ`` names, if it does.
+
+    Raises:
+        ValueError: there is no such point.
+    """
+    global _armed
+    name = environ.get(VARIABLE)
+    _armed = CrashPoint(name) if name else None
+
+
+def reach(point: CrashPoint) -> None:
+    """Pass a point."""
+    if _armed is point:
+        os.kill(os.getpid(), signal.SIGKILL)

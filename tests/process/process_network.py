@@ -1,0 +1,154 @@
+"""A network of real processes for tests: started, killed and started again by the command that people use."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+from runnel.common.endpoints import read_endpoints
+from runnel.common.errors import NotFound, RunnelError
+from runnel.sdk import Network
+from tests.eventually import eventually_blocking
+
+START_S = 30.0
+
+
+class Component:
+    """One process and how to start it again."""
+
+    def __init__(self, name: str, arguments: list[str], state: Path, log: IO[bytes]) -> None:
+        self.name = name
+        self.arguments = arguments
+        self.state = state
+        self.log = log
+        self.process: subprocess.Popen[bytes] | None = None
+
+
+class ProcessNetwork:
+    """Components as processes below ``folder``; a context manager that leaves none of them behind."""
+
+    def __init__(self, folder: Path, **environ: str) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._environ = {k: v for k, v in os.environ.items() if not k.startswith("RUNNEL_")} | environ
+        self.components: dict[str, Component] = {}
+        self._sdk: Network | None = None
+
+    def __enter__(self) -> ProcessNetwork:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._sdk is not None:
+            self._sdk.close()
+        for component in self.components.values():
+            if component.process is not None:
+                component.process.kill()
+        for component in self.components.values():
+            if component.process is not None:
+                component.process.wait()
+            component.log.close()
+        if kind is not None:
+            for component in self.components.values():
+                print(f"---- {component.name}")
+                print("\n".join(self.log_of(component.name).splitlines()[-30:]))
+
+    # ---- starting and ending
+
+    def start_reducer(self, *more: str, **environ: str) -> None:
+        arguments = ["reducer", "--rpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--insecure", *more]
+        self._add("reducer", arguments, **environ)
+        # The same addresses at each further start, as in life.
+        endpoints = read_endpoints(self.folder / "reducer")
+        self.rpc, self.http = str(endpoints.rpc), str(endpoints.http)
+        again = self.components["reducer"].arguments
+        again[2], again[4] = self.rpc, self.http
+        self._sdk = Network(f"http://{self.http}")
+
+    def start_combiner(self, name: str, *more: str, **environ: str) -> None:
+        arguments = ["combiner", "--network", self.rpc, "--listen", "127.0.0.1:0", "--name", name, "--insecure", *more]
+        self._add(name, arguments, **environ)
+
+    def start_client(self, name: str, data: Path, *more: str, **environ: str) -> None:
+        arguments = ["client", "--network", self.rpc, "--name", name, "--data", f"default={data}", "--insecure", *more]
+        self._add(name, arguments, **environ)
+
+    def _add(self, name: str, arguments: list[str], **environ: str) -> None:
+        state = self.folder / name
+        log = (self.folder / f"{name}.log").open("ab")
+        self.components[name] = Component(name, [*arguments, "--state", str(state)], state, log)
+        self.launch(name, **environ)
+        self.until_ready(name)
+
+    def launch(self, name: str, **environ: str) -> None:
+        component = self.components[name]
+        component.process = subprocess.Popen(
+            [sys.executable, "-m", "runnel.cli.main", *component.arguments],
+            env=self._environ | environ,
+            stdin=subprocess.DEVNULL,
+            stdout=component.log,
+            stderr=subprocess.STDOUT,
+        )
+
+    def until_ready(self, name: str) -> None:
+        component = self.components[name]
+
+        def ready() -> bool:
+            assert component.process is not None
+            assert component.process.poll() is None, self.log_of(name)
+            try:
+                return read_endpoints(component.state).pid == component.process.pid
+            except NotFound:
+                return False
+
+        eventually_blocking(ready, timeout_s=START_S)
+
+    def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> int:
+        process = self.process(name)
+        process.send_signal(number)
+        return process.wait(START_S)
+
+    def until_dead(self, name: str, timeout_s: float) -> int:
+        return self.process(name).wait(timeout_s)
+
+    def process(self, name: str) -> subprocess.Popen[bytes]:
+        process = self.components[name].process
+        assert process is not None
+        return process
+
+    def log_of(self, name: str) -> str:
+        return (self.folder / f"{name}.log").read_text(errors="replace")
+
+    # ---- asking
+
+    @property
+    def sdk(self) -> Network:
+        assert self._sdk is not None
+        return self._sdk
+
+    def until_attached(self, *names: str, timeout_s: float = START_S) -> None:
+        def there() -> bool:
+            attached = {node.name for node in self.sdk.nodes.list() if node.status == "attached"}
+            return set(names) <= attached
+
+        eventually_blocking(there, timeout_s=timeout_s)
+
+    def until_ended(self, session: str, timeout_s: float = 60.0) -> dict[str, object]:
+        """Poll, also while the reducer is away; return the session's JSON."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                view = self.sdk.sessions.show(session)
+                if view.status != "running":
+                    return dict(view.raw)
+            except RunnelError:
+                pass  # the reducer is starting again
+            assert time.monotonic() < deadline, f"session {session} still runs"
+            time.sleep(0.1)
