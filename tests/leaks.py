@@ -27,7 +27,7 @@ class Holdings:
     def now(cls, *, children: bool) -> Holdings:
         """Look; ``children`` False spares the tests without processes the walk over the process table."""
         me = psutil.Process()
-        found = {f"file {file.path} (descriptor {file.fd})" for file in me.open_files()}
+        found = {f"file {file.path} (descriptor {file.fd})" for file in me.open_files() if file.fd > 2}
         for socket in me.net_connections(kind="inet"):
             if socket.status not in _LASTING_CONNECTIONS:
                 found.add(f"socket {socket.laddr} {socket.raddr or ''} {socket.status} (descriptor {socket.fd})")

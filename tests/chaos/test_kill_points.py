@@ -98,6 +98,20 @@ def work(network: ProcessNetwork) -> tuple[str, str]:
     return package.digest, network.sdk.models.push(seed).model
 
 
+def gather_at_c1(network: ProcessNetwork) -> None:
+    """Let the clients, who left c1 when it was stopped, come back: c2 goes for a while."""
+    network.kill("c2", signal.SIGTERM)
+
+    def all_there() -> bool:
+        nodes = {node.name: node.attached_to for node in network.sdk.nodes.list()}
+        return all(nodes[name] == "c1" for name in STEPS)
+
+    eventually_blocking(all_there, timeout_s=20)
+    network.launch("c2")
+    network.until_ready("c2")
+    network.until_attached("c2")
+
+
 @pytest.mark.parametrize(
     ("point", "who"),
     [(point, who) for point, names in WHO.items() for who in names],
@@ -110,6 +124,8 @@ def test_no_update_is_lost_or_counted_twice(
     network.launch(who, RUNNEL_CRASH_AT=point.value)
     network.until_ready(who)
     network.until_attached("c1", "c2", *STEPS)
+    if who == "c1":
+        gather_at_c1(network)
     package, seed = work
     session = network.sdk.sessions.start(package=package, seed=seed, rounds=ROUNDS, min_clients=len(STEPS)).session
     assert network.until_dead(who, timeout_s=60) == -signal.SIGKILL

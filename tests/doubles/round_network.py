@@ -11,6 +11,7 @@ import dataclasses
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 
 from runnel.client.domain.jobs import Abort, Forget, JobBook, Offer, Start
 from runnel.client.domain.jobs import Decision as ClientDecision
@@ -129,7 +130,7 @@ class ModelClient(Node):
 
     def steps(self) -> list[Step]:
         found = super().steps()
-        found += [(f"{self.name} finishes", lambda key=key: self.finish(key)) for key in self.running]
+        found += [(f"{self.name} finishes", partial(self.finish, key)) for key in self.running]
         if self.offers:
             found.append((f"{self.name} offers", lambda: self.offer(self.offers.pop(0))))
         return found
@@ -198,10 +199,8 @@ class ModelCombiner(Node):
 
     def steps(self) -> list[Step]:
         found = super().steps()
-        found += [(f"{self.name} folds", lambda i=i: self.fold(*self.folding.pop(i))) for i in range(len(self.folding))]
-        found += [
-            (f"{self.name} reports", lambda i=i: self.finish(self.finishing.pop(i))) for i in range(len(self.finishing))
-        ]
+        found += [(f"{self.name} folds", partial(self.fold, each)) for each in self.folding]
+        found += [(f"{self.name} reports", partial(self.finish, order_id)) for order_id in self.finishing]
         return found
 
     def take(self, event: Downward | Attached | Gone) -> None:
@@ -247,7 +246,9 @@ class ModelCombiner(Node):
         if (wire := self.children.get(child)) is not None and not wire.dead:
             wire.down.append(message)
 
-    def fold(self, decision: Fold, payload: Payload) -> None:
+    def fold(self, waiting: tuple[Fold, Payload]) -> None:
+        self.folding.remove(waiting)
+        decision, payload = waiting
         if decision.order_id not in self.book.orders:
             return
         bad = any(name.split("#")[0] in self.net.corrupting for name in payload) and len(payload) == 1
@@ -257,6 +258,7 @@ class ModelCombiner(Node):
         self.apply(self.book.folded(decision.order_id, decision.report, failure))
 
     def finish(self, order_id: str) -> None:
+        self.finishing.remove(order_id)
         order = self.book.orders.get(order_id)
         if order is None:
             return
@@ -320,8 +322,7 @@ class ModelReducer:
 
     def steps(self) -> list[Step]:
         found: list[Step] = [
-            (f"{REDUCER} makes the report of {child} durable", lambda child=child: self.enter(child))
-            for child in self.entering
+            (f"{REDUCER} makes the report of {child} durable", partial(self.enter, child)) for child in self.entering
         ]
         if self.changed and not self.ending:
             found.append((f"{REDUCER} collects", self.collect))
@@ -453,6 +454,7 @@ class RoundNetwork:
         self.trainings: Counter[str] = Counter()
         self.accepted_trainings: Payload = Counter()
         self.closed = False
+        self.closed_early = wanted is not None
         self.wires: list[Wire] = []
         self.clients = {name: ModelClient(self, name) for name in clients}
         self.combiners = {name: ModelCombiner(self, name) for name in combiners}
@@ -482,9 +484,9 @@ class RoundNetwork:
             found += node.steps()
         for wire in self.wires:
             if wire.up and self._may_go_up(wire):
-                found.append((f"{wire.child} ↑ {wire.parent}: {_short(wire.up[0][0])}", lambda w=wire: self._up(w)))
+                found.append((f"{wire.child} ↑ {wire.parent}: {_short(wire.up[0][0])}", partial(self._up, wire)))
             if wire.down and wire.known_below:
-                found.append((f"{wire.child} ↓ {wire.parent}: {_short(wire.down[0])}", lambda w=wire: self._down(w)))
+                found.append((f"{wire.child} ↓ {wire.parent}: {_short(wire.down[0])}", partial(self._down, wire)))
         return found
 
     def step(self, choice: int) -> bool:
@@ -599,12 +601,13 @@ class RoundNetwork:
     def time_is_over(self) -> None:
         """The round's time-out."""
         self.trace.append("time-out")
-        self.reducer.late_deadline = self.reducer.changed = True
+        self.closed_early = self.reducer.late_deadline = self.reducer.changed = True
 
     # ---- what must hold
 
     def accepted(self, report: Report, payload: Payload, ledger: dict[str, SlotState]) -> None:
         """A report became durable: nobody in it was counted before, and its payload is what it says."""
+        assert not self.reducer.over, f"a report is taken after the round: {report}"
         counted = [o for o in report.outcomes if o.failure is None]
         for outcome in report.outcomes:
             assert ledger[outcome.client] is not SlotState.COUNTED, f"{outcome.client} counts twice"

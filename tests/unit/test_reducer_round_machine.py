@@ -87,7 +87,7 @@ class RoundMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         if hasattr(self, "net"):
             calm(self.net, Random(0))
-            check_the_end(self.net, closed=self.closed)
+            check_the_end(self.net)
 
 
 def calm(net: RoundNetwork, random: Random) -> None:
@@ -102,13 +102,13 @@ def calm(net: RoundNetwork, random: Random) -> None:
     raise AssertionError("it never calms down: " + "; ".join(net.trace[-60:]))
 
 
-def check_the_end(net: RoundNetwork, *, closed: bool) -> None:
+def check_the_end(net: RoundNetwork) -> None:
     trace = "\n".join(net.trace)
     reducer = net.reducer
     assert reducer.over, trace
     states = {name: reducer.ledger[name] for name in CLIENTS}
     bad = net.failing | net.corrupting
-    if not closed:
+    if not net.closed_early:
         for name, state in states.items():
             wanted = {SlotState.COUNTED} | ({SlotState.FAILED} if name in bad else set())
             assert state in wanted, f"{name} is {state}\n{trace}"
@@ -132,6 +132,49 @@ def check_the_end(net: RoundNetwork, *, closed: bool) -> None:
 
 
 RoundMachine.TestCase.settings = settings(
-    max_examples=150, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=60, stateful_step_count=15, deadline=None, suppress_health_check=list(HealthCheck)
 )
 test_a_round_ends_with_everybody_counted_once = RoundMachine.TestCase
+
+
+@pytest.mark.parametrize("volume", range(5))
+def test_a_round_survives_long_stories(volume: int) -> None:
+    """Longer runs than the machine above can shrink: each seed is one story, and tells it when it goes wrong."""
+    for seed in range(60 * volume, 60 * (volume + 1)):
+        net, random = tell(seed)
+        try:
+            calm(net, random)
+            check_the_end(net)
+        except AssertionError as error:
+            raise AssertionError(f"story {seed}: {error}") from error
+
+
+def tell(seed: int) -> tuple[RoundNetwork, Random]:
+    """Play as many faults as the seed wants, with anything between nothing and a lot happening after each."""
+    random = Random(seed)
+    some = [set(random.sample(CLIENTS, random.choice((0, 0, 1)))) for _ in range(2)]
+    wanted = random.choice((None, None, None, 2, 3))
+    net = RoundNetwork(CLIENTS, COMBINERS, wanted=wanted, failing=some[0], corrupting=some[1])
+    for name in (*COMBINERS, *CLIENTS):
+        net.attach(name, random.choice(net.places_for(name)))
+    faults = ["attach", "attach", "cut", "cut", "move", "move", "move", "kill", "kill the reducer", "time is over"]
+    for _ in range(random.choice((3, 10, 40))):
+        for _ in range(random.choice((0, 1, 5, 20, 60))):
+            net.step(random.randrange(1 << 16))
+            net.invariants()
+        name = random.choice((*COMBINERS, *CLIENTS))
+        wire = net.node(name).wire
+        fault = random.choice(faults)
+        if fault in ("cut", "move") and wire is not None:
+            net.cut(wire, random.randrange(5), random.randrange(5))
+            if fault == "move":
+                net.hang_up(wire)
+        if fault in ("attach", "move") and net.node(name).wire is None:
+            net.attach(name, random.choice(net.places_for(name)))
+        if fault == "kill":
+            net.kill(name, random.randrange(5))
+        if fault == "kill the reducer" and random.random() < 0.3:
+            net.kill(REDUCER, random.randrange(5))
+        if fault == "time is over" and random.random() < 0.1:
+            net.time_is_over()
+    return net, random

@@ -93,7 +93,7 @@ class ClientAgent:
         self._variables = variables
         self._run_timeout_s = run_timeout_s
         self._outbox = Outbox(state / "outbox")
-        self._models = BlobStore(state / "models")
+        self._models = BlobStore(state / "models", durable=False)
         self._models_used: OrderedDict[str, None] = OrderedDict()
         self._book = JobBook(parallel=parallel, held=self._outbox.held())
         self._link = link_factory(self.hello)

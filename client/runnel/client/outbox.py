@@ -13,7 +13,6 @@ from typing import Any
 import structlog
 
 from runnel.common.blobs import digest_file, storage_errors
-from runnel.common.blobs.storage import sync_file
 from runnel.common.crash_points import CrashPoint, reach
 from runnel.common.disk import write_json
 from runnel.common.protocol import AssignmentKey, BlobRef, Failure, Outcome, Work
@@ -34,6 +33,9 @@ class HeldReport:
 class Outbox:
     """One folder for each report; a report is there when its ``report.json`` is. All methods block.
 
+    What is kept outlives the death of the client at any moment. It does not wait for the disk: a loss of power may take
+    the newest reports, and their work is then done again, for the client does not say any more that it holds them.
+
     Args:
         root: made if it does not exist; what an earlier process did not finish writing is removed.
     """
@@ -42,11 +44,11 @@ class Outbox:
         self._root = root
         root.mkdir(parents=True, exist_ok=True)
         for folder in root.iterdir():
-            if not (folder / "report.json").exists():
-                shutil.rmtree(folder)
+            if not (folder / "report.json").exists() or not self._is_whole(folder):
+                shutil.rmtree(folder, ignore_errors=True)
 
     def keep(self, key: AssignmentKey, outcome: Outcome, update: Path | None) -> None:
-        """Keep a report; ``update`` is moved here. Durable when this returns.
+        """Keep a report; ``update`` is moved here.
 
         Raises:
             StorageFull: no room.
@@ -59,7 +61,6 @@ class Outbox:
                 payload = digest_file(update)
                 file = folder / "payload"
                 shutil.move(update, file)
-                sync_file(file)
             reach(CrashPoint.UPDATE_HALF_KEPT)
             write_json(
                 folder / "report.json",
@@ -68,6 +69,7 @@ class Outbox:
                     "outcome": dataclasses.asdict(outcome),
                     "payload": None if payload is None else dataclasses.asdict(payload),
                 },
+                durable=False,
             )
 
     def held(self) -> list[AssignmentKey]:
@@ -83,6 +85,13 @@ class Outbox:
         folder = self._folder(key)
         (folder / "report.json").unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
+
+    def _is_whole(self, folder: Path) -> bool:
+        """Whether nothing is torn, as far as lengths tell; digests are verified where the payload is pushed to."""
+        report = self._read(folder)
+        if report is None or report.payload is None or report.file is None:
+            return report is not None
+        return report.file.exists() and report.file.stat().st_size == report.payload.size_bytes
 
     def _folder(self, key: AssignmentKey) -> Path:
         return self._root / hashlib.sha256(str(key).encode()).hexdigest()[:32]

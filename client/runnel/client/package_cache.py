@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from runnel.client.runtimes import LineSink, PackageFiles, Prepared, Runtime
-from runnel.common.blobs import BlobStore
+from runnel.common.blobs import BlobStore, in_thread
 from runnel.common.protocol import BlobRef
 from runnel.compute_package import read_manifest, unpack
 
@@ -45,7 +45,7 @@ class PackageCache:
             prepared = self._prepared.get(ref.sha256)
             if prepared is None:
                 root = await self._files(ref, say)
-                manifest = await asyncio.to_thread(read_manifest, root)
+                manifest = await in_thread(read_manifest, root)
                 prepared = await self._runtime.prepare(
                     PackageFiles(digest=ref.sha256, root=root, manifest=manifest), say
                 )
@@ -58,10 +58,11 @@ class PackageCache:
             target = self._archives.temporary()
             try:
                 await self._fetch(ref, target)
-                await asyncio.to_thread(self._archives.adopt, target, ref)
+                await in_thread(self._archives.adopt, target, ref)
             finally:
-                await asyncio.to_thread(target.unlink, missing_ok=True)
+                await in_thread(target.unlink, missing_ok=True)
         # Unpacked anew at each start of the client: what an entry point of an earlier run left there is gone.
         folder = self._unpacked / ref.sha256
-        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
-        return await asyncio.to_thread(unpack, self._archives.path(ref), folder)
+        # In threads that are waited for: work that is called off must not leave one behind that goes on unpacking.
+        await in_thread(shutil.rmtree, folder, ignore_errors=True)
+        return await in_thread(unpack, self._archives.path(ref), folder)

@@ -96,7 +96,7 @@ class Combiner:
         self._on_public_key = on_public_key
         self._public_key = b""
         self._sums = state / "sums"
-        self._spool = Spool(state / "spool")
+        self._spool = Spool(state / "spool", durable=False)
         self._spool.wipe()
         self._membership = Membership(name)
         self._book = OrderBook(self._membership.route, self._membership.kind_of)
@@ -104,7 +104,7 @@ class Combiner:
         self._folds: dict[str, Fold] = {}
         self._pushed: dict[tuple[str, str], tuple[BlobRef, Path]] = {}
         self._link = link_factory(self.hello)
-        self._cache = BlobCache(BlobStore(state / "blobs"), self._fetch, keep_bytes=keep_bytes)
+        self._cache = BlobCache(BlobStore(state / "blobs", durable=False), self._fetch, keep_bytes=keep_bytes)
         self._group = asyncio.TaskGroup()
         self._isolation: asyncio.Task[None] | None = None
         self._deserted = asyncio.Event()

@@ -1,4 +1,4 @@
-"""Small files that are either whole or not there: atomic, durable writes, and JSON on top of them.
+"""Small files that are either whole or not there: atomic writes, durable unless told otherwise, and JSON on top of them.
 
 All functions block for as long as the disk takes; on an event loop call them through ``asyncio.to_thread``.
 """
@@ -16,13 +16,15 @@ from runnel.common.blobs.storage import storage_errors
 from runnel.common.errors import CorruptData, NotFound
 
 
-def write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+def write_bytes(path: Path, data: bytes, *, mode: int = 0o644, durable: bool = True) -> None:
     """Replace ``path`` by a file of exactly ``data``; a crash at any moment leaves the old file or the new one.
 
     Args:
         path: where; its folder exists.
         data: all of it; this is meant for files of kilobytes.
         mode: permission bits of the file, less the umask. The content never exists under wider ones.
+        durable: wait until it is on the disk. If not, the above holds for crashes of this process only: after a loss of
+            power the file may be torn or missing.
 
     Raises:
         StorageFull: no room in the folder; the old file is untouched.
@@ -34,14 +36,16 @@ def write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:
         try:
             with open(descriptor, "wb") as file:  # noqa: PTH123 (a descriptor, not a path)
                 file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
             beside.replace(path)
         except BaseException:
             with suppress(FileNotFoundError):
                 beside.unlink()
             raise
-        sync_folder(path.parent)
+        if durable:
+            sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:
@@ -53,8 +57,8 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_json(path: Path, value: object, *, mode: int = 0o644) -> None:
-    """Replace ``path`` by ``value`` as JSON (UTF-8, one line); atomic and durable like :func:`write_bytes`.
+def write_json(path: Path, value: object, *, mode: int = 0o644, durable: bool = True) -> None:
+    """Replace ``path`` by ``value`` as JSON (UTF-8, one line), in the way of :func:`write_bytes`.
 
     Raises:
         ValueError: a number in it is NaN or infinite, which JSON does not know.
@@ -62,7 +66,7 @@ def write_json(path: Path, value: object, *, mode: int = 0o644) -> None:
         StorageFull: no room in the folder.
     """
     text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-    write_bytes(path, f"{text}\n".encode(), mode=mode)
+    write_bytes(path, f"{text}\n".encode(), mode=mode, durable=durable)
 
 
 def read_json(path: Path) -> Any:

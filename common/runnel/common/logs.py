@@ -23,7 +23,7 @@ LogFormat = Literal["console", "json"]
 MASK = "***"
 _HANDLER = "runnel"
 # These say at "info" what only their own developers want to know, or say it for every request.
-_QUIET = ("aiosqlite", "alembic", "asyncio", "grpc", "httpcore", "httpx", "sqlalchemy", "sse_starlette", "uvicorn")
+_QUIET = ("aiosqlite", "alembic", "asyncio", "grpc", "httpcore", "httpx", "sqlalchemy", "uvicorn")
 _SECRET_NAME = re.compile(
     r"(token|secrets?|passwords?|passwd|passphrase|authorization|credentials?|cookie|private_?key|api_?key)$"
 )

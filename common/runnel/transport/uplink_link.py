@@ -156,7 +156,8 @@ class UplinkLink:
             self._attachment.end("left")
 
     async def fetch(self, ref: BlobRef, target: Path, *, deadline_s: float) -> None:
-        """Fetch a blob into the file ``target``, which appears when it is whole and verified.
+        """Fetch a blob into the file ``target``, which appears when it is whole and verified, not yet safe from a loss
+        of power: who keeps it for good sees to that.
 
         Survives the loss of the attachment: goes on at the same byte over the next one. What was fetched before the
         deadline stays beside ``target`` and is used by the next call for the same blob.
@@ -169,7 +170,7 @@ class UplinkLink:
             RunnelError: the error that ended the link.
         """
         partial = target.with_name(f"{target.name}.{ref.sha256[:16]}.part")
-        file = SpoolFile(partial=partial, whole=target, ref=ref)
+        file = SpoolFile(partial=partial, whole=target, ref=ref, durable=False)
         try:
             async with asyncio.timeout(deadline_s):
                 await fetch_blob(self._present, file, self._delays)

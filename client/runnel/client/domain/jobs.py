@@ -22,12 +22,17 @@ class JobState(Enum):
 
 @dataclass(slots=True, kw_only=True)
 class Job:
-    """A piece of work. ``order_id``: under which to report; None while detached or not asked again yet."""
+    """A piece of work.
+
+    ``assignment``: the newest. ``order_id``: under which to report; None while detached or not asked again yet.
+    ``failed``: what is held is a failure.
+    """
 
     key: AssignmentKey
     state: JobState
     assignment: Assignment | None
     order_id: str | None
+    failed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,21 +86,24 @@ class JobBook:
         return tuple(self.jobs)
 
     def assigned(self, assignment: Assignment) -> list[Decision]:
-        """Somebody wants this work."""
+        """Somebody wants this work: do it, or offer what is held; who asks again after a failure wants another try."""
         job = self.jobs.get(assignment.key)
         if job is None:
             job = Job(key=assignment.key, state=JobState.QUEUED, assignment=assignment, order_id=assignment.order_id)
             self.jobs[assignment.key] = job
             return self._start_next()
-        job.order_id = assignment.order_id
+        job.order_id, job.assignment = assignment.order_id, assignment
+        if job.state is JobState.HELD and job.failed:
+            job.state, job.failed = JobState.QUEUED, False
+            return [Forget(job.key), *self._start_next()]
         return [Offer(job.key, assignment.order_id)] if job.state is JobState.HELD else []
 
-    def finished(self, key: AssignmentKey) -> list[Decision]:
-        """The work is done (or failed) and its report is kept."""
+    def finished(self, key: AssignmentKey, *, failed: bool = False) -> list[Decision]:
+        """The work is done, or has ``failed``, and its report is kept."""
         decisions: list[Decision] = []
         job = self.jobs.get(key)
         if job is not None:
-            job.state = JobState.HELD
+            job.state, job.failed = JobState.HELD, failed
             if job.order_id is not None:
                 decisions.append(Offer(key, job.order_id))
         return decisions + self._start_next()

@@ -27,14 +27,19 @@ class SpoolFile:
         whole: the name that the file gets when length and digest are right.
         ref: what is to come.
         verified: ``whole`` exists already and is right.
+        durable: whether ``whole`` must outlive a loss of power; else only the death of this process.
     """
 
-    def __init__(self, *, partial: Path, whole: Path, ref: BlobRef, verified: bool = False) -> None:
+    def __init__(
+        self, *, partial: Path, whole: Path, ref: BlobRef, verified: bool = False, durable: bool = True
+    ) -> None:
         self.ref = ref
         self.partial = partial
         self.whole = whole
         self._verified = verified
+        self._durable = durable
         self._digest = hashlib.sha256()
+        self._digested = 0
         self._file: io.FileIO | None = None
         self._held = ref.size_bytes if verified else _size(partial)
         if self._held > ref.size_bytes:
@@ -73,6 +78,7 @@ class SpoolFile:
                 count = file.write(rest)
                 self._digest.update(rest[:count])
                 self._held += count
+                self._digested = self._held
                 rest = rest[count:]
 
     def finish(self) -> Path:
@@ -93,7 +99,8 @@ class SpoolFile:
                 sha256=self.ref.sha256,
             )
         with storage_errors(self.partial):
-            self._opened()
+            if not self._digest_is_current() or not self.partial.exists():
+                self._opened()
             found = self._digest.hexdigest()
             self.close()
             if found != self.ref.sha256:
@@ -104,7 +111,8 @@ class SpoolFile:
                     sha256=self.ref.sha256,
                     found=found,
                 )
-            sync_file(self.partial)
+            if self._durable:
+                sync_file(self.partial)
             self.partial.replace(self.whole)
         self._verified = True
         return self.whole
@@ -116,7 +124,7 @@ class SpoolFile:
         if self._verified:
             self.whole.unlink(missing_ok=True)
         self._verified = False
-        self._held = 0
+        self._held = self._digested = 0
         self._digest = hashlib.sha256()
 
     def close(self) -> None:
@@ -127,13 +135,16 @@ class SpoolFile:
 
     def _opened(self) -> io.FileIO:
         if self._file is None:
-            digest = hashlib.sha256()
-            if self._held:  # begun by another object or before a close: the digest must cover what is on the disk
-                self._held = update_digest(digest, self.partial)
-            self._digest = digest
+            if not self._digest_is_current():
+                self._digest = hashlib.sha256()
+                self._held = self._digested = update_digest(self._digest, self.partial)
             self.partial.parent.mkdir(parents=True, exist_ok=True)
             self._file = io.FileIO(self.partial, "ab")
         return self._file
+
+    def _digest_is_current(self) -> bool:
+        """Whether the digest covers what is on the disk; not so for what another object has begun."""
+        return self._digested == self._held == _size(self.partial)
 
 
 class Spool:
@@ -141,10 +152,12 @@ class Spool:
 
     Args:
         root: made if it does not exist. Partial files of an earlier process are kept and taken up again.
+        durable: whether verified payloads must outlive a loss of power; else only the death of this process.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, durable: bool = True) -> None:
         self.root = root
+        self._durable = durable
         with storage_errors(root):
             root.mkdir(parents=True, exist_ok=True)
         # File names carry key and digest, so that bytes of one payload are never continued with those of another.
@@ -164,7 +177,7 @@ class Spool:
             earlier.unlink(missing_ok=True)
         self._begun[hashed] = partial
         verified = whole.exists() and _size(whole) == ref.size_bytes
-        return SpoolFile(partial=partial, whole=whole, ref=ref, verified=verified)
+        return SpoolFile(partial=partial, whole=whole, ref=ref, verified=verified, durable=self._durable)
 
     def forget(self, key: str) -> None:
         """Remove what is left of ``key`` that was not verified."""

@@ -19,21 +19,26 @@ from runnel.common.protocol import BlobRef
 class BlobStore:
     """Content-addressed files below ``root``: ``root/ab/abcdef…``.
 
-    A file appears under its name only when it is whole and on the disk. Methods that are not coroutines and read or
+    A file appears under its name only when it is whole and, if ``durable``, on the disk. Methods that are not coroutines and read or
     write more than a directory entry (``adopt``, ``total_bytes``) block: call them in a thread.
 
     Args:
         root: made if it does not exist. Unfinished files of an earlier process in ``root/tmp`` are removed, so one
             folder belongs to one process at a time.
+        durable: whether blobs must outlive this process and a loss of power. If not, this is a cache of what can be
+            had again: it begins empty and never waits for the disk.
 
     Raises:
         StorageFull: the folders can't be made.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, durable: bool = True) -> None:
         self.root = root
+        self._durable = durable
         self._temporary = root / "tmp"
         with storage_errors(root):
+            if not durable:
+                shutil.rmtree(root, ignore_errors=True)
             root.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(self._temporary, ignore_errors=True)
             self._temporary.mkdir(exist_ok=True)
@@ -92,9 +97,11 @@ class BlobStore:
             return ref
         with storage_errors(place, need_bytes=ref.size_bytes):
             place.parent.mkdir(exist_ok=True)
-            sync_file(file)
+            if self._durable:
+                sync_file(file)
             self._move(file, place)
-            sync_file(place.parent)
+            if self._durable:
+                sync_file(place.parent)
         return ref
 
     def delete(self, sha256: str) -> bool:

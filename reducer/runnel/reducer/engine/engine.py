@@ -298,7 +298,6 @@ class Engine:
             self.send(child, Settled(key=key, clients=(client,), settlement=settlement))
         log.info("held work settled", client=client, key=str(key), settlement=settlement.value)
 
-
     def _collection(self, key: AssignmentKey) -> Collection | None:
         runner = self._runners.get(key.session_id)
         return None if runner is None else runner.collects(key)

@@ -25,7 +25,7 @@ from runnel.common.protocol import (
 from runnel.reducer.domain.collection import Collection, SlotState
 from runnel.reducer.domain.lifecycle import require_transition
 from runnel.reducer.domain.selection import select_clients
-from runnel.reducer.domain.values import RoundView, SessionStatus
+from runnel.reducer.domain.values import SessionStatus
 from runnel.reducer.engine.exchange import Exchange, Network
 from runnel.reducer.engine.position import Position
 from runnel.reducer.engine.reduction import Reduction
@@ -164,7 +164,9 @@ class SessionRunner:
             if to is SessionStatus.COMMITTED:
                 await tx.session.flush()
                 view = await ledger.one_round(tx.session, self.session_id, row.round)
-                await tx.record("round.committed", position.organisation, self.session_id, **round_json(view))
+                data = dataclasses.asdict(view)
+                del data["clients"]
+                await tx.record("round.committed", position.organisation, self.session_id, **data)
         position.round, position.history = row.round, (*position.history[-20:], to)
         position.phase_since = now
         if to is SessionStatus.COMMITTED:
@@ -421,18 +423,3 @@ class SessionRunner:
             model.metrics = current.metrics
 
         await self._close(SessionStatus.COMMITTED, "the round is closed", change)
-
-
-def round_json(view: RoundView) -> dict[str, Any]:
-    """Return a round as the JSON that people see."""
-    return {
-        "round": view.round,
-        "seconds": view.seconds,
-        "phases": dict(view.phases),
-        "updates": view.updates,
-        "late": view.late,
-        "failed": view.failed,
-        "model": view.model,
-        "metrics": dict(view.metrics),
-        "train_metrics": dict(view.train_metrics),
-    }
