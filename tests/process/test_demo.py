@@ -283,6 +283,14 @@ def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None
         require_installed()
 
 
+def test_a_folder_that_cannot_be_used_is_told_before_anything_starts(place: Place) -> None:
+    (place.cwd / "file").touch()
+    done = place.run(*RUNNEL, "demo", "--dir", "file/below")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert "file/below can't be used: Not a directory" in " ".join(done.stderr.split())
+
+
 # ---- what is seen
 
 
@@ -330,7 +338,8 @@ def test_the_picture_fits_the_terminal(
     assert max(len(line.rstrip()) for line in lines) <= width, file.getvalue()
     text = file.getvalue()
     assert ("site-1 " in text) == (clients < 100)
-    assert ("1 trains" in text) == (clients == 100 and committed < 200) or clients == 1
+    if clients == 100 and committed < 200:
+        assert ("1 training" in text) == (width == 120)  # cut off where there is no room
     if 0 < committed < 200:
         assert f"{committed} of 10 rounds" in text
         assert f"{1 - 1 / (committed + 1):.1%}" in text

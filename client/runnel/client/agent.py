@@ -25,7 +25,7 @@ from runnel.client.log_stream import LogStream
 from runnel.client.outbox import HeldReport, Outbox
 from runnel.client.package_cache import PackageCache
 from runnel.client.runtimes import LineSink, Runtime, entry_point_variables
-from runnel.common.blobs import BlobStore
+from runnel.common.blobs import BlobStore, in_thread, storage_errors
 from runnel.common.crash_points import CrashPoint, reach
 from runnel.common.errors import CorruptData, IllegalState, InvalidInput, RunnelError, StorageFull, TooLarge
 from runnel.common.protocol import (
@@ -93,6 +93,7 @@ class ClientAgent:
         self._variables = variables
         self._run_timeout_s = run_timeout_s
         self._outbox = Outbox(state / "outbox")
+        shutil.rmtree(state / "models", ignore_errors=True)  # of an earlier process; nobody would ever remove them
         self._models = BlobStore(state / "models", durable=False)
         self._models_used: OrderedDict[str, None] = OrderedDict()
         self._book = JobBook(parallel=parallel, held=self._outbox.held())
@@ -101,6 +102,9 @@ class ClientAgent:
         self._logs = LogStream(name, self._link.send)
         self._running: dict[AssignmentKey, asyncio.Task[None]] = {}
         self._offers: dict[AssignmentKey, asyncio.Task[None]] = {}
+        self._clearing: dict[AssignmentKey, asyncio.Task[None]] = {}
+        self._deadlines: dict[AssignmentKey, float | None] = {}
+        self._scopes: dict[AssignmentKey, asyncio.Timeout] = {}
         self._group = asyncio.TaskGroup()
 
     async def __aenter__(self) -> ClientAgent:
@@ -153,6 +157,7 @@ class ClientAgent:
     def _received(self, message: Downward) -> None:
         match message:
             case Assignment():
+                self._set_deadline(message)
                 self._apply(self._book.assigned(message))
             case Settled(key=key):
                 reach(CrashPoint.SETTLED_RECEIVED)
@@ -168,30 +173,60 @@ class ClientAgent:
         for decision in decisions:
             match decision:
                 case Start(assignment):
-                    task = self._group.create_task(self._do(assignment), name=f"work {assignment.key}")
-                    self._running[assignment.key] = task
+                    work = self._do(assignment, self._clearing.get(assignment.key))
+                    self._running[assignment.key] = self._group.create_task(work, name=f"work {assignment.key}")
                 case Offer(key, order_id):
+                    if (earlier := self._offers.pop(key, None)) is not None:
+                        earlier.cancel()
                     self._offers[key] = self._group.create_task(self._offer(key, order_id), name=f"offer {key}")
-                case Abort(key):
-                    if (running := self._running.get(key)) is not None:
-                        running.cancel()
-                case Forget(key):
-                    self._group.create_task(asyncio.to_thread(self._outbox.drop, key), name=f"forget {key}")
+                case Abort(key) | Forget(key):
+                    self._clear(key)
+
+    def _clear(self, key: AssignmentKey) -> None:
+        """End what is done with a piece of work and drop what it made; new work of the same name waits for this."""
+        ending = [task for task in (self._running.pop(key, None), self._offers.pop(key, None)) if task is not None]
+        for task in ending:
+            task.cancel()
+        if (earlier := self._clearing.get(key)) is not None:
+            ending.append(earlier)
+        self._clearing[key] = self._group.create_task(self._drop(key, ending), name=f"clear {key}")
+
+    async def _drop(self, key: AssignmentKey, ending: list[asyncio.Task[None]]) -> None:
+        if ending:
+            await asyncio.wait(ending)
+        await in_thread(self._outbox.drop, key)
+        if self._clearing.get(key) is asyncio.current_task():
+            del self._clearing[key]
+
+    def _set_deadline(self, assignment: Assignment) -> None:
+        """Count from when the order came: for work that waits, and for work under way since an earlier order."""
+        deadline = None
+        if assignment.remaining_s is not None:
+            # Twice: the network calls the work off when its time is over, or asks again and the same run goes on; only
+            # who hears nothing for so long ends by himself.
+            deadline = asyncio.get_running_loop().time() + 2 * assignment.remaining_s
+        for key in self._deadlines.keys() - self._book.jobs.keys():
+            del self._deadlines[key]
+        self._deadlines[assignment.key] = deadline
+        scope = self._scopes.get(assignment.key)
+        if scope is not None and not scope.expired():
+            scope.reschedule(deadline)
 
     # ---- working
 
-    async def _do(self, assignment: Assignment) -> None:
+    async def _do(self, assignment: Assignment, clearing: asyncio.Task[None] | None) -> None:
         key = assignment.key
+        if clearing is not None:
+            await asyncio.wait((clearing,))
         folder = self._work / f"{key.session_id}-{key.round}-{key.work.value}"
         try:
-            await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
             outcome, update = await self._outcome(assignment, folder)
-            await self._keep(key, outcome, update)
+            outcome = await self._keep(key, outcome, update)
             reach(CrashPoint.UPDATE_KEPT)
         finally:
-            self._running.pop(key, None)
-            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
-        self._apply(self._book.finished(key))
+            await in_thread(shutil.rmtree, folder, ignore_errors=True)
+        del self._running[key]
+        self._apply(self._book.finished(key, failed=outcome.failure is not None))
 
     async def _outcome(self, assignment: Assignment, folder: Path) -> tuple[Outcome, Path | None]:
         key = assignment.key
@@ -200,17 +235,25 @@ class ClientAgent:
         log.info("working", key=str(key))
         try:
             # What the network leaves of its time covers preparing too; the deadline is carried, not restarted.
-            async with asyncio.timeout(assignment.remaining_s):
-                outcome, update = await self._execute(assignment, folder, say, elapsed_s)
+            async with asyncio.timeout_at(self._deadlines.get(key)) as self._scopes[key]:
+                with storage_errors(folder):
+                    await in_thread(folder.mkdir, parents=True, exist_ok=True)
+                    outcome, update = await self._execute(assignment, folder, say, elapsed_s)
         except TimeoutError:
             failure = Failure(
-                code="timeout", message=f"{self._name} was not done with {key} when the round's time was over."
+                code="timeout", message=f"{self._name} was not done with {key} long after the round's time was over."
             )
             outcome, update = Outcome(client=self._name, failure=failure), None
         except RunnelError as err:
             tail = str(err.fields.get("log_tail", ""))
             failure = Failure(code=err.code, message=str(err), log_tail=tail)
             outcome, update = Outcome(client=self._name, failure=failure), None
+        except OSError as err:
+            # Of this site's files: its operator can mend it, and the client goes on with other work.
+            failure = Failure(code=RunnelError.code, message=f"{self._name}: {err}")
+            outcome, update = Outcome(client=self._name, failure=failure), None
+        finally:
+            del self._scopes[key]
         if outcome.failure is not None:
             log.warning("work failed", key=str(key), code=outcome.failure.code, error=outcome.failure.message)
             say("runnel", f"failed: {outcome.failure.message}")
@@ -228,11 +271,14 @@ class ClientAgent:
             site=self._variables,
         )
         common: dict[str, Any] = {"workdir": folder, "env": env, "timeout_s": self._run_timeout_s, "say": say}
-        self._progress(assignment, Stage.PREPARING)
+        # A stage that will be over at once is not worth three hops of a message.
+        if not self._packages.ready(assignment.package):
+            self._progress(assignment, Stage.PREPARING)
         with _timed(elapsed_s, "prepare"):
             prepared = await self._packages.get(assignment.package, say)
             await startup(self._runtime, prepared, **common)
-        self._progress(assignment, Stage.FETCHING)
+        if not self._models.has(assignment.model):
+            self._progress(assignment, Stage.FETCHING)
         with _timed(elapsed_s, "fetch"):
             model = await self._model(assignment.model)
         self._progress(assignment, Stage.RUNNING)
@@ -253,14 +299,21 @@ class ClientAgent:
         if job is not None and job.order_id is not None:
             self._link.send(Progress(key=assignment.key, order_id=job.order_id, client=self._name, stage=stage))
 
-    async def _keep(self, key: AssignmentKey, outcome: Outcome, update: Path | None) -> None:
-        try:
-            await asyncio.to_thread(self._outbox.keep, key, outcome, update)
-        except StorageFull as err:
-            log.error("no room for a finished update", key=str(key), error=str(err))
-            failure = Failure(code=err.code, message=f"{self._name}: {err}")
-            await asyncio.to_thread(self._outbox.drop, key)
-            await asyncio.to_thread(self._outbox.keep, key, dataclasses.replace(outcome, failure=failure), None)
+    async def _keep(self, key: AssignmentKey, outcome: Outcome, update: Path | None) -> Outcome:
+        """Keep a report, or that there was no room for it; return what is kept."""
+        while True:
+            try:
+                await in_thread(self._outbox.keep, key, outcome, update)
+            except StorageFull as err:
+                log.error("no room for a finished report", key=str(key), error=str(err))
+                await in_thread(self._outbox.drop, key)
+                if update is None:  # not even for a failure
+                    await asyncio.sleep(_PUSH_AGAIN_S)
+                else:
+                    failure = Failure(code=err.code, message=f"{self._name}: {err}")
+                    outcome, update = dataclasses.replace(outcome, failure=failure), None
+            else:
+                return outcome
 
     # ---- transfers
 
@@ -283,6 +336,13 @@ class ClientAgent:
         return self._models.path(ref)
 
     async def _offer(self, key: AssignmentKey, order_id: str) -> None:
+        try:
+            await self._offer_held(key, order_id)
+        finally:
+            if self._offers.get(key) is asyncio.current_task():
+                del self._offers[key]
+
+    async def _offer_held(self, key: AssignmentKey, order_id: str) -> None:
         held = await asyncio.to_thread(self._outbox.get, key)
         while held is not None and self._book.wanted(key, order_id):
             try:

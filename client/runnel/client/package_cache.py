@@ -33,6 +33,10 @@ class PackageCache:
         self._prepared: dict[str, Prepared] = {}
         self._turn = asyncio.Lock()
 
+    def ready(self, ref: BlobRef) -> bool:
+        """Whether :meth:`get` has nothing to do for this package."""
+        return ref.sha256 in self._prepared
+
     async def get(self, ref: BlobRef, say: LineSink) -> Prepared:
         """Return the package, ready to run.
 

@@ -265,6 +265,8 @@ class Combiner:
             if order is None:
                 return
             model = await self._cache.path(order.assignment.model)
+            if order_id not in self._book.orders:
+                return  # fenced meanwhile
             _check_weight(report, decision.child)
             fold = self._folds.setdefault(order_id, Fold(self._sums / f"{order_id}.sum"))
             await fold.add(report, payload, model, decision.child)
@@ -275,6 +277,8 @@ class Combiner:
         finally:
             if payload is not None:
                 await asyncio.to_thread(payload.unlink, missing_ok=True)
+        if order_id not in self._book.orders:
+            self._clean_up(order_id)
         self._apply(self._book.folded(order_id, report, failure))
 
     async def _finish(self, order_id: str) -> None:

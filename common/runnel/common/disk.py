@@ -1,4 +1,4 @@
-"""Small files that are either whole or not there: atomic writes, durable unless told otherwise, and JSON on top of them.
+"""Small files that are either whole or not there: atomic writes, durable as a rule, and JSON on top of them.
 
 All functions block for as long as the disk takes; on an event loop call them through ``asyncio.to_thread``.
 """

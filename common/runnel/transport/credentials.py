@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from runnel.common.protocol import NodeKind
 _ALGORITHM = "EdDSA"
 _AUDIENCE = "runnel.uplink"
 _KEY_BYTES = 32
+_REMEMBERED = 4096
 _SCHEME = "bearer "
 
 
@@ -85,6 +87,7 @@ class CredentialVerifier:
         self._key = Ed25519PublicKey.from_public_bytes(public_key)
         self._clock = clock
         self._leeway_s = leeway_s
+        self._good: OrderedDict[str, tuple[NodeIdentity, float]] = OrderedDict()
 
     def verify(self, token: str | None) -> NodeIdentity:
         """Return whom the credential was issued to.
@@ -94,6 +97,23 @@ class CredentialVerifier:
         """
         if not token:
             raise Unauthenticated("The call carries no credential.", hint="Ask Directory.Join for one.")
+        # A node shows the same credential with every call until it gets the next one: its signature is checked once.
+        known = self._good.get(token)
+        identity, expires = known or self._signed(token)
+        if self._clock() >= expires + self._leeway_s:
+            raise Unauthenticated(
+                f"The credential of {identity.name} expired {self._clock() - expires:.0f} s ago.",
+                hint="Join again; if that happens often, compare the clocks of the machines.",
+                node=identity.name,
+            )
+        if known is None:
+            self._good[token] = (identity, expires)
+            if len(self._good) > _REMEMBERED:
+                self._good.popitem(last=False)
+        return identity
+
+    def _signed(self, token: str) -> tuple[NodeIdentity, float]:
+        """Check the signature; return whom the credential was issued to and until when (Unix time)."""
         try:
             claims: dict[str, Any] = jwt.decode(
                 token,
@@ -116,13 +136,7 @@ class CredentialVerifier:
                 hint="Join again; was the reducer set up anew?",
                 reason=type(error).__name__,
             ) from error
-        if self._clock() >= expires + self._leeway_s:
-            raise Unauthenticated(
-                f"The credential of {identity.name} expired {self._clock() - expires:.0f} s ago.",
-                hint="Join again; if that happens often, compare the clocks of the machines.",
-                node=identity.name,
-            )
-        return identity
+        return identity, expires
 
 
 def bearer(context: grpc.aio.ServicerContext[Any, Any]) -> str | None:

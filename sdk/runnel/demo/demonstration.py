@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import shutil
-import tempfile
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from runnel.common.endpoints import Endpoints, read_endpoints
-from runnel.common.errors import Conflict, InvalidInput, RunnelError
+from runnel.common.errors import RunnelError
 from runnel.common.lifetime import first_error
 from runnel.compute_package import pack
 from runnel.demo.commands import (
@@ -31,11 +28,11 @@ from runnel.demo.outcome import Outcome
 from runnel.demo.processes import TAIL_LINES, DemoFailed, Processes, own_processes
 from runnel.demo.scene import REDUCER, Scene
 from runnel.demo.screens import Screen, Shown
+from runnel.demo.work_folder import MODEL, keep_model, work_folder
 from runnel.sdk import Network, Session
 
 READY_S = 90.0
 ROUND_S = 120.0
-MODEL = "model.npz"
 
 
 class Interrupted(Exception):
@@ -62,7 +59,7 @@ async def run_demo(options: DemoOptions, screen: Screen, *, stop: asyncio.Event,
     """
     began = time.monotonic()
     scene = Scene(rounds=options.rounds)
-    async with _work_folder(options) as work:
+    async with work_folder(options) as work:
         try:
             with Shown(screen, scene):
                 async with asyncio.TaskGroup() as group:
@@ -72,6 +69,8 @@ async def run_demo(options: DemoOptions, screen: Screen, *, stop: asyncio.Event,
                 scene.act = "Done"
         except BaseExceptionGroup as group:
             cause = _cause(group)
+            if cause is None:
+                raise
             if isinstance(cause, DemoFailed) and cause.tail:
                 screen.remark(f"The last lines of {cause.process}:", cause.tail)
             if options.keep and not isinstance(cause, Interrupted):
@@ -195,7 +194,7 @@ class Demonstration:
         if options.keep:
             await asyncio.to_thread((self._work / "start").write_text, start_script(self._components))
         else:
-            await asyncio.to_thread(_keep_model, model, options.folder / MODEL)
+            await asyncio.to_thread(keep_model, model, options.folder / MODEL)
         digits = await asyncio.to_thread(_count, self._example.test)
         return self._outcome(url, session, accuracies, digits)
 
@@ -255,55 +254,6 @@ class Demonstration:
         )
 
 
-@asynccontextmanager
-async def _work_folder(options: DemoOptions) -> AsyncIterator[Path]:
-    """Yield the folder in which everything lies: that which is kept, or one that is removed at the end.
-
-    Raises:
-        Conflict: the one to keep is there already and not empty.
-        InvalidInput: it can't be made.
-    """
-    folder = options.folder.absolute()
-    try:
-        there = await asyncio.to_thread(_entries, folder)
-        if options.keep and there - {MODEL}:
-            raise Conflict(
-                f"{folder} should be new, to keep the demo in it, and already holds {sorted(there)[0]}.",
-                hint="Remove it, or name another one: --dir DIR.",
-                path=str(folder),
-            )
-        if options.keep:
-            await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
-    except OSError as error:
-        raise InvalidInput(
-            f"The folder {folder} can't be used: {error.strerror}.", hint="Name another one: --dir DIR."
-        ) from error
-    if options.keep:
-        yield folder
-        return
-    work = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="runnel-demo-"))
-    try:
-        yield work
-    finally:
-        await asyncio.to_thread(_remove, work)
-
-
-def _remove(work: Path) -> None:
-    """Remove the folder; what a killed client's entry point still writes there is waited for."""
-    for pause_s in (0.02, 0.05, 0.1, 0.2, 0.5, 1.0):
-        try:
-            shutil.rmtree(work)
-        except OSError:
-            time.sleep(pause_s)
-        else:
-            return
-    shutil.rmtree(work)
-
-
-def _entries(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()} if folder.exists() else set()
-
-
 def _addresses(endpoints: Endpoints) -> tuple[str, str]:
     if endpoints.rpc is None or endpoints.http is None:
         raise AssertionError("a reducer serves both")
@@ -318,16 +268,6 @@ def _fetch(url: str, session: Session, model: Path) -> Session:
         return ended
 
 
-def _keep_model(model: Path, target: Path) -> None:
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(model, target)
-    except OSError as error:
-        raise InvalidInput(
-            f"The model can't be written to {target}: {error.strerror}.", hint="Name another folder: --dir DIR."
-        ) from error
-
-
 def _count(test: Path) -> int:
     with np.load(test) as data:
         return len(data["y"])
@@ -338,8 +278,8 @@ async def _until(stop: asyncio.Event) -> None:
     raise Interrupted
 
 
-def _cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return what came first: a process that ended explains that the network was not reached any more."""
+def _cause(group: BaseExceptionGroup[BaseException]) -> BaseException | None:
+    """Return what came first: a process that ended explains why the network was not reached any more."""
     for kind in (Interrupted, DemoFailed):
         found = group.subgroup(kind)
         while found is not None:
@@ -347,7 +287,7 @@ def _cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
             if not isinstance(first, BaseExceptionGroup):
                 return first
             found = first
-    return first_error(group) or group
+    return first_error(group)
 
 
 def _number(count: int, what: str) -> str:

@@ -97,8 +97,9 @@ class Outcome:
 
     def _next(self, runnel: str) -> list[tuple[str, str]]:
         if self.folder is None:
+            other = (f"{runnel} demo --non-iid", "with sites that have seen different digits")
             return [
-                (f"{runnel} demo --non-iid", "with sites that have seen different digits"),
+                *([] if self.non_iid else [other]),
                 (f"{runnel} demo --keep", "and look into the network afterwards"),
                 (f"{runnel} package init mine", "train something of your own"),
             ]

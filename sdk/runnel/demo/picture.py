@@ -23,13 +23,7 @@ _LINES_AROUND = 2 + 1 + PLOT_LINES + 2
 _ROUNDS_WIDTH = 54
 _PARTS = " ▁▂▃▄▅▆▇█"
 _FULL = "█"
-_WORDS = {
-    "preparing": "prepares",
-    "fetching": "fetches",
-    "pushing": "sends",
-    "counted": "done",
-    "failed": "failed",
-}
+_WORDS = {"pushing": "sending", "counted": "done"}
 _STYLES = {"counted": "green", "failed": "bold red", "running": "bold cyan"}
 _PHASES = ("training", "reducing", "validating")
 
@@ -109,7 +103,7 @@ def _add_clients(scene: Scene, branch: Tree, above: str, *, spell: bool) -> None
     doing = [_doing(scene, name) for name in clients]
     if spell:
         for name, (word, style) in zip(clients, doing, strict=True):
-            branch.add(Text.assemble(f"{name:<8} ", (f"{word:<9}", style)))
+            branch.add(Text.assemble(f"{name:<8} ", (f"{word:<10}", style)))
     elif clients:
         text = Text(no_wrap=True, overflow="ellipsis")
         for (word, style), number in Counter(doing).most_common():
@@ -120,9 +114,10 @@ def _add_clients(scene: Scene, branch: Tree, above: str, *, spell: bool) -> None
 def _doing(scene: Scene, client: str) -> tuple[str, str]:
     stage = scene.stages.get(client)
     if stage is None:
-        return "waits" if scene.phase else "", "dim"
-    running = "validates" if scene.work == "validate" else "trains"
-    return _WORDS.get(stage, running), _STYLES.get(stage, "cyan")
+        return "waiting" if scene.phase else "", "dim"
+    if stage == "running":
+        return ("validating" if scene.work == "validate" else "training"), _STYLES[stage]
+    return _WORDS.get(stage, stage), _STYLES.get(stage, "cyan")
 
 
 def _rounds(scene: Scene, most: int) -> Table | Text:

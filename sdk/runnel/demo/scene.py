@@ -108,4 +108,5 @@ class Scene:
         )
         measured = f"  {METRIC} {made.metrics[METRIC]:.4f}" if METRIC in made.metrics else ""
         width = len(str(self.rounds))
-        return f"round {made.round:>{width}}/{self.rounds}  {made.updates} updates  {phases}{measured}"
+        updates = "update" if made.updates == 1 else "updates"
+        return f"round {made.round:>{width}}/{self.rounds}  {made.updates} {updates}  {phases}{measured}"

@@ -19,8 +19,8 @@ from runnel.common.protocol import BlobRef
 class BlobStore:
     """Content-addressed files below ``root``: ``root/ab/abcdef…``.
 
-    A file appears under its name only when it is whole and, if ``durable``, on the disk. Methods that are not coroutines and read or
-    write more than a directory entry (``adopt``, ``total_bytes``) block: call them in a thread.
+    A file appears under its name only when it is whole and, if ``durable``, on the disk. Methods that are not
+    coroutines and read or write more than a directory entry (``adopt``, ``total_bytes``) block: call them in a thread.
 
     Args:
         root: made if it does not exist. Unfinished files of an earlier process in ``root/tmp`` are removed, so one

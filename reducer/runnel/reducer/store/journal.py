@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -30,17 +30,21 @@ def event_hash(previous: str, seq: int, at: datetime, kind: str, session: str | 
 
 @dataclass(slots=True)
 class Transaction:
-    """A write transaction and the events that become public when it is committed."""
+    """A write transaction and the events that become public when it is committed.
+
+    ``head``: number and hash of the newest event; None: not looked up yet. ``recorded``: whether an event was appended.
+    """
 
     session: AsyncSession
-    _head: tuple[int, str] | None = field(default=None)
+    head: tuple[int, str] | None = None
+    recorded: bool = False
 
     async def record(self, kind: str, organisation: str, session_id: str | None = None, **data: Any) -> None:
         """Append an event to the log."""
-        if self._head is None:
+        if self.head is None:
             last = await self.session.scalar(select(EventRow).order_by(EventRow.seq.desc()).limit(1))
-            self._head = (0, GENESIS) if last is None else (last.seq, last.hash)
-        seq, previous = self._head[0] + 1, self._head[1]
+            self.head = (0, GENESIS) if last is None else (last.seq, last.hash)
+        seq, previous = self.head[0] + 1, self.head[1]
         at = datetime.now(UTC)
         digest = event_hash(previous, seq, at, kind, session_id, data)
         self.session.add(
@@ -55,12 +59,7 @@ class Transaction:
                 hash=digest,
             )
         )
-        self._head = (seq, digest)
-
-    @property
-    def recorded(self) -> bool:
-        """Whether an event was appended."""
-        return self._head is not None
+        self.head, self.recorded = (seq, digest), True
 
 
 class Journal:
@@ -71,14 +70,21 @@ class Journal:
         self._changed = asyncio.Event()
         self._passing: dict[str, tuple[int, Mapping[str, Any]]] = {}
         self._passing_count = 0
+        self._head: tuple[int, str] | None = None
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Transaction]:
         """Open a write transaction; its events reach the followers after the commit."""
-        async with self.database.write() as session:
-            transaction = Transaction(session)
-            yield transaction
+        try:
+            async with self.database.write() as session:
+                # One process at a time writes to a state, and here the writers take turns: what was newest still is.
+                transaction = Transaction(session, self._head)
+                yield transaction
+        except BaseException:
+            self._head = None  # a commit that was cut short may have happened
+            raise
         if transaction.recorded:
+            self._head = transaction.head
             self._wake()
 
     def show(self, session_id: str, passing: Mapping[str, Any]) -> None:

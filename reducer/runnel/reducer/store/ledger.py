@@ -129,8 +129,9 @@ async def one_round(tx: AsyncSession, session_id: str, number: int) -> RoundView
 
 async def open_slots(tx: AsyncSession, key: AssignmentKey, clients: Iterable[str]) -> None:
     """Store that clients are asked; those stored before are open again unless they are counted."""
+    stored = {row.client: row for row in await slots(tx, key)}
     for client in clients:
-        row = await tx.get(SlotRow, (key.session_id, key.round, key.work.value, client))
+        row = stored.get(client)
         if row is None:
             tx.add(
                 SlotRow(session_id=key.session_id, round=key.round, work=key.work.value, client=client, state="open")

@@ -834,7 +834,7 @@ class Assignment(_message.Message):
     client_settings: _builtins.str
     """JSON object, handed to the package"""
     remaining_ms: _builtins.int
-    """time left for the work; 0: no limit"""
+    """time left for the round; who hears nothing for twice as long ends the work; 0: no limit"""
     @_builtins.property
     def key(self) -> Global___AssignmentKey: ...
     @_builtins.property
