@@ -132,3 +132,15 @@ async def test_a_path_that_is_not_there(tmp_path: Path) -> None:
     seen = await check(tmp_path / "gone")
     assert [step.name for step in seen.steps] == ["unpack"]
     assert "no folder or archive" in seen.steps[0].detail
+
+
+async def test_a_missing_database_is_told_by_the_option_that_gives_it(tmp_path: Path) -> None:
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "train.py").write_text("import os\nprint(os.environ['RUNNEL_DATA'])\n")
+    seed = tmp_path / "seed.npz"
+    np.savez(seed, w=np.zeros(2))
+    found = await rehearse(package, seed=seed, say=lambda stream, text: None)
+    assert not found.ok
+    assert "--data NAME=PATH" in found.steps[-1].hint
+    assert "RUNNEL_DATA" in found.steps[-1].hint

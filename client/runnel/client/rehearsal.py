@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -109,6 +110,9 @@ async def rehearse(
         await in_thread(shutil.rmtree, place, ignore_errors=True)
 
 
+_DATA_VARIABLE = re.compile(r"\bRUNNEL_DATA(?:_[A-Z0-9_]+)?\b")
+
+
 def _make_place() -> Path:
     return Path(tempfile.mkdtemp(prefix="runnel-check-")).resolve()
 
@@ -158,7 +162,12 @@ class _Attempt:
         self.steps.append(Step(name=name, ok=True, detail="; ".join(found), elapsed_s=elapsed_s))
 
     def _failed(self, name: str, error: RunnelError, elapsed_s: float) -> None:
-        self.steps.append(Step(name=name, ok=False, detail=error.message, hint=error.hint, elapsed_s=elapsed_s))
+        hint = error.hint
+        tail = str(error.fields.get("log_tail", ""))
+        missing = [word for word in _DATA_VARIABLE.findall(tail) if word not in self.env]
+        if missing:
+            hint = f"{missing[0]} is not set here: give the data with --data NAME=PATH. {hint}".rstrip()
+        self.steps.append(Step(name=name, ok=False, detail=error.message, hint=hint, elapsed_s=elapsed_s))
 
     async def _unpack(self) -> PackageFiles:
         async with self._step("unpack") as note:

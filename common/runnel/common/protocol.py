@@ -11,6 +11,25 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 
+MAX_METRICS = 512
+"""Numbers by name in one outcome."""
+
+MAX_METRIC_NAME = 200
+"""Characters of a metric's name."""
+
+MAX_EXTRA_BYTES = 256 << 10
+"""UTF-8 bytes of all that is no number in one outcome, as JSON."""
+
+MAX_LINE = 16_384
+"""Characters of one line of a log; longer ones are cut by the sender."""
+
+MAX_TEXT = 32_768
+"""Characters of a failure's message or log tail; longer ones are cut by the sender."""
+
+MAX_DETAIL = 500
+"""Characters that tell people how far somebody is; longer ones are cut by the sender."""
+
+
 class NodeKind(Enum):
     """What a node is."""
 

@@ -13,6 +13,7 @@ import structlog
 from runnel.common.errors import CapacityExceeded, DeadlineExceeded, IllegalState, RunnelError
 from runnel.common.protocol import Downward, Heartbeat, Hello, Upward
 from runnel.rpc.v1 import uplink_pb2 as pb
+from runnel.transport.authority import require_authority
 from runnel.transport.credentials import NodeIdentity
 from runnel.transport.mailbox import Mailbox
 from runnel.transport.messages import upward_from_wire
@@ -140,6 +141,7 @@ class Child:
                 message = upward_from_wire(wire)
                 if isinstance(message, Hello):
                     raise IllegalState("A hello came on a stream that has had one.")
+                require_authority(self.identity, message)
                 if not isinstance(message, Heartbeat):
                     self._stuck = True
                     await self.inbox.put(message)

@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 from runnel.common.errors import InvalidInput
 from runnel.common.protocol import (
+    MAX_DETAIL,
+    MAX_LINE,
     Assignment,
     Cancel,
     Close,
@@ -47,10 +49,12 @@ from runnel.transport.wire_values import (
     not_negative,
     outcome_from_wire,
     outcome_to_wire,
+    text_from_wire,
     text_to_wire,
 )
 
 _ED25519_KEY_BYTES = 32
+_LAST_MOMENT_MS = 253_402_300_799_000  # the end of the year 9999, the last that a date can tell
 
 
 # ---- up
@@ -77,12 +81,13 @@ def upward_to_wire(message: Upward) -> pb.Upward:
                     order_id=message.order_id,
                     client=message.client,
                     stage=pb.Stage.Value(f"STAGE_{message.stage.name}"),
-                    detail=text_to_wire(message.detail),
+                    detail=text_to_wire(message.detail, MAX_DETAIL),
                 )
             )
         case LogLines():
             lines = [
-                pb.LogLine(at_ms=each.at_ms, stream=each.stream, text=text_to_wire(each.text)) for each in message.lines
+                pb.LogLine(at_ms=each.at_ms, stream=each.stream, text=text_to_wire(each.text, MAX_LINE))
+                for each in message.lines
             ]
             return pb.Upward(log=pb.LogLines(key=key_to_wire(message.key), client=message.client, lines=lines))
         case Report():
@@ -121,7 +126,7 @@ def _progress_from_wire(wire: pb.Progress) -> Progress:
         order_id=id_from_wire(wire.order_id, "progress.order_id"),
         client=name_from_wire(wire.client, "progress.client"),
         stage=enum_from_wire(Stage, pb.Stage, "STAGE_", wire.stage, "progress.stage"),
-        detail=wire.detail,
+        detail=text_from_wire(wire.detail, "progress.detail", MAX_DETAIL),
     )
 
 
@@ -129,6 +134,9 @@ def _log_from_wire(wire: pb.LogLines) -> LogLines:
     for line in wire.lines:
         if line.stream not in ("stdout", "stderr", "runnel"):
             raise bad_field("log.lines.stream", "stdout, stderr or runnel", line.stream)
+        if line.at_ms > _LAST_MOMENT_MS:
+            raise bad_field("log.lines.at_ms", "a time before the year 10000", line.at_ms)
+        text_from_wire(line.text, "log.lines.text", MAX_LINE)
     return LogLines(
         key=key_from_wire(wire.key, "log.key"),
         client=name_from_wire(wire.client, "log.client"),

@@ -27,6 +27,7 @@ from runnel.common.errors import (
 from runnel.common.protocol import BlobRef, Drain, Hello, Upward, Welcome
 from runnel.rpc.v1 import uplink_pb2 as pb
 from runnel.rpc.v1 import uplink_pb2_grpc as pb_grpc
+from runnel.transport.authority import require_authority
 from runnel.transport.child import Child
 from runnel.transport.chunks import MAX_CHUNK_BYTES, read_chunks, write_chunk
 from runnel.transport.credentials import CredentialVerifier, NodeIdentity, bearer
@@ -230,6 +231,7 @@ class UplinkServer(pb_grpc.UplinkServicer):
                 f"{identity.kind.value} {identity.name} ({identity.node_id}).",
                 hint="A node may only speak for itself.",
             )
+        require_authority(identity, hello)
         return hello
 
     async def _end_older(self, identity: NodeIdentity) -> None:

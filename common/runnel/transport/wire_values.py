@@ -5,19 +5,36 @@ Everything that ends in ``from_wire`` raises :class:`InvalidInput` naming the fi
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from enum import Enum
 from typing import Any, TypeVar
 
-from runnel.common.errors import InvalidInput
+from runnel.common.errors import BadSettings, InvalidInput
 from runnel.common.ids import valid_name
-from runnel.common.protocol import AssignmentKey, BlobRef, Failure, Member, NodeKind, Outcome, Work
+from runnel.common.protocol import (
+    MAX_EXTRA_BYTES,
+    MAX_METRIC_NAME,
+    MAX_METRICS,
+    MAX_TEXT,
+    AssignmentKey,
+    BlobRef,
+    Failure,
+    Member,
+    NodeKind,
+    Outcome,
+    Work,
+)
 from runnel.rpc.v1 import uplink_pb2 as pb
+from runnel.transport.addresses import parse_address
 
 E = TypeVar("E", bound=Enum)
 
 _ID_LENGTH = 128
+_DESCRIPTION_LENGTH = 500
+_HOLDING = 10_000
+_CUT_MARK = " …"
 
 
 def bad_field(field: str, wanted: str, came: object) -> InvalidInput:
@@ -25,9 +42,44 @@ def bad_field(field: str, wanted: str, came: object) -> InvalidInput:
     return InvalidInput(f"Field {field} must be {wanted}, not {came!r:.120}.", field=field)
 
 
-def text_to_wire(text: str) -> str:
-    """Return ``text`` with what protobuf can't carry replaced: lone surrogates, from programs and file names."""
+def text_to_wire(text: str, most: int | None = None) -> str:
+    """Return ``text`` with what protobuf can't carry replaced: lone surrogates, from programs and file names.
+
+    What is longer than ``most`` characters is cut, and a mark says so.
+    """
+    if most is not None and len(text) > most:
+        text = text[: most - len(_CUT_MARK)] + _CUT_MARK
     return text.encode("utf-8", "replace").decode()
+
+
+def text_from_wire(text: str, field: str, most: int) -> str:
+    """Return ``text`` if it has at most ``most`` characters."""
+    if len(text) > most:
+        raise bad_field(field, f"a text of at most {most:,} characters", f"one of {len(text):,}")
+    return text
+
+
+def _object_from_wire(text: str, field: str) -> str:
+    """Return ``text`` if it is empty or a JSON object that everybody can read: no NaN, no bottomless nesting."""
+    if len(text.encode()) > MAX_EXTRA_BYTES:
+        raise bad_field(field, f"at most {MAX_EXTRA_BYTES:,} bytes", f"{len(text.encode()):,} bytes")
+    try:
+        value = json.loads(text or "{}")
+        json.dumps(value, allow_nan=False)
+    except (ValueError, RecursionError):
+        raise bad_field(field, "JSON without NaN, infinities and deep nesting", text) from None
+    if not isinstance(value, dict):
+        raise bad_field(field, "a JSON object", text)
+    return text
+
+
+def _address_from_wire(text: str, field: str) -> str:
+    if not text:
+        return text
+    try:
+        return str(parse_address(text, key=field))
+    except BadSettings as error:
+        raise InvalidInput(f"Field {field}: {error.message}", field=field) from None
 
 
 def name_from_wire(text: str, field: str, *, optional: bool = False) -> str:
@@ -66,7 +118,12 @@ def not_negative(number: float, field: str) -> float:
 
 
 def _numbers(mapping: Mapping[str, float], field: str) -> dict[str, float]:
-    return {name: _finite(number, f"{field}[{name!r:.60}]") for name, number in mapping.items()}
+    if len(mapping) > MAX_METRICS:
+        raise bad_field(field, f"at most {MAX_METRICS} numbers", f"{len(mapping):,} of them")
+    return {
+        text_from_wire(name, f"{field}: a name", MAX_METRIC_NAME): _finite(number, f"{field}[{name!r:.60}]")
+        for name, number in mapping.items()
+    }
 
 
 def enum_from_wire(kind: type[E], wire: Any, prefix: str, number: int, field: str) -> E:
@@ -134,8 +191,8 @@ def member_to_wire(member: Member) -> pb.Member:
         node_id=member.node_id,
         kind=kind_to_wire(member.kind),
         parent=member.parent,
-        version=text_to_wire(member.version),
-        platform=text_to_wire(member.platform),
+        version=text_to_wire(member.version, _DESCRIPTION_LENGTH),
+        platform=text_to_wire(member.platform, _DESCRIPTION_LENGTH),
         holding=[key_to_wire(key) for key in member.holding],
         address=member.address,
         capacity=member.capacity,
@@ -145,15 +202,17 @@ def member_to_wire(member: Member) -> pb.Member:
 
 def member_from_wire(wire: pb.Member, field: str) -> Member:
     """Return the checked member."""
+    if len(wire.holding) > _HOLDING:
+        raise bad_field(f"{field}.holding", f"at most {_HOLDING:,} keys", f"{len(wire.holding):,} of them")
     return Member(
         name=name_from_wire(wire.name, f"{field}.name"),
         node_id=id_from_wire(wire.node_id, f"{field}.node_id"),
         kind=kind_from_wire(wire.kind, f"{field}.kind"),
         parent=name_from_wire(wire.parent, f"{field}.parent", optional=True),
-        version=wire.version,
-        platform=wire.platform,
+        version=text_from_wire(wire.version, f"{field}.version", _DESCRIPTION_LENGTH),
+        platform=text_from_wire(wire.platform, f"{field}.platform", _DESCRIPTION_LENGTH),
         holding=tuple(key_from_wire(key, f"{field}.holding") for key in wire.holding),
-        address=wire.address,
+        address=_address_from_wire(wire.address, f"{field}.address"),
         capacity=wire.capacity,
         tls=wire.tls,
     )
@@ -167,7 +226,9 @@ def outcome_to_wire(outcome: Outcome) -> pb.Outcome:
         failure=None
         if failure is None
         else pb.Failure(
-            code=failure.code, message=text_to_wire(failure.message), log_tail=text_to_wire(failure.log_tail)
+            code=failure.code,
+            message=text_to_wire(failure.message, MAX_TEXT),
+            log_tail=text_to_wire(failure.log_tail, MAX_TEXT),
         ),
         weight=outcome.weight,
         metrics={text_to_wire(name): number for name, number in outcome.metrics.items()},
@@ -182,14 +243,14 @@ def outcome_from_wire(wire: pb.Outcome, field: str) -> Outcome:
     if wire.HasField("failure"):
         failure = Failure(
             code=id_from_wire(wire.failure.code, f"{field}.failure.code"),
-            message=wire.failure.message,
-            log_tail=wire.failure.log_tail,
+            message=text_from_wire(wire.failure.message, f"{field}.failure.message", MAX_TEXT),
+            log_tail=text_from_wire(wire.failure.log_tail, f"{field}.failure.log_tail", MAX_TEXT),
         )
     return Outcome(
         client=name_from_wire(wire.client, f"{field}.client"),
         failure=failure,
         weight=not_negative(wire.weight, f"{field}.weight"),
         metrics=_numbers(wire.metrics, f"{field}.metrics"),
-        extra_json=wire.extra_json,
+        extra_json=_object_from_wire(wire.extra_json, f"{field}.extra_json"),
         elapsed_s=_numbers(wire.elapsed_s, f"{field}.elapsed_s"),
     )

@@ -36,7 +36,7 @@ def init(
         desk.write_json({"folder": str(folder), "files": files})
         return
     desk.say(f"Wrote {', '.join(files)} to {folder}.")
-    desk.say(f"Try it: runnel package check {folder}    Pack it: runnel package build {folder}")
+    desk.say(f"Try it: runnel package check {folder} --data default=…    Pack it: runnel package build {folder}")
 
 
 @command(app, "build", local=True)

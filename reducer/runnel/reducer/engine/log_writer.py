@@ -6,6 +6,7 @@ import asyncio
 from collections import OrderedDict
 
 import structlog
+from sqlalchemy.exc import SQLAlchemyError
 
 from runnel.common.errors import RunnelError
 from runnel.common.protocol import AssignmentKey, LogLines
@@ -66,5 +67,6 @@ class LogWriter:
                 async with self._database.write() as tx:
                     for lines in batch:
                         await ledger.add_log(tx, lines)
-            except RunnelError as err:
+            except (RunnelError, SQLAlchemyError) as err:
+                # Lines are not worth more than the sessions: whatever is wrong with them ends here.
                 log.error("log lines lost", lines=sum(len(b.lines) for b in batch), error=str(err))

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import delete, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from runnel.common.errors import IllegalState
+from runnel.common.errors import IllegalState, InvalidInput
 from runnel.common.protocol import AssignmentKey, LogLines, Outcome, Report, Work
 from runnel.reducer.domain.values import (
     ClientContribution,
@@ -27,6 +27,7 @@ from runnel.reducer.store.pages import after_cursor, decode_cursor, encode_curso
 from runnel.reducer.store.registry import by_prefix, contribution_of
 from runnel.reducer.store.tables import LogRow, PartialRow, RoundRow, SessionRow, SlotRow
 
+_LAST_MS = 253_402_300_799_000  # the end of the year 9999; clocks of others may say anything
 ENDED = [s.value for s in SessionStatus if s.ended]
 
 
@@ -251,7 +252,7 @@ async def add_log(tx: AsyncSession, log: LogLines) -> None:
                 round=log.key.round,
                 work=log.key.work.value,
                 client=log.client,
-                at=datetime.fromtimestamp(line.at_ms / 1000, UTC),
+                at=datetime.fromtimestamp(min(line.at_ms, _LAST_MS) / 1000, UTC),
                 stream=line.stream[:16],
                 text=line.text,
             )
@@ -268,7 +269,10 @@ async def logs(
     if client is not None:
         query = query.where(LogRow.client == client)
     if cursor is not None:
-        query = query.where(LogRow.id > int(decode_cursor(cursor)[0]))
+        after = decode_cursor(cursor)[0]
+        if not isinstance(after, int) or not 0 <= after < 1 << 63:
+            raise InvalidInput(f"{cursor!r} is no cursor of this listing.", hint="Use `next` of the page before.")
+        query = query.where(LogRow.id > after)
     rows = list(await tx.scalars(query))
     items = tuple(
         LogView(

@@ -41,6 +41,8 @@ def after_cursor(query: Select[Any], time: Any, key: Any, cursor: str | None, li
         parts = decode_cursor(cursor)
         try:
             at, last = datetime.fromisoformat(parts[0]), str(parts[1])
+            if at.tzinfo is None:
+                raise ValueError("a time without a zone")
         except (TypeError, ValueError, IndexError) as err:
             raise InvalidInput(f"{cursor!r} is no cursor of this listing.") from err
         query = query.where(or_(time < at, and_(time == at, key < last)))
