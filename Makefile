@@ -13,7 +13,7 @@ COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gene
 	--no-emit-index-url --no-emit-find-links --annotation-style line pyproject.toml requirements/build.in
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format protos constraints bench clean
+.PHONY: help install demo test lint format protos constraints bench soak clean
 
 help: ## print this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -46,6 +46,9 @@ constraints: $(DEV) ## pin the newest versions that fit, with hashes; ARGS='--up
 
 bench: $(DEV) ## run the benchmarks
 	@set -e; for each in benchmarks/*.py; do echo "== $$each"; $(BIN)/python $$each $(ARGS); done
+
+soak: $(DEV) ## draw faults at random for MINUTES=10 and see that the ledger balances
+	@$(BIN)/python -m tests.chaos.soak --minutes $(or $(MINUTES),10) $(ARGS)
 
 clean: ## remove everything that was made, also .venv
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

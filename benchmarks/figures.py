@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import statistics
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import structlog
 from rich.console import Console
 from rich.table import Table
 
@@ -130,9 +132,18 @@ def arguments_of(description: str | None, argv: Sequence[str] | None = None) -> 
     return parser.parse_args(argv)
 
 
+def quieten() -> None:
+    """Let parts of Runnel that run in this process say only what is wrong, on standard error."""
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+
 async def run_alone(description: str | None, measure: Callable[[bool], Awaitable[Result]]) -> None:
     """Run one benchmark for its command line and print what it found."""
     arguments = arguments_of(description)
+    quieten()
     result = await measure(arguments.quick)
     if arguments.json:
         json.dump(result.as_json(), sys.stdout)

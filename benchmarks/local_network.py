@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,12 +26,14 @@ T = TypeVar("T")
 class LocalNetwork:
     """A running network; made by :func:`local_network`.
 
-    ``pids``: of the components by name, ``reducer``, ``combiner-1`` … and ``client-1`` ….
+    ``pids``: of the components by name, ``reducer``, ``combiner-1`` … and ``client-1`` …; ``starting_s``: seconds from
+    the start of each to its line *ready*.
     """
 
     def __init__(self, work: Path, processes: Processes) -> None:
         self.work = work
         self.pids: dict[str, int] = {}
+        self.starting_s: dict[str, float] = {}
         self.rpc = ""
         self._processes = processes
         self._http: Network | None = None
@@ -102,7 +105,9 @@ class LocalNetwork:
         return ended
 
     async def _start(self, name: str, arguments: list[str]) -> None:
+        began = time.monotonic()
         await self._processes.start(name, [*runnel_argv(), *arguments], timeout_s=READY_S)
+        self.starting_s[name] = time.monotonic() - began
         self.pids[name] = read_endpoints(self.work / name).pid
 
     async def _until(self, holds: Callable[[Network], bool], *, timeout_s: float, look_s: float = _LOOK_S) -> None:
@@ -127,11 +132,3 @@ async def local_network(
                 await network.start_combiners(combiners)
                 await network.start_clients(clients)
                 yield network
-
-
-async def timed(work: Awaitable[object]) -> float:
-    """Return how many seconds ``work`` took."""
-    loop = asyncio.get_running_loop()
-    began = loop.time()
-    await work
-    return loop.time() - began

@@ -203,8 +203,8 @@ async def test_a_fault_of_the_handler_ends_one_stream_and_no_other(network: Smal
             await node.hear()
         assert "secret" not in str(caught.value)
         network.handler.refuse_message = None
-        assert bystander.send(progress(2))
-        await eventually(lambda: network.handler.said("received", "c2") == [progress(2)])
+        assert bystander.send(progress(2, "c2"))
+        await eventually(lambda: network.handler.said("received", "c2") == [progress(2, "c2")])
 
 
 async def test_what_was_received_is_handled_though_the_stream_is_gone(network: SmallNetwork) -> None:

@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+from typing import IO, Self
 
 from runnel.common.endpoints import read_endpoints
 from runnel.common.errors import NotFound, RunnelError
@@ -40,7 +40,7 @@ class ProcessNetwork:
         self.components: dict[str, Component] = {}
         self._sdk: Network | None = None
 
-    def __enter__(self) -> ProcessNetwork:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 
@@ -64,7 +65,7 @@ members = st.builds(
     version=texts,
     platform=texts,
     holding=st.lists(keys, max_size=2).map(tuple),
-    address=texts,
+    address=st.sampled_from(["", "127.0.0.1:7500", "combiner.example.org:1", "[::1]:65535"]),
     capacity=st.integers(0, (1 << 32) - 1),
     tls=st.booleans(),
 )
@@ -74,7 +75,7 @@ outcomes = st.builds(
     failure=st.none() | st.builds(Failure, code=ids, message=texts, log_tail=texts),
     weight=weights,
     metrics=numbers,
-    extra_json=texts,
+    extra_json=st.just("") | st.dictionaries(texts, texts | st.none() | st.lists(st.integers())).map(json.dumps),
     elapsed_s=numbers,
 )
 payloads = st.tuples(st.just(PayloadKind.NONE), st.none()) | st.tuples(
@@ -91,7 +92,7 @@ reports = st.builds(
     weights,
 )
 lines = st.builds(
-    LogLine, at_ms=st.integers(0, 1 << 60), stream=st.sampled_from(["stdout", "stderr", "runnel"]), text=texts
+    LogLine, at_ms=st.integers(0, 253_402_300_799_000), stream=st.sampled_from(["stdout", "stderr", "runnel"]), text=texts
 )
 upward: st.SearchStrategy[Upward] = st.one_of(
     st.builds(Hello, member=members, below=st.lists(members, max_size=2).map(tuple)),

@@ -14,6 +14,8 @@ import structlog
 from runnel.combiner.blob_cache import BlobCache
 from runnel.combiner.domain import Decision, Finish, Membership, OrderBook, SendDown, SendUp
 from runnel.combiner.domain import Fold as FoldDecision
+from runnel.combiner.domain.orders import Order, SlotState
+from runnel.combiner.domain.outcomes import fitting
 from runnel.combiner.folding import Fold
 from runnel.common.blobs import BlobStore, Spool, SpoolFile
 from runnel.common.crash_points import CrashPoint, reach
@@ -37,6 +39,7 @@ from runnel.common.protocol import (
     Report,
     Roster,
     Settled,
+    Stage,
     Upward,
     Welcome,
     Work,
@@ -103,6 +106,8 @@ class Combiner:
         self._children: dict[str, Child] = {}
         self._folds: dict[str, Fold] = {}
         self._pushed: dict[tuple[str, str], tuple[BlobRef, Path]] = {}
+        self._begun: dict[str, set[str]] = {}  # by order, who began to push
+        self._lines_dropped = 0
         self._link = link_factory(self.hello)
         self._cache = BlobCache(BlobStore(state / "blobs", durable=False), self._fetch, keep_bytes=keep_bytes)
         self._group = asyncio.TaskGroup()
@@ -237,6 +242,8 @@ class Combiner:
     def _apply(self, decisions: Iterable[Decision]) -> None:
         for decision in decisions:
             match decision:
+                case SendUp(Progress(stage=stage) as progress) if stage not in {Stage.COUNTED, Stage.FAILED}:
+                    self._link.offer(progress)
                 case SendUp(message):
                     self._link.send(message)
                 case SendDown(child, message):
@@ -288,7 +295,7 @@ class Combiner:
         report = Report(
             key=order.assignment.key,
             order_id=order_id,
-            outcomes=tuple(order.outcomes.values()),
+            outcomes=fitting(order.outcomes.values()),
         )
         try:
             if order.assignment.key.work is Work.TRAIN and order.weight > 0:
@@ -331,6 +338,8 @@ class Combiner:
             _, payload = self._pushed.pop(key)
             with contextlib.suppress(FileNotFoundError):
                 payload.unlink()
+        for name in self._begun.pop(order_id, ()):
+            self._spool.forget(f"{order_id}/{name}")
 
     # ---- downward: the UplinkHandler
 
@@ -366,7 +375,7 @@ class Combiner:
             case Progress():
                 self._apply(self._book.progressed(name, message))
             case LogLines():
-                self._link.send(message)
+                self._pass_on(name, message)
             case Report():
                 self._reported(name, message)
             case Released():
@@ -376,6 +385,17 @@ class Combiner:
                 self._tell(self._membership.join(name, message.joined))
             case Heartbeat() | Hello():
                 pass
+
+    def _pass_on(self, child: str, lines: LogLines) -> None:
+        """Pass log lines on; those of clients that are not below ``child``, and those without room, are dropped."""
+        if child not in self._membership.ways(lines.client):
+            log.warning("log lines of a client that is elsewhere", child=child, client=lines.client)
+        elif self._link.offer(lines):
+            self._lines_dropped = 0
+        elif self._link.attached:
+            if not self._lines_dropped:
+                log.warning("no room for log lines on the way up; they are dropped", client=lines.client)
+            self._lines_dropped += len(lines.lines)
 
     def _reported(self, child: str, report: Report) -> None:
         decisions = self._book.reported(child, report)
@@ -393,15 +413,7 @@ class Combiner:
 
     async def open_push(self, identity: NodeIdentity, order_id: str, ref: BlobRef) -> SpoolFile:
         """Return where a payload for a living order goes."""
-        order = self._book.orders.get(order_id)
-        if order is None or order.finished or identity.name not in order.child_of.values():
-            raise IllegalState(
-                f"Order {order_id} of {identity.name} is closed at {self.name}.",
-                order_id=order_id,
-                client=identity.name,
-            )
-        if order.closing and identity.kind is NodeKind.CLIENT:
-            raise IllegalState(f"Order {order_id} is closed: the round went on without {identity.name}.")
+        order = self._wanted(identity, order_id)
         # A sum has 8 bytes for each parameter, and a parameter at least one byte in the model.
         factor = 1 if identity.kind is NodeKind.CLIENT else 8
         limit = factor * order.assignment.model.size_bytes + self._max_overhead_bytes
@@ -411,15 +423,36 @@ class Combiner:
                 f" has {order.assignment.model.size_bytes:,}, so at most {limit:,} are taken.",
                 client=identity.name,
             )
-        return await asyncio.to_thread(self._spool.open, f"{order_id}/{identity.name}", ref)
+        self._begun.setdefault(order_id, set()).add(identity.name)
+        file = await asyncio.to_thread(self._spool.open, f"{order_id}/{identity.name}", ref)
+        self._wanted(identity, order_id)
+        return file
+
+    def _wanted(self, identity: NodeIdentity, order_id: str) -> Order:
+        """Return the order for which a payload of this node is waited for."""
+        order = self._book.orders.get(order_id)
+        if order is None or order.finished or not order.under(identity.name, SlotState.WAITING):
+            raise IllegalState(
+                f"Order {order_id} takes nothing (more) of {identity.name} at {self.name}.",
+                order_id=order_id,
+                client=identity.name,
+            )
+        if order.closing and identity.kind is NodeKind.CLIENT:
+            raise IllegalState(f"Order {order_id} is closed: the round went on without {identity.name}.")
+        return order
 
     async def pushed(self, identity: NodeIdentity, order_id: str, ref: BlobRef, file: Path) -> None:
         """Take a verified payload."""
-        if order_id not in self._book.orders:
+        try:
+            self._wanted(identity, order_id)
+        except IllegalState:
             await asyncio.to_thread(file.unlink, missing_ok=True)
-            return
+            raise
         reach(CrashPoint.UPDATE_RECEIVED)
+        _, earlier = self._pushed.get((order_id, identity.name), (None, file))
         self._pushed[(order_id, identity.name)] = (ref, file)
+        if earlier != file:
+            await asyncio.to_thread(earlier.unlink, missing_ok=True)
 
 
 def _check_weight(report: Report, child: str) -> None:

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
-
 MAX_METRICS = 512
 """Numbers by name in one outcome."""
 

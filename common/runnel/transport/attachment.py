@@ -98,6 +98,10 @@ class Attachment:
             return False
         return True
 
+    def offer(self, message: Upward) -> bool:
+        """Send ``message`` up if there is plenty of room; False if not, and nothing else is changed by that."""
+        return not self._outgoing.crowded and self.send(message)
+
     def end(self, reason: str, error: RunnelError | None = None) -> None:
         """Begin the end: with an error at once, else when what waits has gone up. Only the first call counts."""
         if self.lost.is_set():

@@ -42,6 +42,11 @@ class Mailbox(Generic[T]):
         return len(self._waiting)
 
     @property
+    def crowded(self) -> bool:
+        """Whether half of the room is taken: then what may be lost had better wait elsewhere."""
+        return 2 * len(self._waiting) >= self._limit_items or 2 * self._bytes >= self._limit_bytes
+
+    @property
     def closed(self) -> bool:
         """Whether nothing more is taken."""
         return self._closed

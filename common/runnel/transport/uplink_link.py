@@ -150,6 +150,14 @@ class UplinkLink:
         """
         return self._attachment is not None and self._attachment.send(message)
 
+    def offer(self, message: Upward) -> bool:
+        """Send up what may be lost, such as a line of a log: it must not take the room of what may not.
+
+        Returns:
+            False if the node is not attached or much waits already; then ``message`` is dropped, and that is all.
+        """
+        return self._attachment is not None and self._attachment.offer(message)
+
     def leave(self) -> None:
         """Leave the present attachment, if any, and ask the directory for a place again."""
         if self._attachment is not None:
@@ -300,7 +308,10 @@ class UplinkLink:
             channel = self._directory
             if channel is None or address != self._network:
                 tls = (self._tls or ClientTls()) if place.tls else None
-                channel = open_channel(address, tls=tls, allow_plaintext=self._allow_plaintext)
+                try:
+                    channel = open_channel(address, tls=tls, allow_plaintext=self._allow_plaintext)
+                except RunnelError as error:
+                    return place.attach_to, error  # what one node above says of itself must not end this one
                 stack.push_async_callback(channel.close)
             attachment = Attachment(
                 channel,

@@ -5,7 +5,6 @@ Everything that ends in ``from_wire`` raises :class:`InvalidInput` naming the fi
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from enum import Enum
@@ -13,6 +12,7 @@ from typing import Any, TypeVar
 
 from runnel.common.errors import BadSettings, InvalidInput
 from runnel.common.ids import valid_name
+from runnel.common.json_object import read_object
 from runnel.common.protocol import (
     MAX_EXTRA_BYTES,
     MAX_METRIC_NAME,
@@ -60,16 +60,11 @@ def text_from_wire(text: str, field: str, most: int) -> str:
 
 
 def _object_from_wire(text: str, field: str) -> str:
-    """Return ``text`` if it is empty or a JSON object that everybody can read: no NaN, no bottomless nesting."""
-    if len(text.encode()) > MAX_EXTRA_BYTES:
-        raise bad_field(field, f"at most {MAX_EXTRA_BYTES:,} bytes", f"{len(text.encode()):,} bytes")
+    """Return ``text`` if it is empty or a JSON object that everybody can read."""
     try:
-        value = json.loads(text or "{}")
-        json.dumps(value, allow_nan=False)
-    except (ValueError, RecursionError):
-        raise bad_field(field, "JSON without NaN, infinities and deep nesting", text) from None
-    if not isinstance(value, dict):
-        raise bad_field(field, "a JSON object", text)
+        read_object(text, what=f"Field {field}", most_bytes=MAX_EXTRA_BYTES)
+    except InvalidInput as error:
+        raise InvalidInput(error.message, field=field) from None
     return text
 
 

@@ -134,7 +134,7 @@ async def _first_token(journal: Journal, state: Path) -> None:
     """Make the operator's token at the first start; it lies in a file that only the operator can read."""
     file = state / OPERATOR_TOKEN
     async with journal.database.read() as tx:
-        tokens = await access.tokens(tx, None, 1)
+        tokens = await access.tokens(tx, None, None, 1)
     if tokens.items:
         return
     secret = new_secret()

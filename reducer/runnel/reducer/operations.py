@@ -49,6 +49,11 @@ def _require(caller: Caller, roles: frozenset[Role]) -> None:
         raise Forbidden(f"A token of the role {caller.role.value} does not allow this; it takes one of: {wanted}.")
 
 
+def _runs_network(caller: Caller) -> bool:
+    """Whether the caller is operator of the organisation that the reducer was set up with; others see their own."""
+    return caller.role is Role.OPERATOR and caller.organisation == DEFAULT_ORGANISATION
+
+
 class Operations:
     """See :class:`runnel.reducer.service.ReducerService`.
 
@@ -102,16 +107,22 @@ class Operations:
     async def status(self, caller: Caller) -> StatusView:
         """Return the network at a glance."""
         _require(caller, _READERS)
-        roster = self._engine.roster
+        if _runs_network(caller):
+            running, stored = self._engine.running, await asyncio.to_thread(self._blobs.total_bytes)
+        else:
+            async with self._journal.database.read() as tx:
+                running = await ledger.count_running(tx, caller.organisation)
+                stored = await registry.stored_bytes(tx, caller.organisation)
+        nodes = self._engine.members(None if _runs_network(caller) else caller.organisation)
         return StatusView(
             version=version("runnel"),
             organisation=caller.organisation,
             rpc_address=self._rpc_address(),
             started_at=self._started_at,
-            clients_attached=len(roster.clients()),
-            combiners_attached=len(roster.combiners()),
-            sessions_running=self._engine.running,
-            blobs_bytes=await asyncio.to_thread(self._blobs.total_bytes),
+            clients_attached=sum(node.kind is NodeKind.CLIENT for node in nodes),
+            combiners_attached=sum(node.kind is NodeKind.COMBINER for node in nodes),
+            sessions_running=running,
+            blobs_bytes=stored,
         )
 
     # ---- packages and models
@@ -121,13 +132,13 @@ class Operations:
         _require(caller, _INITIATORS)
         ref = await self._blobs.put_stream(body, limit_bytes=self._max_package_bytes)
         async with self._journal.database.read() as tx:
-            known = await registry.is_package(tx, ref.sha256)
+            known = await registry.is_package(tx, caller.organisation, ref.sha256)
         if not known:
             try:
                 name = Path(filename).name.removesuffix(".gz").removesuffix(".tar") or None
                 described = await asyncio.to_thread(describe, self._blobs.path(ref), name=name)
             except BaseException:
-                self._blobs.delete(ref.sha256)
+                await self._drop_unused(ref)
                 raise
             manifest = _manifest_json(described)
         async with self._journal.transaction() as tx:
@@ -170,9 +181,7 @@ class Operations:
         try:
             n_params, tensors = await asyncio.to_thread(_inspect_seed, self._blobs.path(ref))
         except BaseException:
-            async with self._journal.database.read() as tx:
-                if not await registry.is_model_digest(tx, ref.sha256):
-                    self._blobs.delete(ref.sha256)
+            await self._drop_unused(ref)
             raise
         row = ModelRow(
             id=new_id("mod"),
@@ -190,6 +199,12 @@ class Operations:
             tx.session.add(row)
             await tx.record("model.added", caller.organisation, model=row.id, digest=row.digest)
         return registry.model_view(row)
+
+    async def _drop_unused(self, ref: BlobRef) -> None:
+        """Remove a file that was refused, unless it is somebody's under another name."""
+        async with self._journal.database.read() as tx:
+            if not await registry.is_used(tx, ref.sha256):
+                self._blobs.delete(ref.sha256)
 
     async def models(self, caller: Caller, session: str | None, cursor: str | None, limit: int) -> Page[ModelView]:
         """List the trail, newest first."""
@@ -337,7 +352,7 @@ class Operations:
     async def nodes(self, caller: Caller, cursor: str | None, limit: int) -> Page[NodeView]:
         """List clients and combiners by name."""
         _require(caller, _READERS)
-        organisation = None if caller.role is Role.OPERATOR else caller.organisation
+        organisation = None if _runs_network(caller) else caller.organisation
         async with self._journal.database.read() as tx:
             rows, following = await access.nodes(tx, organisation, cursor, limit)
         now = datetime.now(UTC)
@@ -367,6 +382,11 @@ class Operations:
         """Make a token; only this answer carries its secret."""
         _require(caller, _OPERATORS)
         owner = organisation or caller.organisation
+        if owner != caller.organisation and not _runs_network(caller):
+            raise Forbidden(
+                f"An operator of {caller.organisation} makes tokens for {caller.organisation}, not for {owner}.",
+                hint="Ask the operator of the network.",
+            )
         async with self._journal.transaction() as tx:
             view = await access.add_token(tx.session, new_id("tok"), new_secret(), owner, role, name, ttl_s)
             await tx.record("token.created", owner, token=view.id, role=role.value, name=name, by=caller.token_id)
@@ -376,13 +396,15 @@ class Operations:
         """List tokens, newest first, without secrets."""
         _require(caller, _OPERATORS)
         async with self._journal.database.read() as tx:
-            return await access.tokens(tx, cursor, limit)
+            return await access.tokens(tx, None if _runs_network(caller) else caller.organisation, cursor, limit)
 
     async def revoke_token(self, caller: Caller, token_id: str) -> TokenView:
         """End a token."""
         _require(caller, _OPERATORS)
         async with self._journal.transaction() as tx:
-            view = await access.revoke_token(tx.session, token_id)
+            view = await access.revoke_token(
+                tx.session, None if _runs_network(caller) else caller.organisation, token_id
+            )
             await tx.record("token.revoked", view.organisation, token=token_id, by=caller.token_id)
         return view
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from runnel.common.errors import BadOutput, InvalidInput
+from runnel.common.json_object import read_object
+from runnel.common.protocol import MAX_EXTRA_BYTES, MAX_METRIC_NAME, MAX_METRICS
 
 MAX_JSON_BYTES = 1 << 20
 WEIGHT_KEY = "num_examples"
@@ -88,7 +90,8 @@ def read_notes(text: bytes, *, what: str) -> Notes:
         what: the file for messages: ``"model_out.npz-metadata of train"``.
 
     Raises:
-        BadOutput: it is larger, not a JSON object, or its ``num_examples`` is not a finite number greater than 0.
+        BadOutput: it is larger, not a JSON object, its ``num_examples`` is not a finite number greater than 0, or there
+            are more numbers, or is more beside them, than a report may carry.
     """
     if len(text) > MAX_JSON_BYTES:
         raise BadOutput(f"{what} should be at most {MAX_JSON_BYTES:,} bytes of JSON but is larger.")
@@ -108,7 +111,22 @@ def read_notes(text: bytes, *, what: str) -> Notes:
     num_examples = _num_examples(entries.pop(WEIGHT_KEY), what) if WEIGHT_KEY in entries else None
     metrics = {key: float(item) for key, item in entries.items() if _is_number(item)}
     extra = {key: item for key, item in entries.items() if key not in metrics}
+    _require_room(metrics, extra, what)
     return Notes(num_examples=num_examples, metrics=metrics, extra=extra)
+
+
+def _require_room(metrics: Mapping[str, float], extra: Mapping[str, Any], what: str) -> None:
+    """Require that a report can carry it; those above refuse a larger one."""
+    if len(metrics) > MAX_METRICS:
+        raise BadOutput(f"{what} has {len(metrics):,} numbers; at most {MAX_METRICS} are reported.")
+    if (longest := max(map(len, metrics), default=0)) > MAX_METRIC_NAME:
+        raise BadOutput(
+            f"{what} has a number whose name is {longest:,} characters long; {MAX_METRIC_NAME} are allowed."
+        )
+    try:
+        read_object(json.dumps(extra), what=f"What is no number in {what}", most_bytes=MAX_EXTRA_BYTES)
+    except (InvalidInput, RecursionError) as error:
+        raise BadOutput(str(error), hint="Write large results elsewhere; a report carries what people read.") from error
 
 
 def check_settings(settings_json: str) -> None:

@@ -190,6 +190,8 @@ class OrderBook:
         if order is None or order.finished or report.key != order.assignment.key:
             return []
         waiting = set(order.under(child, SlotState.WAITING))
+        if len({o.client for o in report.outcomes}) < len(report.outcomes):
+            return []
         # A combiner that was told to close before anybody answered reports nobody.
         if not waiting or not {o.client for o in report.outcomes} <= waiting:
             return []

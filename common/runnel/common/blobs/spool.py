@@ -90,6 +90,7 @@ class SpoolFile:
         """
         if self._verified:
             return self.whole
+        self._held = min(self._held, _size(self.partial))  # it may have been forgotten meanwhile
         if self._held != self.ref.size_bytes:
             held = self._held
             self.drop()

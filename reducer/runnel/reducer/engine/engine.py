@@ -12,7 +12,7 @@ from types import TracebackType
 import structlog
 
 from runnel.common.blobs import BlobStore
-from runnel.common.errors import IllegalState, RunnelError
+from runnel.common.errors import IllegalState, RunnelError, Unauthenticated
 from runnel.common.ids import new_id
 from runnel.common.protocol import (
     AssignmentKey,
@@ -70,6 +70,7 @@ class Engine:
         self._to_stop: set[str] = set()
         self._orders: dict[str, Exchange] = {}
         self._senders: dict[str, Callable[[Downward], None]] = {}
+        self._owners: dict[str, str] = {}  # organisation by name of a node
         self._logs = LogWriter(journal.database)
         self._group = asyncio.TaskGroup()
 
@@ -167,6 +168,14 @@ class Engine:
         if sender is not None:
             sender(message)
 
+    def members(self, organisation: str | None) -> list[Member]:
+        """Return the attached nodes of an organisation; None: of all."""
+        return [m for m in self.roster.members() if organisation in {None, self._owners.get(m.name)}]
+
+    def clients(self, organisation: str) -> list[str]:
+        """Return the names of the attached clients of an organisation, sorted."""
+        return [name for name in self.roster.clients() if self._owners.get(name) == organisation]
+
     def register(self, order: Order, exchange: Exchange) -> None:
         """Route what comes up for this order to ``exchange``."""
         self._orders[order.order_id] = exchange
@@ -195,9 +204,16 @@ class Engine:
             RunnelError: it could not be taken in, and is not there.
         """
         name = hello.member.name
+        known = await self._joined(name, (hello.member, *hello.below))
+        if hello.member not in known:
+            raise Unauthenticated(
+                f"{name} has not joined this network, or another node has its name now.",
+                hint="Ask Directory.Join for a place and a credential.",
+                name=name,
+            )
         self._senders[name] = send
         try:
-            await self._arrived(self.roster.attach(hello.member, hello.below))
+            await self._arrived(self.roster.attach(known[0], known[1:]))
         except BaseException:
             self._forget(name)
             raise
@@ -217,25 +233,29 @@ class Engine:
         """A node below says something; ``payload`` is the verified file that it pushed for a report."""
         match message:
             case RosterNews():
+                joined = await self._joined(child, message.joined)
                 gone = [member.name for member in self.roster.leave(child, message.left)]
-                arrived = self.roster.join(child, message.joined)
+                arrived = self.roster.join(child, joined)
                 await self._left(gone)
                 await self._arrived(arrived)
             case Progress():
                 if (exchange := self._orders.get(message.order_id)) is not None:
-                    exchange.progressed(message)
+                    exchange.progressed(child, message)
             case Released():
                 if (exchange := self._orders.get(message.order_id)) is not None:
                     exchange.released(child, message)
             case Report():
                 await self._reported(child, message, payload)
             case LogLines():
-                self._logs.add(message)
+                if child in self.roster.ways(message.client):
+                    self._logs.add(message)
             case Hello() | Heartbeat():
                 pass
 
     async def _reported(self, child: str, report: Report, payload: Path | None) -> None:
         exchange = self._orders.get(report.order_id)
+        if exchange is not None and not exchange.is_of(report.order_id, child):
+            exchange = None  # whoever says so has no part in it
         try:
             if exchange is None or exchange.collection.key != report.key:
                 raise IllegalState(f"Order {report.order_id} of {child} is closed.", order_id=report.order_id)
@@ -248,6 +268,21 @@ class Engine:
                 exchange.refused(report.order_id)
             log.warning("report refused", child=child, key=str(report.key), code=err.code, error=str(err))
 
+    async def _joined(self, child: str, members: Iterable[Member]) -> list[Member]:
+        """Return those of ``members`` that have joined by the directory under this name, identity and kind.
+
+        A node below can't bring others into the network that were not let in; and of two that had one name, only the
+        one that was let in last counts.
+        """
+        told = list(members)
+        async with self._journal.database.read() as tx:
+            owners = await access.owners(tx, told)
+        strangers = [member.name for member in told if member.name not in owners]
+        if strangers:
+            log.warning("nodes that have not joined", child=child, names=strangers[:20], number=len(strangers))
+        self._owners |= owners
+        return [member for member in told if member.name in owners]
+
     async def _arrived(self, members: list[Member]) -> None:
         if not members:
             return
@@ -256,7 +291,7 @@ class Engine:
             for member in members:
                 await tx.record(
                     "node.attached",
-                    self._organisation,
+                    self._owners.get(member.name, self._organisation),
                     name=member.name,
                     node_kind=member.kind.value,
                     to=self.roster.attached_to(member.name, self.name),
@@ -275,7 +310,7 @@ class Engine:
         async with self._journal.transaction() as tx:
             await access.note_seen(tx.session, names)
             for name in names:
-                await tx.record("node.left", self._organisation, name=name)
+                await tx.record("node.left", self._owners.get(name, self._organisation), name=name)
 
     async def _reconcile(self, client: str, key: AssignmentKey) -> None:
         """Tell a client that holds work from before what became of it, unless it is still wanted."""

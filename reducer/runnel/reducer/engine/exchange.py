@@ -42,6 +42,9 @@ class Network(Protocol):
     def roster(self) -> Roster:
         """Who is attached where."""
 
+    def clients(self, organisation: str) -> list[str]:
+        """Return the names of the attached clients of an organisation, sorted."""
+
     def send(self, child: str, message: Downward) -> None:
         """Send to a directly attached node; of no effect when it is gone."""
 
@@ -93,9 +96,17 @@ class Exchange:
         self._network.unregister(order.order_id for order in self.collection.child_gone(child))
         self._wake()
 
-    def progressed(self, progress: Progress) -> None:
-        """A node below tells how far a client is."""
-        if progress.key == self.collection.key and progress.client in self.collection.slots:
+    def is_of(self, order_id: str, child: str) -> bool:
+        """Whether this living order was given to ``child``."""
+        order = self.collection.orders.get(order_id)
+        return order is not None and order.child == child
+
+    def progressed(self, child: str, progress: Progress) -> None:
+        """A node below tells how far a client is that was asked through it."""
+        order = self.collection.orders.get(progress.order_id)
+        if order is None or order.child != child or progress.key != self.collection.key:
+            return
+        if progress.client in order.clients:
             reach(CrashPoint.ASSIGNMENT_ARRIVED)
             self.collection.progressed(progress.order_id, progress.client, progress.stage)
             self._stages[progress.client] = progress.detail or progress.stage.value
@@ -263,6 +274,7 @@ class Exchange:
         counts = self.collection.counts
         self._journal.show(
             self.position.session_id,
+            self.position.organisation,
             {
                 "round": self.collection.key.round,
                 "work": self.collection.key.work.value,

@@ -43,7 +43,7 @@ async def position_of(tx: AsyncSession, session_id: str) -> Position:
     if row.phase == SessionStatus.VALIDATING.value and current is not None and current.model_id is not None:
         model_id = current.model_id
     model = await tx.get_one(ModelRow, model_id)
-    package = await tx.get_one(PackageRow, row.package_digest)
+    package = await tx.get_one(PackageRow, (row.organisation_id, row.package_digest))
     return Position(
         session_id=row.id,
         organisation=row.organisation_id,

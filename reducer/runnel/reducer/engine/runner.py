@@ -216,9 +216,10 @@ class SessionRunner:
         position = self.position
         deadline = time.monotonic() + position.config.round_timeout_s
         while (chosen := self._draw()) is None:
-            attached = len(self._network.roster.clients())
+            attached = len(self._network.clients(position.organisation))
             self._journal.show(
                 self.session_id,
+                position.organisation,
                 {
                     "round": position.round,
                     "work": "select",
@@ -245,8 +246,9 @@ class SessionRunner:
         reach(CrashPoint.SLOTS_STORED)
 
     def _draw(self) -> list[str] | None:
+        position = self.position
         return select_clients(
-            self.position.config, self.position.round, self._network.roster.clients(), self.position.seed
+            position.config, position.round, self._network.clients(position.organisation), position.seed
         )
 
     def _key(self, work: Work) -> AssignmentKey:

@@ -8,10 +8,11 @@ from importlib.metadata import version
 from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 
-from runnel.reducer.http import events, models, network, packages, problems, sessions
+from runnel.reducer.http import bearings, events, models, network, packages, problems, sessions
 from runnel.reducer.http.idempotency import Calls
 from runnel.reducer.http.uploads import BodyGate
 from runnel.reducer.service import ReducerService
+from runnel.reducer.web import mount_page
 
 PREFIX = "/api/v1"
 MAX_JSON_BYTES = 1 << 20
@@ -36,7 +37,7 @@ _TAGS = [
 
 
 def create_app(service: ReducerService, *, insecure: bool) -> FastAPI:
-    """Make the application that serves ``service`` below ``/api/v1``, with its OpenAPI at ``/docs``.
+    """Make the application that serves ``service`` below ``/api/v1``, its OpenAPI at ``/docs``, and the page at ``/``.
 
     ``insecure`` only tells the documentation that no token is needed: who may do what is decided by the service.
     ``app.state.closing`` is the event that ends its endless streams when it is set;
@@ -63,7 +64,7 @@ def create_app(service: ReducerService, *, insecure: bool) -> FastAPI:
     problems.install(app)
     app.add_middleware(BodyGate, limit_bytes=MAX_JSON_BYTES, unlimited=(f"{PREFIX}/packages", f"{PREFIX}/models"))
     api = APIRouter(prefix=PREFIX)
-    for part in (sessions, packages, models, network, events):
+    for part in (sessions, packages, models, network, events, bearings):
         api.include_router(part.router)
 
     @api.get("/healthz", tags=["network"], summary="Tell that the server answers")
@@ -72,6 +73,7 @@ def create_app(service: ReducerService, *, insecure: bool) -> FastAPI:
         return {"status": "ok"}
 
     app.include_router(api)
+    mount_page(app)
     return app
 
 

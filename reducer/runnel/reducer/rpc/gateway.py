@@ -67,6 +67,7 @@ class Gateway:
         self._max_overhead_bytes = max_overhead_bytes
         self._children: dict[str, Child] = {}
         self._pushed: dict[tuple[str, str], tuple[BlobRef, Path]] = {}
+        self._begun: dict[str, set[str]] = {}  # by node, the orders for which it began to push
         self._sent: dict[str, tuple[str, float]] = {}
 
     # ---- Directory
@@ -178,6 +179,8 @@ class Gateway:
         for key in [key for key in self._pushed if key[1] == name]:
             _, payload = self._pushed.pop(key)
             await asyncio.to_thread(payload.unlink, missing_ok=True)
+        for order_id in self._begun.pop(name, ()):
+            await asyncio.to_thread(self._spool.forget, f"{order_id}/{name}")
         await self._engine.detached(name)
         log.info("node left", name=name, reason=reason)
 
@@ -209,6 +212,8 @@ class Gateway:
             )
         if self._pushed.get((order_id, identity.name), (None,))[0] == ref:
             return None
+        if identity.name in self._children:
+            self._begun.setdefault(identity.name, set()).add(order_id)
         return await asyncio.to_thread(self._spool.open, f"{order_id}/{identity.name}", ref)
 
     async def pushed(self, identity: NodeIdentity, order_id: str, ref: BlobRef, file: Path) -> None:
@@ -218,6 +223,17 @@ class Gateway:
         except IllegalState:
             await asyncio.to_thread(file.unlink, missing_ok=True)
             raise
-        place = self._partials / f"{order_id}.payload"
+        # A name for each content: a second payload must not take the place of one that is being checked or counted.
+        place = self._partials / f"{order_id}-{ref.sha256[:32]}.payload"
         await asyncio.to_thread(file.replace, place)
+        await asyncio.to_thread(self._spool.forget, f"{order_id}/{identity.name}")
+        self._begun.get(identity.name, set()).discard(order_id)
+        try:
+            self._engine.require_order(order_id, identity.name)
+        except IllegalState:
+            await asyncio.to_thread(place.unlink, missing_ok=True)
+            raise
+        _, earlier = self._pushed.get((order_id, identity.name), (None, place))
         self._pushed[(order_id, identity.name)] = (ref, place)
+        if earlier != place:
+            await asyncio.to_thread(earlier.unlink, missing_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import delete, select
@@ -68,16 +69,19 @@ async def find_token(tx: AsyncSession, secret: str) -> TokenRow | None:
     return await tx.scalar(select(TokenRow).where(TokenRow.secret_sha256 == hash_secret(secret)))
 
 
-async def tokens(tx: AsyncSession, cursor: str | None, limit: int) -> Page[TokenView]:
-    """List tokens, newest first."""
-    rows = list(await tx.scalars(after_cursor(select(TokenRow), TokenRow.created_at, TokenRow.id, cursor, limit)))
+async def tokens(tx: AsyncSession, organisation: str | None, cursor: str | None, limit: int) -> Page[TokenView]:
+    """List tokens, newest first; ``organisation`` None: of all."""
+    query = select(TokenRow)
+    if organisation is not None:
+        query = query.where(TokenRow.organisation_id == organisation)
+    rows = list(await tx.scalars(after_cursor(query, TokenRow.created_at, TokenRow.id, cursor, limit)))
     return page_of(rows, limit, lambda r: (r.created_at, r.id), token_view)
 
 
-async def revoke_token(tx: AsyncSession, token_id: str) -> TokenView:
-    """End a token; ending it again changes nothing."""
+async def revoke_token(tx: AsyncSession, organisation: str | None, token_id: str) -> TokenView:
+    """End a token; ending it again changes nothing. ``organisation`` None: of whomever."""
     row = await tx.get(TokenRow, token_id)
-    if row is None:
+    if row is None or organisation not in {None, row.organisation_id}:
         raise NotFound(f"There is no token {token_id!r}.", hint="`runnel token list` shows those there are.")
     row.revoked_at = row.revoked_at or datetime.now(UTC)
     return token_view(row)
@@ -120,6 +124,16 @@ async def note_joined(
             name=name,
         )
     row.node_id, row.token_id, row.last_seen_at = node_id, token_id, now
+
+
+async def owners(tx: AsyncSession, members: Iterable[Member]) -> dict[str, str]:
+    """Return by name whose the nodes are; one that has not joined, or under another identity, is missing."""
+    found = {}
+    for member in members:
+        row = await tx.get(NodeRow, member.name)
+        if row is not None and (row.node_id, row.kind) == (member.node_id, member.kind.value):
+            found[member.name] = row.organisation_id
+    return found
 
 
 async def note_attached(tx: AsyncSession, members: list[Member]) -> None:

@@ -22,9 +22,18 @@ from runnel.reducer.store.tables import EventRow
 GENESIS = "0" * 64
 
 
-def event_hash(previous: str, seq: int, at: datetime, kind: str, session: str | None, data: Mapping[str, Any]) -> str:
+def event_hash(
+    previous: str,
+    seq: int,
+    at: datetime,
+    kind: str,
+    organisation: str,
+    session: str | None,
+    data: Mapping[str, Any],
+) -> str:
     """Return SHA-256 (hex) over the previous hash and the canonical JSON of the entry."""
-    body = json.dumps([seq, at.astimezone(UTC).isoformat(), kind, session, data], sort_keys=True, separators=(",", ":"))
+    entry = [seq, at.astimezone(UTC).isoformat(), kind, organisation, session, data]
+    body = json.dumps(entry, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(f"{previous}\n{body}".encode()).hexdigest()
 
 
@@ -46,7 +55,7 @@ class Transaction:
             self.head = (0, GENESIS) if last is None else (last.seq, last.hash)
         seq, previous = self.head[0] + 1, self.head[1]
         at = datetime.now(UTC)
-        digest = event_hash(previous, seq, at, kind, session_id, data)
+        digest = event_hash(previous, seq, at, kind, organisation, session_id, data)
         self.session.add(
             EventRow(
                 seq=seq,
@@ -68,7 +77,7 @@ class Journal:
     def __init__(self, database: Database) -> None:
         self.database = database
         self._changed = asyncio.Event()
-        self._passing: dict[str, tuple[int, Mapping[str, Any]]] = {}
+        self._passing: dict[str, tuple[int, str, Mapping[str, Any]]] = {}
         self._passing_count = 0
         self._head: tuple[int, str] | None = None
 
@@ -87,10 +96,10 @@ class Journal:
             self._head = transaction.head
             self._wake()
 
-    def show(self, session_id: str, passing: Mapping[str, Any]) -> None:
+    def show(self, session_id: str, organisation: str, passing: Mapping[str, Any]) -> None:
         """Show followers something that is not worth keeping; only the newest for each session is."""
         self._passing_count += 1
-        self._passing[session_id] = (self._passing_count, passing)
+        self._passing[session_id] = (self._passing_count, organisation, passing)
         self._wake()
 
     def forget(self, session_id: str) -> None:
@@ -146,8 +155,8 @@ class Journal:
                 }
             if len(batch) == 500:
                 continue
-            for name, (count, passing) in list(self._passing.items()):
-                if count > shown and session_id in {None, name}:
+            for name, (count, owner, passing) in list(self._passing.items()):
+                if count > shown and session_id in {None, name} and organisation in {None, owner}:
                     yield {"kind": "progress", "session": name, "data": passing}
             shown = self._passing_count
             await changed.wait()
@@ -155,17 +164,21 @@ class Journal:
     async def verify(self) -> int:
         """Recompute the chain; return the number of events.
 
+        What is missing at the end leaves a whole chain: only who remembers the number or the last hash sees that.
+
         Raises:
             CorruptData: an entry was changed, removed or put in; it is named by its sequence number.
         """
         previous, count = GENESIS, 0
-        while batch := await self.events(None, count, 1000):
-            for item in batch:
-                digest = event_hash(previous, item.seq, item.at, item.kind, item.session, item.data)
-                if item.seq != count + 1 or item.previous_hash != previous or item.hash != digest:
+        async with self.database.read() as session:
+            async for row in await session.stream_scalars(
+                select(EventRow).order_by(EventRow.seq).execution_options(yield_per=1000)
+            ):
+                digest = event_hash(previous, row.seq, row.at, row.kind, row.organisation_id, row.session_id, row.data)
+                if row.seq != count + 1 or row.previous_hash != previous or row.hash != digest:
                     raise CorruptData(
                         f"The event log is broken at entry {count + 1}: it was changed, removed or put in afterwards.",
                         seq=count + 1,
                     )
-                previous, count = digest, item.seq
+                previous, count = digest, row.seq
         return count

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from runnel.common.errors import IllegalState, InvalidInput
@@ -106,6 +106,12 @@ async def running_sessions(tx: AsyncSession) -> list[str]:
     """Return the ids of sessions that are to go on, oldest first."""
     query = select(SessionRow.id).where(SessionRow.phase.not_in(ENDED)).order_by(SessionRow.created_at)
     return list(await tx.scalars(query))
+
+
+async def count_running(tx: AsyncSession, organisation: str) -> int:
+    """Return how many sessions of an organisation have not ended."""
+    query = select(func.count()).where(SessionRow.organisation_id == organisation, SessionRow.phase.not_in(ENDED))
+    return await tx.scalar(query.select_from(SessionRow)) or 0
 
 
 async def session_with_rounds(tx: AsyncSession, row: SessionRow, *, clients: bool) -> SessionView:

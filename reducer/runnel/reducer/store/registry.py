@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from runnel.common.errors import Conflict, NotFound
@@ -64,14 +64,24 @@ def contribution_of(row: SlotRow) -> ClientContribution:
     )
 
 
-async def is_package(tx: AsyncSession, digest: str) -> bool:
-    """Whether this archive is in the registry."""
-    return await tx.get(PackageRow, digest) is not None
+async def is_package(tx: AsyncSession, organisation: str, digest: str) -> bool:
+    """Whether this organisation has this archive in the registry."""
+    return await tx.get(PackageRow, (organisation, digest)) is not None
 
 
-async def is_model_digest(tx: AsyncSession, digest: str) -> bool:
-    """Whether any model has this file."""
-    return await tx.scalar(select(ModelRow.id).where(ModelRow.digest == digest).limit(1)) is not None
+async def is_used(tx: AsyncSession, digest: str) -> bool:
+    """Whether any package, model or optimizer's state, of whomever, is this file."""
+    models = select(ModelRow.id).where(or_(ModelRow.digest == digest, ModelRow.optimizer_state == digest)).limit(1)
+    packages = select(PackageRow.digest).where(PackageRow.digest == digest).limit(1)
+    return await tx.scalar(models) is not None or await tx.scalar(packages) is not None
+
+
+async def stored_bytes(tx: AsyncSession, organisation: str) -> int:
+    """Return the bytes of an organisation's packages and models."""
+    total = 0
+    for table in (PackageRow, ModelRow):
+        total += await tx.scalar(select(func.sum(table.size_bytes)).where(table.organisation_id == organisation)) or 0
+    return total
 
 
 async def add_package(
@@ -86,7 +96,7 @@ async def add_package(
     manifest: dict[str, Any],
 ) -> tuple[PackageRow, bool]:
     """Add a package; return it and whether it is new."""
-    row = await tx.get(PackageRow, digest)
+    row = await tx.get(PackageRow, (organisation, digest))
     if row is not None:
         return row, False
     row = PackageRow(

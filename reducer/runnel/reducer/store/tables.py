@@ -8,7 +8,19 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any, ClassVar
 
-from sqlalchemy import JSON, BigInteger, DateTime, Float, ForeignKey, Index, Integer, LargeBinary, String, Text
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    DateTime,
+    Float,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    LargeBinary,
+    String,
+    Text,
+)
 from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
@@ -82,11 +94,11 @@ class NodeRow(Base):
 
 
 class PackageRow(Base):
-    """A compute package, named by the SHA-256 of its archive."""
+    """A compute package of an organisation, named by the SHA-256 of its archive; others may have the same."""
 
     __tablename__ = "package"
+    organisation_id: Mapped[str] = mapped_column(ForeignKey("organisation.id"), primary_key=True)
     digest: Mapped[str] = mapped_column(String(64), primary_key=True)
-    organisation_id: Mapped[str] = mapped_column(ForeignKey("organisation.id"))
     name: Mapped[str] = mapped_column(String(200))
     version: Mapped[str] = mapped_column(String(100))
     filename: Mapped[str] = mapped_column(String(300))
@@ -123,7 +135,7 @@ class SessionRow(Base):
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
     organisation_id: Mapped[str] = mapped_column(ForeignKey("organisation.id"))
     name: Mapped[str] = mapped_column(String(200))
-    package_digest: Mapped[str] = mapped_column(ForeignKey("package.digest"))
+    package_digest: Mapped[str] = mapped_column(String(64))
     seed_id: Mapped[str] = mapped_column(ForeignKey("model.id"))
     model_id: Mapped[str] = mapped_column(ForeignKey("model.id"))  # the newest
     config: Mapped[dict[str, Any]]
@@ -133,6 +145,9 @@ class SessionRow(Base):
     reason: Mapped[str | None] = mapped_column(Text)
     created_at: Mapped[datetime] = mapped_column(index=True)
     finished_at: Mapped[datetime | None]
+    __table_args__ = (
+        ForeignKeyConstraint(["organisation_id", "package_digest"], ["package.organisation_id", "package.digest"]),
+    )
 
 
 class RoundRow(Base):

@@ -119,7 +119,7 @@ def upgrade() -> None:
             ["organisation_id"],
             ["organisation.id"],
         ),
-        sa.PrimaryKeyConstraint("digest"),
+        sa.PrimaryKeyConstraint("organisation_id", "digest"),
     )
     with op.batch_alter_table("package", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_package_created_at"), ["created_at"], unique=False)
@@ -168,8 +168,8 @@ def upgrade() -> None:
             ["organisation.id"],
         ),
         sa.ForeignKeyConstraint(
-            ["package_digest"],
-            ["package.digest"],
+            ["organisation_id", "package_digest"],
+            ["package.organisation_id", "package.digest"],
         ),
         sa.ForeignKeyConstraint(
             ["seed_id"],

@@ -1,0 +1,5 @@
+"""The page that people look at in a browser."""
+
+from runnel.reducer.web.page import mount_page
+
+__all__ = ["mount_page"]

@@ -1,0 +1,138 @@
+"""A network whose final model tells exactly which updates were counted how often.
+
+Every client adds a constant of its own to every number. With the steps 3, 6, 12, … and equal weights the mean of a
+round over all clients is a whole number, so the sums in float64 are exact: the model of n rounds is known bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runnel.common.endpoints import read_endpoints
+from runnel.common.tensors import write_npz
+from runnel.compute_package import pack
+from tests.chaos.proxy import FaultyProxy
+from tests.eventually import eventually_blocking
+from tests.process.process_network import ProcessNetwork
+
+SIZE = 400_000  # float64: several chunks of the wire
+
+TRAIN = """
+import os, sys, time
+import numpy as np
+
+with open(os.environ["RUNNEL_DATA"]) as file:
+    step = float(file.read())
+with np.load(sys.argv[1]) as model:
+    arrays = {name: model[name] + step for name in model.files}
+np.savez(sys.argv[2], **arrays)
+with open(os.environ["RUNNEL_DATA"] + ".runs", "a") as file:
+    file.write(os.environ["RUNNEL_SESSION"] + " " + os.environ["RUNNEL_ROUND"] + "\\n")
+"""
+
+VALIDATE = """
+import json, sys
+import numpy as np
+
+with np.load(sys.argv[1]) as model:
+    value = float(model["b"][0])
+with open(sys.argv[2], "w") as file:
+    json.dump({"value": value}, file)
+"""
+
+
+class AddingNetwork(ProcessNetwork):
+    """``c1`` … and ``site-1`` … behind faulty proxies: one before the reducer, one before each combiner."""
+
+    def __init__(self, folder: Path, **environ: str) -> None:
+        super().__init__(folder, **environ)
+        self.proxies: dict[str, FaultyProxy] = {}
+        self.steps: dict[str, float] = {}
+
+    def start(self, combiners: int, clients: int) -> None:
+        """Start all; clients prefer the combiners in turn."""
+        self.start_reducer()
+        self.rpc = self._proxied("reducer", self.rpc)
+        for number in range(1, combiners + 1):
+            name = f"c{number}"
+            address = self._proxied(name, "")
+            self.start_combiner(name, "--advertise", address)
+            self.follow(name)
+        for number in range(1, clients + 1):
+            name = f"site-{number}"
+            self.steps[name] = 3.0 * 2 ** (number - 1)
+            data = self.folder / f"{name}.txt"
+            data.write_text(str(self.steps[name]))
+            self.start_client(name, data, "--prefer", f"c{(number - 1) % combiners + 1}" if combiners else "")
+        self.until_attached(*self.proxies.keys() - {"reducer"}, *self.steps)
+
+    def _proxied(self, name: str, target: str) -> str:
+        proxy = FaultyProxy(target)
+        proxy.__enter__()
+        self.proxies[name] = proxy
+        return proxy.address
+
+    def relaunch(self, name: str, **environ: str) -> None:
+        """Start a component that ended again, and wait until it is ready."""
+        self.launch(name, **environ)
+        self.until_ready(name)
+        if name in self.proxies and name != "reducer":
+            self.follow(name)
+
+    def follow(self, name: str) -> None:
+        """Let the proxy of a combiner that was started again forward to its new port."""
+        self.proxies[name].target = str(read_endpoints(self.folder / name).rpc)
+
+    def __exit__(self, *exc: Any) -> None:
+        super().__exit__(*exc)
+        for proxy in self.proxies.values():
+            proxy.__exit__(None, None, None)
+
+    def work(self) -> tuple[str, str]:
+        """Push the package and the seed; return digest and model id."""
+        folder = self.folder / "package"
+        folder.mkdir()
+        (folder / "train.py").write_text(TRAIN)
+        (folder / "validate.py").write_text(VALIDATE)
+        package = self.sdk.packages.push(pack(folder, self.folder / "package.tar.gz").path)
+        seed = self.folder / "seed.npz"
+        write_npz(seed, {"w": np.arange(SIZE, dtype=np.float64), "b": np.zeros(3)})
+        return package.digest, self.sdk.models.push(seed).model
+
+    def start_session(self, work: tuple[str, str], rounds: int, **more: Any) -> str:
+        """Start a session that wants every client in every round."""
+        package, seed = work
+        options = {"min_clients": len(self.steps), "round_timeout_s": 120.0, "retries": 20} | more
+        return self.sdk.sessions.start(package=package, seed=seed, rounds=rounds, **options).session
+
+    def require_exact(self, session: str, rounds: int, *, again: Sequence[str] = (), timeout_s: float = 90.0) -> None:
+        """Wait for the end; every update was counted once, and nobody but ``again`` trained a round twice."""
+        ended = self.until_ended(session, timeout_s)
+        assert ended["status"] == "finished", ended["reason"]
+        target = self.folder / f"{session}.npz"
+        self.sdk.models.get(str(ended["model"]), target)
+        gain = sum(self.steps.values()) / len(self.steps) * rounds
+        with np.load(target) as model:
+            assert np.array_equal(model["w"], np.arange(SIZE) + gain), f"{model['w'][0]} is not {gain}"
+            assert np.array_equal(model["b"], np.full(3, gain))
+        target.unlink()
+        listed = ended["rounds"]
+        assert isinstance(listed, list)
+        assert [r["updates"] for r in listed] == [len(self.steps)] * rounds
+        for name in self.steps:
+            runs = (self.folder / f"{name}.txt.runs").read_text().splitlines()
+            mine = [line for line in runs if line.startswith(session)]
+            assert len(set(mine)) == rounds
+            assert name in again or len(mine) == rounds, f"{name} did finished work again"
+
+    def require_nothing_held(self) -> None:
+        """Wait until every client was told that it may forget its reports."""
+
+        def nothing() -> bool:
+            return not any(any((self.folder / name / "outbox").iterdir()) for name in self.steps)
+
+        eventually_blocking(nothing, timeout_s=30)

@@ -1,0 +1,54 @@
+"""Networks that are cut, slow or reset, and processes that stand still: the model is that of a quiet day."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.chaos.adding_network import AddingNetwork
+from tests.chaos.proxy import Fault
+
+pytestmark = [pytest.mark.process, pytest.mark.restarts, pytest.mark.timeout(180)]
+
+HEARTBEAT_S = 1.0
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AddingNetwork]:
+    with AddingNetwork(tmp_path_factory.mktemp("cuts"), RUNNEL_HEARTBEAT_S=str(HEARTBEAT_S)) as net:
+        net.start(combiners=2, clients=3)
+        yield net
+
+
+@pytest.fixture(scope="module")
+def work(network: AddingNetwork) -> tuple[str, str]:
+    return network.work()
+
+
+@pytest.mark.parametrize("where", ["reducer", "c1"])
+@pytest.mark.parametrize("fault", [Fault.HOLE, Fault.RESET, Fault.SLOW, Fault.TRICKLE])
+def test_a_cut_between_two_tiers(network: AddingNetwork, work: tuple[str, str], where: str, fault: Fault) -> None:
+    session = network.start_session(work, rounds=4)
+    time.sleep(0.7)  # into the middle of a round, wherever that is
+    proxy = network.proxies[where]
+    proxy.inflict(fault)
+    time.sleep(5 * HEARTBEAT_S)
+    proxy.inflict(Fault.NONE)
+    network.require_exact(session, 4, timeout_s=120)
+    network.require_nothing_held()
+
+
+@pytest.mark.parametrize("who", ["reducer", "c1", "site-1"])
+def test_a_process_that_stands_still_for_longer_than_the_heartbeats(
+    network: AddingNetwork, work: tuple[str, str], who: str
+) -> None:
+    session = network.start_session(work, rounds=4)
+    time.sleep(0.7)
+    network.process(who).send_signal(signal.SIGSTOP)
+    time.sleep(5 * HEARTBEAT_S)
+    network.process(who).send_signal(signal.SIGCONT)
+    network.require_exact(session, 4, timeout_s=120)
+    network.require_nothing_held()

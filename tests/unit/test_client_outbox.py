@@ -1,0 +1,148 @@
+"""Finished reports on disk: whole or not there, whatever moment the client dies at."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from runnel.client import outbox as outbox_module
+from runnel.client.outbox import Outbox
+from runnel.common.blobs import digest_file
+from runnel.common.errors import StorageFull
+from runnel.common.protocol import AssignmentKey, Failure, Outcome, Work
+
+pytestmark = pytest.mark.unit
+
+KEY = AssignmentKey(session_id="ses-1", round=3, work=Work.TRAIN)
+OTHER = AssignmentKey(session_id="ses-1", round=3, work=Work.VALIDATE)
+OUTCOME = Outcome(client="a", weight=12.0, metrics={"loss": 0.25}, extra_json='{"k": [1]}', elapsed_s={"run": 1.5})
+
+
+def update(folder: Path, data: bytes = b"a model") -> Path:
+    file = folder / "update.npz"
+    file.write_bytes(data)
+    return file
+
+
+def folder_of(outbox: Path) -> Path:
+    (folder,) = outbox.iterdir()
+    return folder
+
+
+def test_a_report_is_there_after_a_restart(tmp_path: Path) -> None:
+    ref = digest_file(update(tmp_path))
+    Outbox(tmp_path / "out").keep(KEY, OUTCOME, tmp_path / "update.npz")
+    assert not (tmp_path / "update.npz").exists()
+    again = Outbox(tmp_path / "out")
+    assert again.held() == [KEY]
+    held = again.get(KEY)
+    assert held is not None
+    assert (held.key, held.outcome, held.payload) == (KEY, OUTCOME, ref)
+    assert held.file is not None
+    assert held.file.read_bytes() == b"a model"
+
+
+def test_a_failure_has_no_payload(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path)
+    failed = Outcome(client="a", failure=Failure(code="exit_status", message="3", log_tail="Traceback …"))
+    outbox.keep(KEY, failed, None)
+    held = outbox.get(KEY)
+    assert held is not None
+    assert (held.outcome, held.payload, held.file) == (failed, None, None)
+
+
+def test_a_report_is_dropped_alone_and_dropping_again_is_no_error(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path / "out")
+    outbox.keep(KEY, OUTCOME, update(tmp_path))
+    outbox.keep(OTHER, OUTCOME, None)
+    outbox.drop(KEY)
+    outbox.drop(KEY)
+    assert outbox.get(KEY) is None
+    assert Outbox(tmp_path / "out").held() == [OTHER]
+    assert len(list((tmp_path / "out").iterdir())) == 1
+
+
+def test_a_death_between_payload_and_report_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Died(Exception):
+        pass
+
+    def die(*_: object, **__: object) -> None:
+        raise Died
+
+    outbox = Outbox(tmp_path / "out")
+    monkeypatch.setattr(outbox_module, "write_json", die)
+    with pytest.raises(Died):
+        outbox.keep(KEY, OUTCOME, update(tmp_path))
+    assert (folder_of(tmp_path / "out") / "payload").exists()
+    assert outbox.get(KEY) is None
+    assert Outbox(tmp_path / "out").held() == []
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("torn", ["payload", "report.json"])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=30)
+@given(kept=st.floats(0.0, 0.99))
+def test_what_is_torn_is_not_taken_for_whole(tmp_path: Path, torn: str, kept: float) -> None:
+    root = tmp_path / "out"
+    shutil.rmtree(root, ignore_errors=True)
+    Outbox(root).keep(KEY, OUTCOME, update(tmp_path, bytes(1000)))
+    file = folder_of(root) / torn
+    data = file.read_bytes()
+    file.write_bytes(data[: int(kept * len(data))])
+    if torn == "report.json" and json_is_whole(file):
+        return
+    again = Outbox(root)
+    assert again.held() == []
+    assert again.get(KEY) is None
+    assert list(root.iterdir()) == []
+
+
+def json_is_whole(file: Path) -> bool:
+    """Only the line's end may be missing."""
+    try:
+        json.loads(file.read_text())
+    except ValueError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", "null", '{"key": ["s", 1, "juggle"]}', "\x00\xff"])
+def test_what_is_no_report_is_removed_and_the_others_stay(tmp_path: Path, text: str) -> None:
+    outbox = Outbox(tmp_path)
+    outbox.keep(KEY, OUTCOME, None)
+    odd = tmp_path / "odd"
+    odd.mkdir()
+    (odd / "report.json").write_text(text, encoding="latin-1")
+    assert Outbox(tmp_path).held() == [KEY]
+    assert not odd.exists()
+
+
+def test_a_full_disk_is_named_and_leaves_nothing_for_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    outbox = Outbox(tmp_path / "out")
+    monkeypatch.setattr(shutil, "move", full)
+    with pytest.raises(StorageFull, match=str(tmp_path / "out")):
+        outbox.keep(KEY, OUTCOME, update(tmp_path))
+    monkeypatch.undo()
+    assert Outbox(tmp_path / "out").held() == []
+
+
+def test_keeping_again_replaces(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path / "out")
+    outbox.keep(KEY, OUTCOME, update(tmp_path))
+    ref = digest_file(update(tmp_path, b"another"))
+    outbox.keep(KEY, OUTCOME, tmp_path / "update.npz")
+    held = outbox.get(KEY)
+    assert held is not None
+    assert held.payload == ref
+    assert held.file is not None
+    assert held.file.read_bytes() == b"another"
+    assert len(list((tmp_path / "out").iterdir())) == 1

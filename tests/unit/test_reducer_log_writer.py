@@ -1,0 +1,115 @@
+"""Lines on their way into the state: in batches, with a limit that no package gets around."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from runnel.common.errors import StorageFull
+from runnel.common.protocol import AssignmentKey, LogLine, LogLines, Work
+from runnel.reducer.engine.log_writer import LogWriter
+from runnel.reducer.store.database import Database
+from runnel.reducer.store.tables import LogRow
+from tests.doubles.reducer_state import database_in
+from tests.eventually import eventually
+
+pytestmark = pytest.mark.unit
+
+KEY = AssignmentKey(session_id="ses-1", round=1, work=Work.TRAIN)
+OTHER = AssignmentKey(session_id="ses-1", round=2, work=Work.TRAIN)
+
+
+def lines(count: int, client: str = "a", key: AssignmentKey = KEY, first: int = 0) -> LogLines:
+    made = tuple(LogLine(at_ms=n, stream="stdout", text=str(n)) for n in range(first, first + count))
+    return LogLines(key=key, client=client, lines=made)
+
+
+class FullDatabase:
+    """Has no room for the first ``times`` writes."""
+
+    def __init__(self, database: Database, times: int) -> None:
+        self._database = database
+        self.times = times
+
+    @asynccontextmanager
+    async def write(self) -> AsyncIterator[AsyncSession]:
+        if self.times:
+            self.times -= 1
+            raise StorageFull("No room.")
+        async with self._database.write() as tx:
+            yield tx
+
+
+async def stored(database: Database) -> int:
+    async with database.read() as tx:
+        return await tx.scalar(select(func.count()).select_from(LogRow)) or 0
+
+
+async def test_lines_are_written_soon_and_what_is_left_at_the_end(tmp_path: Path) -> None:
+    async with database_in(tmp_path) as database:
+        writer = LogWriter(database)
+        task = asyncio.create_task(writer.run())
+        writer.add(lines(2))
+        writer.add(lines(3, "b"))
+
+        async def written() -> bool:
+            return await stored(database) == 5
+
+        await eventually(written, timeout_s=5)
+        writer.add(lines(1, first=2))
+        writer.close()
+        await task
+        assert await stored(database) == 6
+        async with database.read() as tx:
+            query = select(LogRow.text).where(LogRow.client == "a").order_by(LogRow.id)
+            assert list(await tx.scalars(query)) == ["0", "1", "2"]
+
+
+async def test_closing_without_lines_ends_at_once(tmp_path: Path) -> None:
+    async with database_in(tmp_path) as database:
+        writer = LogWriter(database)
+        task = asyncio.create_task(writer.run())
+        writer.close()
+        async with asyncio.timeout(2):
+            await task
+
+
+async def test_one_piece_of_work_of_one_client_has_a_limit(tmp_path: Path) -> None:
+    async with database_in(tmp_path) as database:
+        writer = LogWriter(database)
+        for first in range(0, 9000, 1000):
+            writer.add(lines(1000, first=first))
+        writer.add(lines(10, "b"))
+        writer.add(lines(10, key=OTHER))
+        writer.close()
+        await writer.run()
+        assert await stored(database) == 5020
+
+
+async def test_what_waits_has_a_limit(tmp_path: Path) -> None:
+    async with database_in(tmp_path) as database:
+        writer = LogWriter(database)
+        for number in range(30):
+            writer.add(lines(4000, f"c{number}"))
+        writer.close()
+        await writer.run()
+        assert await stored(database) == 100_000
+
+
+async def test_lines_that_find_no_room_are_lost_and_later_ones_are_not(tmp_path: Path) -> None:
+    async with database_in(tmp_path) as database:
+        full = FullDatabase(database, times=1)
+        writer = LogWriter(full)  # type: ignore[arg-type]
+        task = asyncio.create_task(writer.run())
+        writer.add(lines(2))
+        await eventually(lambda: full.times == 0, timeout_s=5)
+        writer.add(lines(3))
+        writer.close()
+        await task
+        assert await stored(database) == 3

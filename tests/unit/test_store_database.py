@@ -1,0 +1,142 @@
+"""The database: its schema, its transactions, and what a full disk is called."""
+
+from __future__ import annotations
+
+import sqlite3
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Connection, select, text
+from sqlalchemy.exc import IntegrityError, StatementError
+
+from runnel.common.errors import Conflict, StorageFull
+from runnel.reducer.store.database import Database
+from runnel.reducer.store.state_lock import StateLock
+from runnel.reducer.store.tables import Base, OrganisationRow, SlotRow
+from tests.doubles.reducer_state import database_in
+
+pytestmark = pytest.mark.unit
+
+NOW = datetime(2026, 5, 6, 7, 8, 9, 123456, tzinfo=UTC)
+
+
+async def test_the_migrations_make_what_the_tables_say(tmp_path: Path) -> None:
+    def differences(connection: Connection) -> list[object]:
+        context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
+        return list(compare_metadata(context, Base.metadata))
+
+    async with database_in(tmp_path) as database, database.read() as tx:
+        assert await (await tx.connection()).run_sync(differences) == []
+
+
+async def test_opening_again_keeps_what_is_there(tmp_path: Path) -> None:
+    async with database_in(tmp_path) as database, database.write() as tx:
+        tx.add(OrganisationRow(id="a", created_at=NOW))
+    async with database_in(tmp_path) as database, database.read() as tx:
+        assert [row.id for row in await tx.scalars(select(OrganisationRow))] == ["a"]
+
+
+async def test_what_fails_inside_is_not_written(tmp_path: Path) -> None:
+    async with database_in(tmp_path) as database:
+
+        async def fail() -> None:
+            async with database.write() as tx:
+                tx.add(OrganisationRow(id="a", created_at=NOW))
+                await tx.flush()
+                raise RuntimeError("halfway")
+
+        with pytest.raises(RuntimeError, match="halfway"):
+            await fail()
+        async with database.read() as tx:
+            assert list(await tx.scalars(select(OrganisationRow))) == []
+
+
+async def test_a_reader_sees_only_what_is_committed(tmp_path: Path) -> None:
+    async with database_in(tmp_path) as database, database.write() as writer:
+        writer.add(OrganisationRow(id="a", created_at=NOW))
+        await writer.flush()
+        async with database.read() as reader:
+            assert list(await reader.scalars(select(OrganisationRow))) == []
+
+
+async def test_rows_of_nothing_are_refused(tmp_path: Path) -> None:
+    async with database_in(tmp_path) as database:
+        with pytest.raises(IntegrityError):
+            async with database.write() as tx:
+                tx.add(SlotRow(session_id="none", round=1, work="train", client="a", state="open"))
+
+
+async def test_what_was_answered_outlives_a_power_cut(tmp_path: Path) -> None:
+    async with database_in(tmp_path) as database, database.read() as tx:
+        assert await tx.scalar(text("PRAGMA journal_mode")) == "wal"
+        assert await tx.scalar(text("PRAGMA synchronous")) == 2
+
+
+# ---- times
+
+
+async def test_times_are_utc_whatever_zone_they_came_in(tmp_path: Path) -> None:
+    elsewhere = NOW.astimezone(timezone(timedelta(hours=-7)))
+    async with database_in(tmp_path) as database:
+        async with database.write() as tx:
+            tx.add(OrganisationRow(id="a", created_at=elsewhere))
+        async with database.read() as tx:
+            row = await tx.get_one(OrganisationRow, "a")
+            assert row.created_at == NOW
+            assert row.created_at.utcoffset() == timedelta(0)
+            assert await tx.scalar(select(OrganisationRow.id).where(OrganisationRow.created_at == elsewhere)) == "a"
+
+
+async def test_a_time_without_a_zone_is_refused(tmp_path: Path) -> None:
+    async with database_in(tmp_path) as database:
+        with pytest.raises(StatementError, match="without a zone"):
+            async with database.write() as tx:
+                tx.add(OrganisationRow(id="a", created_at=NOW.replace(tzinfo=None)))
+
+
+# ---- a full disk
+
+
+async def limit_pages(database: Database) -> None:
+    """Allow the database no more pages than it has, as a full disk would."""
+    async with database.read() as tx:
+        pages = await tx.scalar(text("PRAGMA page_count"))
+        await tx.execute(text(f"PRAGMA max_page_count = {pages}"))
+
+
+async def test_a_full_disk_is_named_and_nothing_that_was_committed_is_lost(tmp_path: Path) -> None:
+    async with database_in(tmp_path) as database:
+        async with database.write() as tx:
+            tx.add(OrganisationRow(id="first", created_at=NOW))
+        await limit_pages(database)
+        with pytest.raises(StorageFull, match=r"reducer\.db") as caught:
+            async with database.write() as tx:
+                tx.add_all(OrganisationRow(id=f"{n:064}", created_at=NOW) for n in range(5000))
+        assert isinstance(caught.value.__cause__, Exception)
+        async with database.read() as tx:
+            assert [row.id for row in await tx.scalars(select(OrganisationRow))] == ["first"]
+        async with database.write() as tx:
+            await tx.execute(text("PRAGMA max_page_count = 100000"))
+        async with database.write() as tx:
+            tx.add_all(OrganisationRow(id=f"{n:064}", created_at=NOW) for n in range(5000))
+
+
+async def test_other_errors_keep_their_name(tmp_path: Path) -> None:
+    async with database_in(tmp_path) as database:
+        with pytest.raises(Exception, match="no such table") as caught:
+            async with database.write() as tx:
+                await tx.execute(text("SELECT * FROM missing"))
+        assert isinstance(caught.value.__cause__, sqlite3.OperationalError)
+
+
+# ---- one reducer for one folder
+
+
+def test_a_second_reducer_of_the_same_folder_is_refused(tmp_path: Path) -> None:
+    with StateLock(tmp_path), pytest.raises(Conflict, match=str(tmp_path)), StateLock(tmp_path):
+        pass
+    with StateLock(tmp_path):
+        pass
