@@ -277,8 +277,8 @@ class ModelCombiner(Node):
 
     def detached(self, child: str) -> None:
         del self.children[child]
-        self.apply(self.book.child_gone(child))
         self.tell(self.membership.detach(child))
+        self.apply(self.book.child_gone(child))
 
     def received(self, child: str, message: Upward, payload: Payload) -> None:
         match message:

@@ -253,3 +253,20 @@ async def test_log_lines_and_client_settings_reach_the_other_end(tmp_path: Path)
         clients = (await net.session(session, clients=True))["rounds"][0]["clients"]
         validated = next(c for c in clients if c["work"] == "validate")
         assert validated["extra"] == {"note": "text is kept"}
+
+
+async def test_over_selection_asks_more_and_leaves_the_slowest(tmp_path: Path) -> None:
+    slow = "import os, time\nif os.environ['RUNNEL_CLIENT_NAME'] == 'site-3': time.sleep(30)\n" + ADD_CONSTANT
+    async with network(tmp_path, clients=3) as net:
+        package = await net.push_package(write_package(tmp_path / "package", train=slow))
+        session = await net.start_session(
+            package, await net.push_model(SEED), rounds=2, sample=2, over_select=1.5, validate_every=0
+        )
+        view = await net.until_ended(session, timeout_s=25)
+        assert view["status"] == "finished", view["reason"]
+        assert [(r["updates"], r["late"]) for r in view["rounds"]] == [(2, 1), (2, 1)]
+        refused = await net.http.post(
+            "/sessions", json={"package": package, "seed": "x", "rounds": 1, "over_select": 2}
+        )
+        assert refused.status_code == 422
+        assert "over_select" in refused.json()["detail"]

@@ -189,10 +189,15 @@ def test_weights_whose_sum_is_infinite(tmp_path: Path) -> None:
     assert total.weight == 1.7e308
 
 
-def test_sums_that_would_overflow_are_refused_before(tmp_path: Path) -> None:
-    big = a_model(0) | {"b": np.full(5, 1e307)}
-    total = summed(tmp_path, [(1.0, big)] * 8)[1]
-    with open_npz(tmp_path / "update.npz", source="client b") as model, pytest.raises(BadModel, match="too large"):
+def test_no_update_takes_the_room_of_those_after_it(tmp_path: Path) -> None:
+    """What would carry a sum near to overflow is told of whoever sent it, not of the next one."""
+    total = a_sum(tmp_path)
+    write_npz(tmp_path / "big.npz", a_model(0) | {"b": np.full(5, 1e290)})
+    with open_npz(tmp_path / "big.npz", source="client b") as model, pytest.raises(BadModel, match="too large") as told:
+        total.add(model, 1.0)
+    assert told.value.fields["source"] == "client b"
+    write_npz(tmp_path / "good.npz", a_model(1))
+    with open_npz(tmp_path / "good.npz", source="client c") as model:
         total.add(model, 1.0)
     assert np.isfinite(read(total.finish())).all()
 
@@ -204,7 +209,9 @@ def bad_sums() -> list[tuple[str, NDArray[np.float64]]]:
         bad = good.copy()
         bad[17] = number
         poisoned.append(("NaN or infinity", bad))
-    poisoned.append(("too large", np.full_like(good, 1.7e308)))
+    poisoned.append(("no updates of float32 with the weight 2 in all can sum up to", np.full_like(good, 1.7e308)))
+    at = SCHEMA.offsets[[spec.name for spec in SCHEMA.tensors].index("b")]
+    poisoned.append(("too large", np.where(np.arange(good.size) == at, 1.7e308, good)))
     return poisoned
 
 

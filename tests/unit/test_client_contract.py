@@ -63,9 +63,10 @@ def test_half_characters_become_question_marks() -> None:
     assert (notes.metrics, notes.extra) == ({"a?": 1.0}, {"b": "?"})
 
 
-@pytest.mark.parametrize("value", ["-1", "0", "NaN", "Infinity", "true", "null", '"7"', "[7]", "1" + "0" * 400])
+@pytest.mark.parametrize("value", ["-1", "0", "NaN", "Infinity", "true", "null", '"7"', "[7]", "2e18", "1" + "0" * 400])
 def test_a_weight_that_is_none(value: str) -> None:
-    with pytest.raises(BadOutput, match="num_examples in x should be a finite number greater than 0 but is"):
+    wanted = r"num_examples in x should be a finite number greater than 0, at most 1e\+18, but is"
+    with pytest.raises(BadOutput, match=wanted):
         read_notes(f'{{"num_examples": {value}}}'.encode(), what="x")
 
 
@@ -92,3 +93,17 @@ def test_settings_are_an_object(text: str) -> None:
     check_settings('{"lr": 1}')
     with pytest.raises(InvalidInput, match="client settings should be a JSON object"):
         check_settings(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (json.dumps({f"m{n}": n for n in range(513)}), "has 513 numbers; at most 512 are reported"),
+        (json.dumps({"m" * 201: 1}), "201 characters long; 200 are allowed"),
+        (json.dumps({"notes": "x" * 300_000}), "may have at most 262,144 bytes of JSON"),
+        ('{"deep": ' + "[" * 100 + "]" * 100 + "}", "nested deeper than 64 levels"),
+    ],
+)
+def test_what_no_report_can_carry_is_refused_at_its_source(text: str, says: str) -> None:
+    with pytest.raises(BadOutput, match=says):
+        read_notes(text.encode(), what="x")

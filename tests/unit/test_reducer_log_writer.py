@@ -14,15 +14,16 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from runnel.common.errors import StorageFull
 from runnel.common.protocol import AssignmentKey, LogLine, LogLines, Work
 from runnel.reducer.engine.log_writer import LogWriter
+from runnel.reducer.store import ledger
 from runnel.reducer.store.database import Database
 from runnel.reducer.store.tables import LogRow
-from tests.doubles.reducer_state import database_in
+from tests.doubles.reducer_state import add_session, database_in
 from tests.eventually import eventually
 
 pytestmark = pytest.mark.unit
 
-KEY = AssignmentKey(session_id="ses-1", round=1, work=Work.TRAIN)
-OTHER = AssignmentKey(session_id="ses-1", round=2, work=Work.TRAIN)
+KEY = AssignmentKey(session_id="ses-aaaaaaaaaa", round=1, work=Work.TRAIN)
+OTHER = AssignmentKey(session_id="ses-aaaaaaaaaa", round=2, work=Work.TRAIN)
 
 
 def lines(count: int, client: str = "a", key: AssignmentKey = KEY, first: int = 0) -> LogLines:
@@ -46,13 +47,24 @@ class FullDatabase:
             yield tx
 
 
+@asynccontextmanager
+async def asked(folder: Path) -> AsyncIterator[Database]:
+    """Open a database in which a, b and c0 to c29 were asked to train in two rounds."""
+    async with database_in(folder) as database:
+        async with database.write() as tx:
+            await add_session(tx)
+            for key in (KEY, OTHER):
+                await ledger.open_slots(tx, key, ["a", "b", *(f"c{n}" for n in range(30))])
+        yield database
+
+
 async def stored(database: Database) -> int:
     async with database.read() as tx:
         return await tx.scalar(select(func.count()).select_from(LogRow)) or 0
 
 
 async def test_lines_are_written_soon_and_what_is_left_at_the_end(tmp_path: Path) -> None:
-    async with database_in(tmp_path) as database:
+    async with asked(tmp_path) as database:
         writer = LogWriter(database)
         task = asyncio.create_task(writer.run())
         writer.add(lines(2))
@@ -72,7 +84,7 @@ async def test_lines_are_written_soon_and_what_is_left_at_the_end(tmp_path: Path
 
 
 async def test_closing_without_lines_ends_at_once(tmp_path: Path) -> None:
-    async with database_in(tmp_path) as database:
+    async with asked(tmp_path) as database:
         writer = LogWriter(database)
         task = asyncio.create_task(writer.run())
         writer.close()
@@ -81,7 +93,7 @@ async def test_closing_without_lines_ends_at_once(tmp_path: Path) -> None:
 
 
 async def test_one_piece_of_work_of_one_client_has_a_limit(tmp_path: Path) -> None:
-    async with database_in(tmp_path) as database:
+    async with asked(tmp_path) as database:
         writer = LogWriter(database)
         for first in range(0, 9000, 1000):
             writer.add(lines(1000, first=first))
@@ -93,7 +105,7 @@ async def test_one_piece_of_work_of_one_client_has_a_limit(tmp_path: Path) -> No
 
 
 async def test_what_waits_has_a_limit(tmp_path: Path) -> None:
-    async with database_in(tmp_path) as database:
+    async with asked(tmp_path) as database:
         writer = LogWriter(database)
         for number in range(30):
             writer.add(lines(4000, f"c{number}"))
@@ -102,8 +114,29 @@ async def test_what_waits_has_a_limit(tmp_path: Path) -> None:
         assert await stored(database) == 100_000
 
 
+async def test_long_lines_have_a_limit_too(tmp_path: Path) -> None:
+    long = LogLine(at_ms=0, stream="stdout", text="x" * 100_000)
+    async with asked(tmp_path) as database:
+        writer = LogWriter(database)
+        writer.add(LogLines(key=KEY, client="a", lines=(long,) * 100))
+        writer.close()
+        await writer.run()
+        assert await stored(database) == (2 << 20) // 100_000
+
+
+async def test_lines_of_work_that_nobody_asked_for_are_dropped(tmp_path: Path) -> None:
+    async with asked(tmp_path) as database:
+        writer = LogWriter(database)
+        writer.add(lines(2, "stranger"))
+        writer.add(lines(2, key=AssignmentKey(session_id="x" * 100, round=1, work=Work.TRAIN)))
+        writer.add(lines(3))
+        writer.close()
+        await writer.run()
+        assert await stored(database) == 3
+
+
 async def test_lines_that_find_no_room_are_lost_and_later_ones_are_not(tmp_path: Path) -> None:
-    async with database_in(tmp_path) as database:
+    async with asked(tmp_path) as database:
         full = FullDatabase(database, times=1)
         writer = LogWriter(full)  # type: ignore[arg-type]
         task = asyncio.create_task(writer.run())

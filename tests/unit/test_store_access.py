@@ -45,11 +45,13 @@ async def test_a_token_is_revoked_once(tmp_path: Path) -> None:
         async with database.write() as tx:
             await access.add_token(tx, "tok-1", "s", "default", Role.VIEWER, "", None)
         async with database.write() as tx:
-            first = await access.revoke_token(tx, "tok-1")
+            first = await access.revoke_token(tx, "default", "tok-1")
         async with database.write() as tx:
-            again = await access.revoke_token(tx, "tok-1")
-            with pytest.raises(NotFound, match="'tok-2'"):
-                await access.revoke_token(tx, "tok-2")
+            again = await access.revoke_token(tx, "default", "tok-1")
+            for organisation, token in (("default", "tok-2"), ("north", "tok-1")):
+                with pytest.raises(NotFound, match=token):
+                    await access.revoke_token(tx, organisation, token)
+            assert (await access.revoke_token(tx, None, "tok-1")).revoked_at == first.revoked_at
         assert first.revoked_at is not None
         assert again.revoked_at == first.revoked_at
         assert (first.expires_at, first.token) == (None, None)
@@ -155,15 +157,17 @@ async def test_a_package_is_added_once(tmp_path: Path) -> None:
         again, new = await registry.add_package(tx, **given | {"name": "other"}, manifest={})  # type: ignore[arg-type]
         assert (again, new) == (row, False)
         assert registry.package_view(again).name == "digits"
-        assert await registry.is_package(tx, "ab" * 32)
-        assert not await registry.is_package(tx, "cd" * 32)
+        await tx.flush()
+        assert await registry.is_package(tx, "default", "ab" * 32)
+        assert not await registry.is_package(tx, "default", "cd" * 32)
+        assert not await registry.is_package(tx, "north", "ab" * 32)
 
 
 async def test_a_model_is_found_by_its_file(tmp_path: Path) -> None:
     async with database_in(tmp_path) as database, database.write() as tx:
         await add_session(tx, model=model_row("mod-1", digest="e" * 64))
-        assert await registry.is_model_digest(tx, "e" * 64)
-        assert not await registry.is_model_digest(tx, "f" * 64)
+        assert await registry.is_used(tx, "e" * 64)
+        assert not await registry.is_used(tx, "f" * 64)
         view = registry.model_view(await registry.find_model(tx, "default", "mod-1"))
         assert (view.model, view.size_bytes, view.n_params, view.parent, view.session) == (
             "mod-1",

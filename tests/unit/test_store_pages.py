@@ -96,8 +96,8 @@ async def test_sessions_and_tokens_are_listed_alike(tmp_path: Path) -> None:
             seen += [view.session for view in page.items]
             cursor = page.next_cursor
         assert seen == [f"ses-{number:010}" for number in (4, 3, 2, 1, 0)]
-        tokens = await access.tokens(tx, None, 3)
-        more = await access.tokens(tx, tokens.next_cursor, 3)
+        tokens = await access.tokens(tx, None, None, 3)
+        more = await access.tokens(tx, None, tokens.next_cursor, 3)
         assert [t.id for t in (*tokens.items, *more.items)] == [f"tok-{n}" for n in (4, 3, 2, 1, 0)]
 
 

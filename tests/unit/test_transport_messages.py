@@ -48,7 +48,7 @@ pytestmark = pytest.mark.unit
 names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True)
 ids = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=40)
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
-weights = st.floats(0, 1e300)
+weights = st.floats(0, 1e18)
 numbers = st.dictionaries(texts, st.floats(allow_nan=False, allow_infinity=False), max_size=3)
 several_names = st.lists(names, max_size=3).map(tuple)
 seconds = st.integers(1, 1 << 40).map(lambda ms: ms / 1000)
@@ -92,7 +92,10 @@ reports = st.builds(
     weights,
 )
 lines = st.builds(
-    LogLine, at_ms=st.integers(0, 253_402_300_799_000), stream=st.sampled_from(["stdout", "stderr", "runnel"]), text=texts
+    LogLine,
+    at_ms=st.integers(0, 253_402_300_799_000),
+    stream=st.sampled_from(["stdout", "stderr", "runnel"]),
+    text=texts,
 )
 upward: st.SearchStrategy[Upward] = st.one_of(
     st.builds(Hello, member=members, below=st.lists(members, max_size=2).map(tuple)),

@@ -53,6 +53,7 @@ log = structlog.get_logger()
 _TRANSFER_DEADLINE_S = 3600.0
 _PUSH_AGAIN_S = 5.0
 _MODELS_KEPT = 2
+_TELLING_BYTES = 1 << 20  # to tell of a smaller transfer takes as long as the transfer
 
 
 class ClientAgent:
@@ -271,13 +272,12 @@ class ClientAgent:
             site=self._variables,
         )
         common: dict[str, Any] = {"workdir": folder, "env": env, "timeout_s": self._run_timeout_s, "say": say}
-        # A stage that will be over at once is not worth three hops of a message.
         if not self._packages.ready(assignment.package):
             self._progress(assignment, Stage.PREPARING)
         with _timed(elapsed_s, "prepare"):
             prepared = await self._packages.get(assignment.package, say)
             await startup(self._runtime, prepared, **common)
-        if not self._models.has(assignment.model):
+        if assignment.model.size_bytes > _TELLING_BYTES and not self._models.has(assignment.model):
             self._progress(assignment, Stage.FETCHING)
         with _timed(elapsed_s, "fetch"):
             model = await self._model(assignment.model)
@@ -327,8 +327,9 @@ class ClientAgent:
             try:
                 await self._fetch(ref, target)
                 await asyncio.to_thread(self._models.adopt, target, ref)
-            finally:
+            except BaseException:
                 await asyncio.to_thread(target.unlink, missing_ok=True)
+                raise
         self._models_used[ref.sha256] = None
         self._models_used.move_to_end(ref.sha256)
         while len(self._models_used) > _MODELS_KEPT:
@@ -370,7 +371,7 @@ class ClientAgent:
         outcome = held.outcome
         if held.file is not None and held.payload is not None:
             job = self._book.jobs.get(held.key)
-            if job is not None and job.assignment is not None:
+            if job is not None and job.assignment is not None and held.payload.size_bytes > _TELLING_BYTES:
                 self._progress(job.assignment, Stage.PUSHING)
             elapsed_s = dict(outcome.elapsed_s)
             with _timed(elapsed_s, "push"):

@@ -77,20 +77,13 @@ async def train(
     check_settings(settings_json)
     async with _run_folder(workdir) as folder:
         model_in, model_out = folder / "model_in.npz", folder / "model_out.npz"
-        metadata = Path(f"{model_out}-metadata")
         await _give(model, model_in, settings_json)
         run = _Run(
             runtime=runtime, prepared=prepared, folder=folder, env=env, timeout_s=timeout_s, say=say, limits=limits
         )
         finished = await run("train", model_in, model_out)
-        schema = await in_thread(_schema_of, model)
-        update = folder / "update.npz"
-        with _told_with(finished, model_out, "train"):
-            await in_thread(_take_model, model_out, update, entry_point="train", expect=schema)
-        with _told_with(finished, metadata, "train"):
-            notes = await in_thread(_take_notes, metadata, entry_point="train", optional=True)
+        kept, notes = await in_thread(_take_update, finished, model, model_out, workdir)
         _tell_not_finite(notes, say)
-        kept = await in_thread(_keep, update, workdir)
     return TrainResult(update=kept, notes=notes, elapsed_s=finished.elapsed_s, log_tail=finished.log_tail)
 
 
@@ -242,8 +235,12 @@ def _make_folder(workdir: Path) -> Path:
 
 async def _give(model: Path, model_in: Path, settings_json: str) -> None:
     with storage_errors(model_in):
-        await in_thread(_copy, model, model_in)
-        await in_thread(Path(f"{model_in}-metadata").write_text, settings_json, encoding="utf-8")
+        await in_thread(_give_files, model, model_in, settings_json)
+
+
+def _give_files(model: Path, model_in: Path, settings_json: str) -> None:
+    _copy(model, model_in)
+    Path(f"{model_in}-metadata").write_text(settings_json, encoding="utf-8")
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -277,6 +274,16 @@ def _told_with(finished: Finished, output: Path, entry_point: str) -> Iterator[N
 def _take_model(path: Path, target: Path, *, entry_point: str, expect: ModelSchema | None) -> None:
     _require_file(path, entry_point)
     normalise(path, target, source=f"the entry point {entry_point}", expect=expect)
+
+
+def _take_update(finished: Finished, model: Path, model_out: Path, workdir: Path) -> tuple[Path, Notes]:
+    """Take what ``train`` left: the update, checked and moved to ``workdir``, and its metadata."""
+    update, metadata = model_out.with_name("update.npz"), Path(f"{model_out}-metadata")
+    with _told_with(finished, model_out, "train"):
+        _take_model(model_out, update, entry_point="train", expect=_schema_of(model))
+    with _told_with(finished, metadata, "train"):
+        notes = _take_notes(metadata, entry_point="train", optional=True)
+    return _keep(update, workdir), notes
 
 
 def _take_notes(path: Path, *, entry_point: str, optional: bool = False) -> Notes:

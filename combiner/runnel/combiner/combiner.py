@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import platform
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -17,7 +16,8 @@ from runnel.combiner.domain import Fold as FoldDecision
 from runnel.combiner.domain.orders import Order, SlotState
 from runnel.combiner.domain.outcomes import fitting
 from runnel.combiner.folding import Fold
-from runnel.common.blobs import BlobStore, Spool, SpoolFile
+from runnel.combiner.payloads import Payloads
+from runnel.common.blobs import BlobStore, SpoolFile
 from runnel.common.crash_points import CrashPoint, reach
 from runnel.common.errors import BadModel, IllegalState, RunnelError, StorageFull, TooLarge, Unreachable
 from runnel.common.protocol import (
@@ -99,14 +99,11 @@ class Combiner:
         self._on_public_key = on_public_key
         self._public_key = b""
         self._sums = state / "sums"
-        self._spool = Spool(state / "spool", durable=False)
-        self._spool.wipe()
+        self._payloads = Payloads(state / "spool")
         self._membership = Membership(name)
         self._book = OrderBook(self._membership.route, self._membership.kind_of)
         self._children: dict[str, Child] = {}
         self._folds: dict[str, Fold] = {}
-        self._pushed: dict[tuple[str, str], tuple[BlobRef, Path]] = {}
-        self._begun: dict[str, set[str]] = {}  # by order, who began to push
         self._lines_dropped = 0
         self._link = link_factory(self.hello)
         self._cache = BlobCache(BlobStore(state / "blobs", durable=False), self._fetch, keep_bytes=keep_bytes)
@@ -264,7 +261,7 @@ class Combiner:
     async def _fold(self, decision: FoldDecision) -> None:
         report, order_id = decision.report, decision.order_id
         failure: Failure | None = None
-        ref, payload = self._pushed.pop((order_id, decision.child), (None, None))
+        ref, payload = self._payloads.take(order_id, decision.child)
         try:
             if payload is None or ref != report.payload or report.payload_kind is PayloadKind.NONE:
                 raise BadModel(f"{decision.child} reported an update for {report.key} that it did not push.")
@@ -274,7 +271,6 @@ class Combiner:
             model = await self._cache.path(order.assignment.model)
             if order_id not in self._book.orders:
                 return  # fenced meanwhile
-            _check_weight(report, decision.child)
             fold = self._folds.setdefault(order_id, Fold(self._sums / f"{order_id}.sum"))
             await fold.add(report, payload, model, decision.child)
             reach(CrashPoint.UPDATE_FOLDED)
@@ -312,8 +308,9 @@ class Combiner:
                 )
             if order_id in self._book.orders:
                 self._link.send(report)
-        except RunnelError as err:
-            # Away from the node above, or fenced by it: the clients still hold their updates and are asked again.
+        except (RunnelError, FileNotFoundError) as err:
+            # Away from the node above, or fenced by it, and the sum dropped while it was pushed: the clients still hold
+            # their updates and are asked again.
             log.warning("report not delivered", key=str(report.key), order_id=order_id, error=str(err))
         self._book.orders.pop(order_id, None)
         self._clean_up(order_id)
@@ -334,12 +331,7 @@ class Combiner:
         fold = self._folds.pop(order_id, None)
         if fold is not None:
             self._group.create_task(fold.drop(), name=f"drop {order_id}")
-        for key in [key for key in self._pushed if key[0] == order_id]:
-            _, payload = self._pushed.pop(key)
-            with contextlib.suppress(FileNotFoundError):
-                payload.unlink()
-        for name in self._begun.pop(order_id, ()):
-            self._spool.forget(f"{order_id}/{name}")
+        self._payloads.drop(order_id)
 
     # ---- downward: the UplinkHandler
 
@@ -362,8 +354,9 @@ class Combiner:
         """A node that was attached here is gone."""
         name = child.identity.name
         self._children.pop(name, None)
-        self._apply(self._book.child_gone(name))
+        # In this order, or the node above asks for the released clients by this way once more.
         self._tell(self._membership.detach(name))
+        self._apply(self._book.child_gone(name))
         if not self._children:
             self._deserted.set()
         log.info("node left", name=name, reason=reason)
@@ -403,7 +396,7 @@ class Combiner:
             log.info("report not wanted", child=child, key=str(report.key), order_id=report.order_id)
         self._apply(decisions)
         if not any(isinstance(decision, FoldDecision) for decision in decisions):
-            _, payload = self._pushed.pop((report.order_id, child), (None, None))
+            _, payload = self._payloads.take(report.order_id, child)
             if payload is not None:
                 payload.unlink(missing_ok=True)
 
@@ -423,8 +416,7 @@ class Combiner:
                 f" has {order.assignment.model.size_bytes:,}, so at most {limit:,} are taken.",
                 client=identity.name,
             )
-        self._begun.setdefault(order_id, set()).add(identity.name)
-        file = await asyncio.to_thread(self._spool.open, f"{order_id}/{identity.name}", ref)
+        file = await self._payloads.open(order_id, identity.name, ref)
         self._wanted(identity, order_id)
         return file
 
@@ -449,16 +441,7 @@ class Combiner:
             await asyncio.to_thread(file.unlink, missing_ok=True)
             raise
         reach(CrashPoint.UPDATE_RECEIVED)
-        _, earlier = self._pushed.get((order_id, identity.name), (None, file))
-        self._pushed[(order_id, identity.name)] = (ref, file)
-        if earlier != file:
-            await asyncio.to_thread(earlier.unlink, missing_ok=True)
-
-
-def _check_weight(report: Report, child: str) -> None:
-    weight = sum(o.weight for o in report.outcomes if o.failure is None)
-    if report.payload_kind is PayloadKind.WEIGHTED_SUM and abs(report.weight - weight) > 1e-9 * max(weight, 1.0):
-        raise BadModel(f"{child} reported a sum of the weight {report.weight:g}, and clients of {weight:g} together.")
+        await self._payloads.keep(order_id, identity.name, ref, file)
 
 
 def _empty_folder(folder: Path) -> None:

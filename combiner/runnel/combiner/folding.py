@@ -8,6 +8,7 @@ from pathlib import Path
 
 from runnel.common.aggregation import WeightedSum
 from runnel.common.blobs import digest_file
+from runnel.common.errors import BadModel
 from runnel.common.protocol import BlobRef, PayloadKind, Report
 from runnel.common.tensors import ModelSchema, open_npz
 
@@ -34,6 +35,9 @@ class Fold:
         Raises:
             RunnelError: the payload is bad; the sum is as it was.
         """
+        weight = sum(o.weight for o in report.outcomes if o.failure is None)
+        if report.payload_kind is PayloadKind.WEIGHTED_SUM and abs(report.weight - weight) > 1e-9 * max(weight, 1.0):
+            raise BadModel(f"{source} reported a sum of weight {report.weight:g}, and clients of {weight:g} together.")
         async with self._turn:
             await asyncio.to_thread(functools.partial(self._add, report, payload, model, source))
 

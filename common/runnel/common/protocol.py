@@ -10,6 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
+MAX_WEIGHT = 1e18
+"""The largest weight of one update. It is a number of examples; with more, one client could make a sum overflow."""
+
 MAX_METRICS = 512
 """Numbers by name in one outcome."""
 

@@ -18,6 +18,7 @@ from runnel.common.protocol import (
     MAX_METRIC_NAME,
     MAX_METRICS,
     MAX_TEXT,
+    MAX_WEIGHT,
     AssignmentKey,
     BlobRef,
     Failure,
@@ -109,6 +110,12 @@ def not_negative(number: float, field: str) -> float:
     """Return ``number`` if it is finite and not negative."""
     if not (math.isfinite(number) and number >= 0.0):
         raise bad_field(field, "a finite number that is not negative", number)
+    return number
+
+
+def _weight_from_wire(number: float, field: str) -> float:
+    if not_negative(number, field) > MAX_WEIGHT:
+        raise bad_field(field, f"at most {MAX_WEIGHT:g}, being a number of examples", number)
     return number
 
 
@@ -244,7 +251,7 @@ def outcome_from_wire(wire: pb.Outcome, field: str) -> Outcome:
     return Outcome(
         client=name_from_wire(wire.client, f"{field}.client"),
         failure=failure,
-        weight=not_negative(wire.weight, f"{field}.weight"),
+        weight=_weight_from_wire(wire.weight, f"{field}.weight"),
         metrics=_numbers(wire.metrics, f"{field}.metrics"),
         extra_json=_object_from_wire(wire.extra_json, f"{field}.extra_json"),
         elapsed_s=_numbers(wire.elapsed_s, f"{field}.elapsed_s"),

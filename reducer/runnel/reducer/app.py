@@ -21,6 +21,7 @@ from runnel.reducer.rpc.gateway import Gateway
 from runnel.reducer.settings import ReducerSettings
 from runnel.reducer.store import access
 from runnel.reducer.store.database import Database
+from runnel.reducer.store.database_url import database_url, sqlite_file
 from runnel.reducer.store.journal import Journal
 from runnel.reducer.store.state_lock import StateLock
 from runnel.transport import (
@@ -52,8 +53,11 @@ class ReducerServer:
 async def serve_reducer(settings: ReducerSettings) -> AsyncIterator[ReducerServer]:
     """Serve until the block is left; sessions go on at the next start.
 
+    When another reducer takes over the database, the task inside of the block is cancelled and leaving raises an
+    exception group with an ``Unreachable`` that says who.
+
     Raises:
-        BadSettings, Conflict, StorageFull: it can't be served like this.
+        BadSettings, Conflict, StorageFull, Unreachable: it can't be served like this.
     """
     if settings.insecure:
         require_loopback(settings.rpc, settings.http)
@@ -71,7 +75,13 @@ async def serve_reducer(settings: ReducerSettings) -> AsyncIterator[ReducerServe
         blobs = await asyncio.to_thread(BlobStore, state / "blobs")
         spool = Spool(state / "spool")
         await asyncio.to_thread(spool.wipe)
-        database = Database(settings.database or f"sqlite+aiosqlite:///{state / 'reducer.db'}")
+        url = database_url(settings.database, state)
+        file = sqlite_file(url)
+        if file is not None and file.parent.resolve() != state.resolve():
+            # The lock on the state folder does not cover a database elsewhere.
+            await asyncio.to_thread(file.parent.mkdir, parents=True, exist_ok=True)
+            stack.enter_context(StateLock(file.parent, name=f"{file.name}.lock", what=f"the database {file}"))
+        database = Database(url, name=settings.name, lease_s=settings.lease_s)
         await stack.enter_async_context(database)
         journal = Journal(database)
         if not settings.insecure:

@@ -12,11 +12,12 @@ from typing import Any
 
 from runnel.common.aggregation import make_optimizer
 from runnel.common.blobs import BlobStore
-from runnel.common.errors import Forbidden, IllegalState, Unauthenticated
+from runnel.common.errors import IllegalState, Unauthenticated
 from runnel.common.ids import new_id, new_secret
 from runnel.common.protocol import BlobRef, NodeKind
 from runnel.common.tensors import open_npz
 from runnel.compute_package import Description, describe
+from runnel.reducer.authority import INITIATORS, OPERATORS, READERS, realm, require, require_realm
 from runnel.reducer.domain.values import (
     DEFAULT_ORGANISATION,
     EventView,
@@ -37,21 +38,6 @@ from runnel.reducer.service import Caller
 from runnel.reducer.store import access, ledger, registry
 from runnel.reducer.store.journal import Journal
 from runnel.reducer.store.tables import ModelRow, RoundRow, SessionRow
-
-_READERS = frozenset({Role.OPERATOR, Role.INITIATOR, Role.VIEWER})
-_INITIATORS = frozenset({Role.OPERATOR, Role.INITIATOR})
-_OPERATORS = frozenset({Role.OPERATOR})
-
-
-def _require(caller: Caller, roles: frozenset[Role]) -> None:
-    if caller.role not in roles:
-        wanted = ", ".join(sorted(role.value for role in roles))
-        raise Forbidden(f"A token of the role {caller.role.value} does not allow this; it takes one of: {wanted}.")
-
-
-def _runs_network(caller: Caller) -> bool:
-    """Whether the caller is operator of the organisation that the reducer was set up with; others see their own."""
-    return caller.role is Role.OPERATOR and caller.organisation == DEFAULT_ORGANISATION
 
 
 class Operations:
@@ -106,14 +92,14 @@ class Operations:
 
     async def status(self, caller: Caller) -> StatusView:
         """Return the network at a glance."""
-        _require(caller, _READERS)
-        if _runs_network(caller):
+        require(caller, READERS)
+        if realm(caller) is None:
             running, stored = self._engine.running, await asyncio.to_thread(self._blobs.total_bytes)
         else:
             async with self._journal.database.read() as tx:
                 running = await ledger.count_running(tx, caller.organisation)
                 stored = await registry.stored_bytes(tx, caller.organisation)
-        nodes = self._engine.members(None if _runs_network(caller) else caller.organisation)
+        nodes = self._engine.members(realm(caller))
         return StatusView(
             version=version("runnel"),
             organisation=caller.organisation,
@@ -129,7 +115,7 @@ class Operations:
 
     async def add_package(self, caller: Caller, filename: str, body: AsyncIterator[bytes]) -> PackageView:
         """Store and check an archive."""
-        _require(caller, _INITIATORS)
+        require(caller, INITIATORS)
         ref = await self._blobs.put_stream(body, limit_bytes=self._max_package_bytes)
         async with self._journal.database.read() as tx:
             known = await registry.is_package(tx, caller.organisation, ref.sha256)
@@ -159,13 +145,13 @@ class Operations:
 
     async def packages(self, caller: Caller, cursor: str | None, limit: int) -> Page[PackageView]:
         """List packages, newest first."""
-        _require(caller, _READERS)
+        require(caller, READERS)
         async with self._journal.database.read() as tx:
             return await registry.packages(tx, caller.organisation, cursor, limit)
 
     async def package(self, caller: Caller, digest: str) -> PackageView:
         """Return one package."""
-        _require(caller, _READERS)
+        require(caller, READERS)
         async with self._journal.database.read() as tx:
             return registry.package_view(await registry.find_package(tx, caller.organisation, digest))
 
@@ -176,7 +162,7 @@ class Operations:
 
     async def add_model(self, caller: Caller, body: AsyncIterator[bytes]) -> ModelView:
         """Store and check a seed model."""
-        _require(caller, _INITIATORS)
+        require(caller, INITIATORS)
         ref = await self._blobs.put_stream(body, limit_bytes=self._max_model_bytes)
         try:
             n_params, tensors = await asyncio.to_thread(_inspect_seed, self._blobs.path(ref))
@@ -208,7 +194,7 @@ class Operations:
 
     async def models(self, caller: Caller, session: str | None, cursor: str | None, limit: int) -> Page[ModelView]:
         """List the trail, newest first."""
-        _require(caller, _READERS)
+        require(caller, READERS)
         async with self._journal.database.read() as tx:
             if session is not None:
                 session = (await ledger.find_session(tx, caller.organisation, session)).id
@@ -216,7 +202,7 @@ class Operations:
 
     async def model(self, caller: Caller, model: str) -> ModelView:
         """Return one model with its participants."""
-        _require(caller, _READERS)
+        require(caller, READERS)
         async with self._journal.database.read() as tx:
             row = await registry.find_model(tx, caller.organisation, model)
             return registry.model_view(row, await registry.participants(tx, row))
@@ -232,7 +218,7 @@ class Operations:
         self, caller: Caller, *, name: str, package: str, seed: str, config: SessionConfig
     ) -> SessionView:
         """Create a session of a stored package and model, and run it."""
-        _require(caller, _INITIATORS)
+        require(caller, INITIATORS)
         make_optimizer(config.strategy, config.strategy_options)  # raises what is wrong with them
         async with self._journal.transaction() as tx:
             package_row = await registry.find_package(tx.session, caller.organisation, package)
@@ -266,20 +252,20 @@ class Operations:
 
     async def sessions(self, caller: Caller, cursor: str | None, limit: int) -> Page[SessionView]:
         """List sessions, newest first, without their rounds."""
-        _require(caller, _READERS)
+        require(caller, READERS)
         async with self._journal.database.read() as tx:
             return await ledger.sessions(tx, caller.organisation, cursor, limit)
 
     async def session(self, caller: Caller, session: str, *, clients: bool = False) -> SessionView:
         """Return one session with its rounds."""
-        _require(caller, _READERS)
+        require(caller, READERS)
         async with self._journal.database.read() as tx:
             row = await ledger.find_session(tx, caller.organisation, session)
             return await ledger.session_with_rounds(tx, row, clients=clients)
 
     async def stop_session(self, caller: Caller, session: str) -> SessionView:
         """End a session as stopped."""
-        _require(caller, _INITIATORS)
+        require(caller, INITIATORS)
         view = await self.session(caller, session)
         if view.phase.ended:
             raise IllegalState(f"Session {view.session} is {view.status} already.", session=view.session)
@@ -288,7 +274,7 @@ class Operations:
 
     async def resume_session(self, caller: Caller, session: str) -> SessionView:
         """Go on with a stopped or failed session."""
-        _require(caller, _INITIATORS)
+        require(caller, INITIATORS)
         view = await self.session(caller, session)
         if view.phase not in {SessionStatus.STOPPED, SessionStatus.FAILED}:
             raise IllegalState(
@@ -301,7 +287,7 @@ class Operations:
 
     async def extend_session(self, caller: Caller, session: str, rounds: int) -> SessionView:
         """Add rounds; an ended session goes on."""
-        _require(caller, _INITIATORS)
+        require(caller, INITIATORS)
         view = await self.session(caller, session)
         wanted = view.config.rounds + rounds
         if view.phase.ended:
@@ -342,7 +328,7 @@ class Operations:
         limit: int,
     ) -> Page[LogView]:
         """Return what the entry points wrote, oldest first."""
-        _require(caller, _READERS)
+        require(caller, READERS)
         async with self._journal.database.read() as tx:
             row = await ledger.find_session(tx, caller.organisation, session)
             return await ledger.logs(tx, row.id, round_number, client, cursor, limit)
@@ -351,8 +337,8 @@ class Operations:
 
     async def nodes(self, caller: Caller, cursor: str | None, limit: int) -> Page[NodeView]:
         """List clients and combiners by name."""
-        _require(caller, _READERS)
-        organisation = None if _runs_network(caller) else caller.organisation
+        require(caller, READERS)
+        organisation = realm(caller)
         async with self._journal.database.read() as tx:
             rows, following = await access.nodes(tx, organisation, cursor, limit)
         now = datetime.now(UTC)
@@ -380,13 +366,9 @@ class Operations:
         self, caller: Caller, *, role: Role, name: str, organisation: str | None, ttl_s: float | None
     ) -> TokenView:
         """Make a token; only this answer carries its secret."""
-        _require(caller, _OPERATORS)
+        require(caller, OPERATORS)
         owner = organisation or caller.organisation
-        if owner != caller.organisation and not _runs_network(caller):
-            raise Forbidden(
-                f"An operator of {caller.organisation} makes tokens for {caller.organisation}, not for {owner}.",
-                hint="Ask the operator of the network.",
-            )
+        require_realm(caller, owner)
         async with self._journal.transaction() as tx:
             view = await access.add_token(tx.session, new_id("tok"), new_secret(), owner, role, name, ttl_s)
             await tx.record("token.created", owner, token=view.id, role=role.value, name=name, by=caller.token_id)
@@ -394,17 +376,15 @@ class Operations:
 
     async def tokens(self, caller: Caller, cursor: str | None, limit: int) -> Page[TokenView]:
         """List tokens, newest first, without secrets."""
-        _require(caller, _OPERATORS)
+        require(caller, OPERATORS)
         async with self._journal.database.read() as tx:
-            return await access.tokens(tx, None if _runs_network(caller) else caller.organisation, cursor, limit)
+            return await access.tokens(tx, realm(caller), cursor, limit)
 
     async def revoke_token(self, caller: Caller, token_id: str) -> TokenView:
         """End a token."""
-        _require(caller, _OPERATORS)
+        require(caller, OPERATORS)
         async with self._journal.transaction() as tx:
-            view = await access.revoke_token(
-                tx.session, None if _runs_network(caller) else caller.organisation, token_id
-            )
+            view = await access.revoke_token(tx.session, realm(caller), token_id)
             await tx.record("token.revoked", view.organisation, token=token_id, by=caller.token_id)
         return view
 
@@ -412,7 +392,7 @@ class Operations:
 
     async def events(self, caller: Caller, session: str | None, after: int, limit: int) -> Page[EventView]:
         """Return events after a sequence number, oldest first."""
-        _require(caller, _READERS)
+        require(caller, READERS)
         items = await self._journal.events(await self._session_id(caller, session), after, limit, caller.organisation)
         return Page(items=tuple(items), next_cursor=str(items[-1].seq) if len(items) == limit else None)
 
@@ -424,7 +404,7 @@ class Operations:
 
     async def follow(self, caller: Caller, session: str | None, after: int) -> AsyncIterator[Mapping[str, Any]]:
         """Yield events as they happen."""
-        _require(caller, _READERS)
+        require(caller, READERS)
         session_id = await self._session_id(caller, session)
         async for event in self._journal.follow(session_id, after, caller.organisation):
             yield event

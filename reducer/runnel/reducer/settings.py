@@ -22,7 +22,12 @@ class ReducerSettings(BaseModel):
     http: str = Field("127.0.0.1:7480", description="HOST:PORT on which people are served; port 0 picks one.")
     state: Path = Field(Path("reducer-state"), description="Folder of the database, the models and the packages.")
     database: str | None = Field(
-        None, description="SQLAlchemy URL of the database; by default SQLite in the state folder."
+        None,
+        repr=False,  # it may have a password in it
+        description="URL of the database, postgresql://user:password@host/name; by default SQLite in the state folder.",
+    )
+    lease_s: float = Field(
+        15.0, ge=1, description="Another reducer may take over a PostgreSQL database after so many seconds of silence."
     )
     name: Annotated[str, checked(valid_name)] = Field("reducer", description="Name of this reducer in the network.")
     insecure: bool = Field(False, description="No tokens and no TLS; on the loopback only.")

@@ -44,6 +44,9 @@ def start(
     round_timeout: Annotated[
         float, typer.Option("--round-timeout", metavar="SECONDS", help="From first request to close of a phase.")
     ] = 600.0,
+    over_select: Annotated[
+        float, typer.Option("--over-select", metavar="FACTOR", help="Ask so many times the sample; late ones are left.")
+    ] = 1.0,
     buffer: Annotated[
         int | None, typer.Option("--buffer", metavar="COUNT", help="Close a round when so many updates are in.")
     ] = None,
@@ -75,6 +78,7 @@ def start(
             strategy_options=options,
             min_clients=min_clients,
             sample=sample,
+            over_select=over_select,
             buffer=buffer,
             round_timeout_s=round_timeout,
             retries=retries,

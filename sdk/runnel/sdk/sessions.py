@@ -34,6 +34,7 @@ class Sessions:
         strategy_options: Mapping[str, float] | None = None,
         min_clients: int = 1,
         sample: float | int | str | None = None,
+        over_select: float = 1.0,
         buffer: int | None = None,
         round_timeout_s: float = 600.0,
         retries: int = 3,
@@ -54,6 +55,7 @@ class Sessions:
             strategy_options: for example ``{"learning_rate": 0.1}``.
             min_clients: updates that a round needs at least.
             sample: clients that a round asks: an int is a count, a float in (0, 1] a fraction; None: all.
+            over_select: ask so many times the sample, and close the round when the sample is in.
             buffer: close a round when this many updates are in.
             round_timeout_s: seconds from first request to close of a phase.
             retries: how often a phase with too few updates is opened again.
@@ -79,6 +81,7 @@ class Sessions:
             "strategy_options": dict(strategy_options or {}),
             "min_clients": min_clients,
             "sample": sample,
+            "over_select": over_select,
             "buffer": buffer,
             "round_timeout_s": round_timeout_s,
             "retries": retries,

@@ -11,7 +11,7 @@ from typing import Any
 
 from runnel.common.errors import BadOutput, InvalidInput
 from runnel.common.json_object import read_object
-from runnel.common.protocol import MAX_EXTRA_BYTES, MAX_METRIC_NAME, MAX_METRICS
+from runnel.common.protocol import MAX_EXTRA_BYTES, MAX_METRIC_NAME, MAX_METRICS, MAX_WEIGHT
 
 MAX_JSON_BYTES = 1 << 20
 WEIGHT_KEY = "num_examples"
@@ -144,10 +144,11 @@ def check_settings(settings_json: str) -> None:
 
 
 def _num_examples(value: object, what: str) -> float:
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0:
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= MAX_WEIGHT:
         return float(value)
     raise BadOutput(
-        f"{WEIGHT_KEY} in {what} should be a finite number greater than 0 but is {str(value)[:100]!r}.",
+        f"{WEIGHT_KEY} in {what} should be a finite number greater than 0, at most {MAX_WEIGHT:g}, but is "
+        f"{str(value)[:100]!r}.",
         hint="It is the weight of this client's update in the mean; leave it out to weigh all clients the same.",
     )
 

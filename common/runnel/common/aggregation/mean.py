@@ -15,6 +15,12 @@ from runnel.common.tensors import BLOCK_PARAMS, AtomicFile, ModelSchema, NpzMode
 
 #: What sums of magnitudes may reach. Half of the largest float64: rounding can't carry a sum within it to infinity.
 _LARGEST_SUM = float(np.finfo(np.float64).max) / 2
+#: What one update times its weight, and one sum of others, may reach. Far below, so that none of them leaves so little
+#: room that the good ones after it can't be added: what overflows is to be told of whoever sent it.
+LARGEST_UPDATE = 1e280
+LARGEST_PART = 1e300
+#: By how much rounding may carry a mean beyond the largest value in it.
+_ROUNDING = 1e-9
 
 
 class WeightedSum:
@@ -69,7 +75,7 @@ class WeightedSum:
         """
         weight = require_weight(weight, source=model.source, so_far=self._weight)
         self._schema.require_same(model.schema, source=model.source)
-        reach = self._reach_with(weight * model.require_finite(), model.source)
+        reach = self._reach_with(update_magnitude(model, weight), model.source)
         for block in model.blocks():
             self._fold(block.start, block.values, weight)
         self._reach, self._weight, self._count = reach, self._weight + weight, self._count + 1
@@ -89,11 +95,7 @@ class WeightedSum:
         """
         weight = require_weight(weight, source=source, so_far=self._weight)
         with Float64File(sum_file, self._schema.n_params, source=source) as other:
-            largest = 0.0
-            for span in self._schema.spans():
-                values = other.read(span.start, span.count)
-                largest = max(largest, sum_magnitude(values, source))
-            reach = self._reach_with(largest, source)
+            reach = self._reach_with(part_magnitude(other, weight, self._schema, source), source)
             for span in self._schema.spans():
                 self._fold(span.start, other.read(span.start, span.count), 1.0)
         self._reach, self._weight, self._count = reach, self._weight + weight, self._count + count
@@ -143,6 +145,41 @@ def require_weight(weight: float, *, source: str, so_far: float = 0.0) -> float:
             weight=float(weight),
         )
     return float(weight)
+
+
+def update_magnitude(model: NpzModel, weight: float) -> float:
+    """Return the largest magnitude in an update times its weight.
+
+    Raises:
+        BadModel: it is not finite, or beyond any use.
+    """
+    largest = weight * model.require_finite()
+    if not largest <= LARGEST_UPDATE:
+        raise too_large(model.source)
+    return largest
+
+
+def part_magnitude(sums: Float64File, weight: float, schema: ModelSchema, source: str) -> float:
+    """Return the largest magnitude in a weighted sum of updates.
+
+    Raises:
+        BadModel: it is not finite, beyond any use, or beyond what updates of this schema can sum up to: divided by its
+            weight it is no model.
+    """
+    largest = 0.0
+    for span in schema.spans():
+        of_span = sum_magnitude(sums.read(span.start, span.count), source)
+        spec = schema.tensors[span.tensor]
+        if spec.is_float and of_span / weight > float(np.finfo(spec.dtype).max) * (1 + _ROUNDING):
+            raise BadModel(
+                f"The weighted sum of {source} has {of_span:g} in {spec.name!r}, which no updates of {spec.dtype} with"
+                f" the weight {weight:g} in all can sum up to.",
+                source=source,
+            )
+        largest = max(largest, of_span)
+    if not largest <= LARGEST_PART:
+        raise too_large(source)
+    return largest
 
 
 def sum_magnitude(values: NDArray[np.float64], source: str) -> float:

@@ -74,6 +74,11 @@ class NpzModel:
         """Whether a member is in Fortran order, so that reading it takes memory for that whole tensor."""
         return any(header.fortran for header in self._headers)
 
+    @property
+    def is_deflated(self) -> bool:
+        """Whether a member is compressed, so that every reading of it inflates it again."""
+        return any(member.deflated for member in self._members)
+
     def blocks(self, block_params: int = BLOCK_PARAMS, *, check_crc: bool = False) -> Iterator[Block]:
         """Hand out all elements in order, at most ``block_params`` at a time; a block never spans two tensors.
 

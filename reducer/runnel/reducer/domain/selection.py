@@ -19,6 +19,11 @@ def wanted_clients(config: SessionConfig, attached: int) -> int:
     10
     >>> wanted_clients(SessionConfig(rounds=1, sample=3), 2)
     2
+
+    ``over_select`` asks more than are wanted, so that the slowest are not waited for (Bonawitz et al. 2019):
+
+    >>> wanted_clients(SessionConfig(rounds=1, sample=10, over_select=1.3), 100)
+    13
     """
     match config.sample:
         case None:
@@ -27,7 +32,19 @@ def wanted_clients(config: SessionConfig, attached: int) -> int:
             count = max(1, math.floor(fraction * attached + 0.5))
         case count:
             pass
-    return min(attached, max(count, config.min_clients))
+    return min(attached, math.ceil(max(count, config.min_clients) * config.over_select - 1e-9))
+
+
+def wanted_updates(config: SessionConfig, asked: int) -> int | None:
+    """Return how many updates close a round in which ``asked`` clients were asked; None: all of them.
+
+    >>> wanted_updates(SessionConfig(rounds=1, sample=10, over_select=1.3), 13)
+    10
+    """
+    if config.buffer is not None or config.over_select == 1.0:
+        return config.buffer
+    sampled = config.sample if isinstance(config.sample, int) else math.floor(asked / config.over_select + 1e-9)
+    return max(min(sampled, asked), config.min_clients)
 
 
 def select_clients(config: SessionConfig, round_number: int, attached: Collection[str], seed: int) -> list[str] | None:

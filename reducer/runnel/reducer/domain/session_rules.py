@@ -10,6 +10,7 @@ from runnel.reducer.domain.values import SessionConfig, StopRule
 
 MAX_ROUNDS = 1_000_000
 MAX_RANDOM_SEED = 2**63 - 1
+MAX_OVER_SELECT = 10.0
 
 _STOP_RULE = re.compile(r"\s*(?P<metric>[^\s<>=!]+)\s*(?P<comparison>[<>=!]+)\s*(?P<threshold>\S+)\s*")
 _COMPARISONS = (">=", ">", "<=", "<")
@@ -99,6 +100,10 @@ def check_config(config: SessionConfig) -> None:
         parse_sample(config.sample)
         if isinstance(config.sample, int):
             _check_count(config, config.sample)
+    if not 1.0 <= config.over_select <= MAX_OVER_SELECT:
+        raise _refused("over_select", config.over_select, f"a factor from 1 to {MAX_OVER_SELECT:g}")
+    if config.over_select != 1.0 and (config.sample is None or config.buffer is not None):
+        raise _refused("over_select", config.over_select, "given only with a sample, and without a buffer")
     if config.stop_when is not None and config.validate_every == 0:
         raise _refused("stop_when", str(config.stop_when), "given only with validate_every of 1 or more")
 

@@ -71,7 +71,8 @@ class SessionConfig:
     """How a session is run.
 
     ``sample``: how many of the attached clients each round asks; a float in (0, 1] is a fraction, an int a count,
-    None all of them. ``buffer``: a round closes when this many updates are in; None: when all asked have answered.
+    None all of them. ``over_select``: how many times as many are asked as the sample wants; the round closes when the
+    sample is in, and who comes later is late. ``buffer``: a round closes when this many updates are in; None: when all asked have answered.
     ``round_timeout_s``: seconds from the first request of a phase to its close. ``retries``: how often a phase that
     ended with too few updates is opened again before the session fails; what was counted stays counted.
     ``validate_every``: validate each n-th round and the last; 0 never. ``strategy_options``: see
@@ -84,6 +85,7 @@ class SessionConfig:
     strategy_options: Mapping[str, float] = field(default_factory=dict)
     min_clients: int = 1
     sample: float | int | None = None
+    over_select: float = 1.0
     buffer: int | None = None
     round_timeout_s: float = 600.0
     retries: int = 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable, Iterable
@@ -158,6 +159,8 @@ class Exchange:
         for outcome in report.outcomes:
             self._stages[outcome.client] = "failed" if outcome.failure else "counted"
         log.debug("report", key=str(report.key), child=child, counted=len(counted), failed=len(failed), late=len(late))
+        if payload is not None and report.payload_kind is PayloadKind.NONE:
+            await asyncio.to_thread(payload.unlink, missing_ok=True)  # it was found bad, and is its client's failure
         self._show()
         self._wake()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from runnel.common.aggregation import Part, make_optimizer, reduce_round
 from runnel.common.aggregation.float64_file import Float64File
-from runnel.common.aggregation.mean import sum_magnitude
+from runnel.common.aggregation.mean import part_magnitude, update_magnitude
 from runnel.common.blobs import BlobStore
 from runnel.common.errors import BadModel, CorruptData, InvalidInput
 from runnel.common.protocol import BlobRef, Failure, PayloadKind, Report, Work
@@ -95,27 +95,26 @@ async def check_payload(report: Report, child: str, payload: Path | None, base: 
             f"The report of {child} for {report.key} has the weight {report.weight:g}; its clients sum to {weight:g}."
         )
     if report.payload_kind is PayloadKind.WEIGHTED_SUM:
-        await asyncio.to_thread(_check_sum, payload, base, child)
+        await asyncio.to_thread(_check_sum, payload, base, child, report.weight)
         return report
     if report.payload_kind is not PayloadKind.UPDATE or len(report.outcomes) != 1:
         raise CorruptData(
             f"The report of {child} for {report.key} has a payload of the kind {report.payload_kind.value}."
         )
     try:
-        await asyncio.to_thread(_check_update, payload, base, child)
+        await asyncio.to_thread(_check_update, payload, base, child, report.weight)
     except BadModel as err:
         bad = dataclasses.replace(report.outcomes[0], failure=Failure(code=err.code, message=str(err)))
         return dataclasses.replace(report, outcomes=(bad,), payload_kind=PayloadKind.NONE, payload=None, weight=0.0)
     return report
 
 
-def _check_sum(payload: Path, base: Path, source: str) -> None:
+def _check_sum(payload: Path, base: Path, source: str, weight: float) -> None:
     schema = schema_of(base)
     with Float64File(payload, schema.n_params, source=source) as sums:
-        for span in schema.spans():
-            sum_magnitude(sums.read(span.start, span.count), source)
+        part_magnitude(sums, weight, schema, source)
 
 
-def _check_update(payload: Path, base: Path, source: str) -> None:
+def _check_update(payload: Path, base: Path, source: str, weight: float) -> None:
     with open_npz(payload, source=source, expect=schema_of(base)) as update:
-        update.require_finite()
+        update_magnitude(update, weight)

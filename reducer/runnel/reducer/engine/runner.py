@@ -24,7 +24,7 @@ from runnel.common.protocol import (
 )
 from runnel.reducer.domain.collection import Collection, SlotState
 from runnel.reducer.domain.lifecycle import require_transition
-from runnel.reducer.domain.selection import select_clients
+from runnel.reducer.domain.selection import select_clients, wanted_updates
 from runnel.reducer.domain.values import SessionStatus
 from runnel.reducer.engine.exchange import Exchange, Network
 from runnel.reducer.engine.position import Position
@@ -280,8 +280,9 @@ class SessionRunner:
 
     async def _train(self) -> None:
         config = self.position.config
-        exchange = await self._open(Work.TRAIN, config.buffer)
+        exchange = await self._open(Work.TRAIN, None)
         collection = exchange.collection
+        collection.wanted = wanted_updates(config, len(collection.slots))
         for attempt in range(config.retries + 1):
             await exchange.collect(self._woken)
             if collection.counts.counted >= config.min_clients:

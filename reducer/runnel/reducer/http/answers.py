@@ -88,6 +88,7 @@ class Config(BaseModel):
     strategy_options: dict[str, float]
     min_clients: int
     sample: int | float | None
+    over_select: float
     buffer: int | None
     round_timeout_s: float
     retries: int
@@ -105,6 +106,7 @@ class Config(BaseModel):
             strategy_options=dict(config.strategy_options),
             min_clients=config.min_clients,
             sample=config.sample,
+            over_select=config.over_select,
             buffer=config.buffer,
             round_timeout_s=config.round_timeout_s,
             retries=config.retries,

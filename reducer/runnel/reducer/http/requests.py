@@ -35,6 +35,9 @@ class SessionRequest(_Request):
         "null is all of them.",
         examples=[0.5, 10, "1.0"],
     )
+    over_select: float = Field(
+        default=1.0, description="Ask so many times the sample, and close the round when the sample is in; 1 to 10."
+    )
     buffer: Count | None = Field(default=None, description="Close a round when this many updates are in.")
     round_timeout_s: float = Field(default=600.0, gt=0, description="Seconds from first request to close of a phase.")
     retries: int = Field(default=3, ge=0, description="How often a phase with too few updates is opened again.")
@@ -55,6 +58,7 @@ class SessionRequest(_Request):
             strategy_options=self.strategy_options,
             min_clients=self.min_clients,
             sample=parse_sample(self.sample),
+            over_select=self.over_select,
             buffer=self.buffer,
             round_timeout_s=self.round_timeout_s,
             retries=self.retries,

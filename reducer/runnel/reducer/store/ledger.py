@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from runnel.common.errors import IllegalState, InvalidInput
@@ -251,18 +251,20 @@ async def begin_round_anew(tx: AsyncSession, session_id: str, number: int) -> No
 
 async def add_log(tx: AsyncSession, log: LogLines) -> None:
     """Store lines that an entry point wrote."""
-    for line in log.lines:
-        tx.add(
-            LogRow(
-                session_id=log.key.session_id,
-                round=log.key.round,
-                work=log.key.work.value,
-                client=log.client,
-                at=datetime.fromtimestamp(min(line.at_ms, _LAST_MS) / 1000, UTC),
-                stream=line.stream[:16],
-                text=line.text,
-            )
-        )
+    key = log.key
+    common = {"session_id": key.session_id, "round": key.round, "work": key.work.value, "client": log.client}
+    rows = [
+        common
+        | {
+            "at": datetime.fromtimestamp(min(line.at_ms, _LAST_MS) / 1000, UTC),
+            "stream": line.stream[:16],
+            "text": line.text,
+        }
+        for line in log.lines
+    ]
+    if rows:
+        # In bulk: one object for each line takes thirty times as long, and others wait to write meanwhile.
+        await tx.execute(insert(LogRow), rows)
 
 
 async def logs(

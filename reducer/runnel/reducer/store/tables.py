@@ -42,8 +42,21 @@ class UtcTime(TypeDecorator[datetime]):
         return None if value is None else value.astimezone(UTC)
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Give the zone back that SQLite does not keep."""
-        return None if value is None else value.replace(tzinfo=UTC)
+        """Give the zone back that SQLite does not keep; PostgreSQL tells times in the zone of its session."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class ForeignText(TypeDecorator[str]):
+    """Text that entry points and nodes wrote; PostgreSQL knows no NUL in a text, so it becomes U+FFFD everywhere."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        """Store without NUL."""
+        return None if value is None else value.replace("\0", "\ufffd")
 
 
 class Base(DeclarativeBase):
@@ -142,7 +155,7 @@ class SessionRow(Base):
     seed: Mapped[int] = mapped_column(BigInteger)  # of the sampling
     phase: Mapped[str] = mapped_column(String(16), index=True)
     round: Mapped[int] = mapped_column(Integer)  # under way, or the last one; 0 before the first
-    reason: Mapped[str | None] = mapped_column(Text)
+    reason: Mapped[str | None] = mapped_column(ForeignText)
     created_at: Mapped[datetime] = mapped_column(index=True)
     finished_at: Mapped[datetime | None]
     __table_args__ = (
@@ -180,8 +193,8 @@ class SlotRow(Base):
     extra: Mapped[dict[str, Any]] = mapped_column(default=dict)
     elapsed_s: Mapped[dict[str, Any]] = mapped_column(default=dict)
     error_code: Mapped[str | None] = mapped_column(String(64))
-    error: Mapped[str | None] = mapped_column(Text)
-    log_tail: Mapped[str | None] = mapped_column(Text)
+    error: Mapped[str | None] = mapped_column(ForeignText)
+    log_tail: Mapped[str | None] = mapped_column(ForeignText)
 
 
 class PartialRow(Base):
@@ -223,7 +236,7 @@ class LogRow(Base):
     client: Mapped[str] = mapped_column(String(64))
     at: Mapped[datetime]
     stream: Mapped[str] = mapped_column(String(16))
-    text: Mapped[str] = mapped_column(Text)
+    text: Mapped[str] = mapped_column(ForeignText)
     __table_args__ = (Index("ix_log_session_round", "session_id", "round"),)
 
 
@@ -237,3 +250,16 @@ class IdempotencyRow(Base):
     status: Mapped[int] = mapped_column(Integer)
     body: Mapped[bytes] = mapped_column(LargeBinary)
     created_at: Mapped[datetime]
+
+
+class LeaseRow(Base):
+    """Who acts on this state, in one row; SQLite has a lock on the file instead and leaves the table empty."""
+
+    __tablename__ = "lease"
+    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)  # always 1
+    token: Mapped[int] = mapped_column(BigInteger)  # one more for each holder: what fences the one before
+    name: Mapped[str] = mapped_column(String(64))
+    host: Mapped[str] = mapped_column(String(255))
+    pid: Mapped[int] = mapped_column(BigInteger)
+    since: Mapped[datetime]
+    expires_at: Mapped[datetime]  # by the clock of the database

@@ -86,6 +86,9 @@ function make(item, inSvg) {
 
 function update(node, item, inSvg) {
   const known = memory.get(node);
+  // The very same description as before: whoever shows much keeps it and spares the comparison.
+  if (known.item === item) return;
+  known.item = item;
   const before = known.props;
   known.props = item.props;
   for (const name of Object.keys(before)) if (!(name in item.props)) set(node, known, name, null);

@@ -1,0 +1,104 @@
+"""A PostgreSQL server of the tests' own: made in a temporary folder, on a free port of the loopback."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import tempfile
+from pathlib import Path
+
+USER = "runnel"
+PASSWORD = "correct/horse@battery"  # with what has to be percent-encoded in a URL
+_ENCODED = "correct%2Fhorse%40battery"
+
+
+def binaries() -> Path | None:
+    """Return the folder of the newest server programs of this machine, or None."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
+    on_path = shutil.which("initdb")
+    if on_path is not None:
+        found.append(Path(on_path))
+    return found[-1].resolve().parent if found else None
+
+
+class Cluster:
+    """A server that can be stopped and started again on the same port; :meth:`remove` leaves nothing behind."""
+
+    def __init__(self, programs: Path) -> None:
+        self._programs = programs
+        # Not below pytest's folders: those are closed to the user that the server runs as.
+        self._folder = Path(tempfile.mkdtemp(prefix="runnel-postgresql-"))
+        # The server refuses to run as root.
+        self._as = "postgres" if os.geteuid() == 0 else None
+        if self._as is not None:
+            shutil.chown(self._folder, self._as)
+        self._folder.chmod(0o755)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        password = self._folder / "password"
+        password.write_text(PASSWORD)
+        data = str(self._folder / "data")
+        # A locale that does not sort by bytes: what relies on the order of SQLite shows here.
+        self._call("initdb", "-D", data, "-U", USER, "-A", "scram-sha-256", f"--pwfile={password}", "-N", "-E", "UTF8")
+        settings = {
+            "listen_addresses": "'127.0.0.1'",
+            "port": str(self.port),
+            "unix_socket_directories": f"'{self._folder}'",
+            "fsync": "off",
+            "timezone": "'Asia/Kathmandu'",  # times must not depend on it
+            "max_connections": "60",
+        }
+        with (self._folder / "data" / "postgresql.conf").open("a") as file:
+            file.writelines(f"{key} = {value}\n" for key, value in settings.items())
+
+    def start(self) -> None:
+        self._call("pg_ctl", "-D", str(self._folder / "data"), "-l", str(self._folder / "log"), "-w", "start")
+
+    def stop(self, mode: str = "fast") -> None:
+        """Stop the server: ``fast`` ends its connections, ``immediate`` is a crash."""
+        self._call("pg_ctl", "-D", str(self._folder / "data"), "-m", mode, "-w", "stop")
+
+    def remove(self) -> None:
+        if (self._folder / "data" / "postmaster.pid").exists():
+            self.stop("immediate")
+        shutil.rmtree(self._folder)
+
+    def new_database(self) -> str:
+        """Make an empty database and return its URL, as a person would write it."""
+        name = f"test_{secrets.token_hex(6)}"
+        self.query("postgres", f"CREATE DATABASE {name} TEMPLATE template0")
+        return self.url(name)
+
+    def url(self, database: str, password: str = _ENCODED) -> str:
+        return f"postgresql://{USER}:{password}@127.0.0.1:{self.port}/{database}"
+
+    def query(self, database: str, statement: str) -> list[tuple[object, ...]]:
+        """Run one statement of the tests' own; needs the driver."""
+        import psycopg
+
+        with psycopg.connect(
+            host="127.0.0.1", port=self.port, user=USER, password=PASSWORD, dbname=database, autocommit=True
+        ) as connection:
+            cursor = connection.execute(statement)  # type: ignore[call-overload]
+            return list(cursor.fetchall()) if cursor.description else []
+
+    def _call(self, program: str, *arguments: str) -> None:
+        ended = subprocess.run(
+            [str(self._programs / program), *arguments],
+            user=self._as,
+            group=self._as,
+            extra_groups=None if self._as is None else [],
+            cwd=self._folder,
+            # What it starts keeps the standard streams: a pipe would never end.
+            stdout=(self._folder / "output").open("ab"),
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            check=False,
+            timeout=120,
+        )
+        if ended.returncode:
+            raise AssertionError(f"{program} ended with {ended.returncode}: {(self._folder / 'output').read_text()}")

@@ -1,0 +1,503 @@
+"""The engine between the nodes and the durable state, with nodes that are lists of what was sent to them."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pytest
+
+from runnel.common.blobs import BlobStore, digest_file
+from runnel.common.errors import IllegalState, StorageFull
+from runnel.common.protocol import (
+    Assignment,
+    AssignmentKey,
+    Cancel,
+    Close,
+    Downward,
+    Hello,
+    Member,
+    NodeKind,
+    Outcome,
+    PayloadKind,
+    Progress,
+    Released,
+    Report,
+    Roster,
+    Settled,
+    Settlement,
+    Stage,
+    Work,
+)
+from runnel.common.tensors import write_npz
+from runnel.reducer.domain.values import SessionConfig, SessionStatus
+from runnel.reducer.engine.engine import Engine, wait_for
+from runnel.reducer.store import access, ledger
+from runnel.reducer.store.database import Database
+from runnel.reducer.store.journal import Journal, Transaction
+from runnel.reducer.store.tables import SessionRow
+from tests.doubles.reducer_state import add_session, database_in, model_row
+from tests.eventually import eventually
+
+pytestmark = pytest.mark.unit
+
+SESSION = "ses-aaaaaaaaaa"
+TRAIN = AssignmentKey(session_id=SESSION, round=1, work=Work.TRAIN)
+M = TypeVar("M", bound=Downward)
+
+
+async def nothing() -> None:
+    """Do nothing."""
+
+
+class FragileJournal(Journal):
+    """Has no room for the next ``failing`` commits; calls ``before_commit`` when all is written but not committed."""
+
+    def __init__(self, database: Database) -> None:
+        super().__init__(database)
+        self.failing = 0
+        self.before_commit: Callable[[], Awaitable[None]] = nothing
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Transaction]:
+        async with super().transaction() as tx:
+            yield tx
+            await self.before_commit()
+            if self.failing:
+                self.failing -= 1
+                raise StorageFull("The disk of the reducer's database is full.")
+
+
+class Net:
+    """An engine with its state, and what was sent to each directly attached node."""
+
+    def __init__(self, folder: Path, database: Database) -> None:
+        self.folder = folder
+        self.partials = folder / "partials"
+        self.database = database
+        self.journal = FragileJournal(database)
+        self.blobs = BlobStore(folder / "blobs")
+        self.sent: dict[str, list[Downward]] = {}
+        self.engine = self.new_engine()
+
+    def new_engine(self) -> Engine:
+        return Engine(
+            journal=self.journal, blobs=self.blobs, partials=self.partials, name="top", organisation="default"
+        )
+
+    # ---- nodes
+
+    async def attach(self, name: str, *below: str, holding: tuple[AssignmentKey, ...] = ()) -> None:
+        """Attach a client, or with ``below`` a combiner of these clients (or of nobody: ``""``)."""
+        kind = NodeKind.COMBINER if below else NodeKind.CLIENT
+        member = Member(name=name, node_id=f"id-{name}", kind=kind, holding=() if below else holding)
+        clients = [self.client(client, holding) for client in below if client]
+        await self.join(member, *clients)
+        self.sent[name] = []
+        await self.engine.attached(Hello(member=member, below=tuple(clients)), self.sent[name].append)
+
+    @staticmethod
+    def client(name: str, holding: tuple[AssignmentKey, ...] = ()) -> Member:
+        return Member(name=name, node_id=f"id-{name}", kind=NodeKind.CLIENT, holding=holding)
+
+    async def join(self, *members: Member) -> None:
+        async with self.database.write() as tx:
+            for member in members:
+                kind = member.kind.value
+                await access.note_joined(tx, member.name, member.node_id, kind, "default", "", attached=False)
+
+    def got(self, child: str, kind: type[M]) -> list[M]:
+        return [message for message in self.sent[child] if isinstance(message, kind)]
+
+    async def order(self, child: str, number: int = 1) -> Assignment:
+        """Return the ``number``-th order that the child gets."""
+        await eventually(lambda: len(self.got(child, Assignment)) >= number, timeout_s=5, state=lambda: self.sent)
+        return self.got(child, Assignment)[number - 1]
+
+    async def report(self, child: str, order: Assignment, *outcomes: Outcome, kind: PayloadKind | None = None) -> None:
+        """Report; of a client with the model 1, of a combiner with the sum of as many models 1 as there are."""
+        counted = [outcome for outcome in outcomes if outcome.failure is None]
+        report = Report(key=order.key, order_id=order.order_id, outcomes=outcomes)
+        payload = None
+        if counted and order.key.work is Work.TRAIN:
+            weight = sum(outcome.weight for outcome in counted)
+            payload = self.partials / f"{order.order_id}.payload"
+            kind = kind or (PayloadKind.UPDATE if child == outcomes[0].client else PayloadKind.WEIGHTED_SUM)
+            if kind is PayloadKind.UPDATE:
+                write_npz(payload, {"w": np.ones(4, np.float32)})
+            else:
+                payload.write_bytes(np.full(4, weight, "<f8").tobytes())
+            report = dataclasses.replace(report, payload_kind=kind, payload=digest_file(payload), weight=weight)
+        await self.engine.received(child, report, payload)
+
+    # ---- sessions
+
+    async def start(self, **config: Any) -> None:
+        seed = self.folder / "seed.npz"
+        write_npz(seed, {"w": np.zeros(4, np.float32)})
+        ref = self.blobs.adopt(seed)
+        async with self.database.write() as tx:
+            model = model_row("mod-seed", digest=ref.sha256)
+            model.size_bytes = ref.size_bytes
+            given = {"rounds": 1, "validate_every": 0, "retries": 0} | config
+            await add_session(tx, SESSION, config=SessionConfig(**given), model=model)
+        self.engine.launch(SESSION)
+
+    async def row(self) -> SessionRow:
+        async with self.database.read() as tx:
+            return await ledger.require_session(tx, SESSION)
+
+    async def ended(self) -> SessionRow:
+        async def has_ended() -> SessionRow | None:
+            row = await self.row()
+            return row if SessionStatus(row.phase).ended and not self.engine.running else None
+
+        row = await eventually(has_ended, timeout_s=10)
+        assert row is not None
+        return row
+
+    async def states(self, key: AssignmentKey = TRAIN) -> dict[str, str]:
+        async with self.database.read() as tx:
+            return {row.client: row.state for row in await ledger.slots(tx, key)}
+
+    def model(self, digest: str) -> list[float]:
+        ref = self.blobs.find(digest)
+        assert ref is not None
+        with np.load(self.blobs.path(ref)) as arrays:
+            return [float(x) for x in arrays["w"]]
+
+
+@pytest.fixture
+async def net(tmp_path: Path) -> AsyncIterator[Net]:
+    async with database_in(tmp_path) as database:
+        made = Net(tmp_path, database)
+        async with made.engine:
+            yield made
+
+
+def settlements(net: Net, child: str) -> list[tuple[tuple[str, ...], Settlement]]:
+    return [(message.clients, message.settlement) for message in net.got(child, Settled)]
+
+
+def ok(*clients: str) -> list[Outcome]:
+    return [Outcome(client=client) for client in clients]
+
+
+# ---- a round
+
+
+async def test_a_round_counts_what_comes_by_all_ways_and_tells_everybody(net: Net) -> None:
+    await net.attach("m1", "a", "b")
+    await net.attach("c")
+    await net.start(min_clients=3)
+    m1, c = await net.order("m1"), await net.order("c")
+    assert (m1.key, m1.clients, c.clients) == (TRAIN, ("a", "b"), ("c",))
+    assert m1.remaining_s is not None
+    assert 590 < m1.remaining_s <= 600
+    await net.report("c", c, *ok("c"))
+    await net.report("m1", m1, Outcome(client="a", weight=3.0), Outcome(client="b", weight=2.0))
+    row = await net.ended()
+    assert (row.phase, row.round) == ("finished", 1)
+    assert settlements(net, "m1") == [(("a", "b"), Settlement.COUNTED)]
+    assert settlements(net, "c") == [(("c",), Settlement.COUNTED)]
+    assert await net.states() == {"a": "counted", "b": "counted", "c": "counted"}
+    async with net.database.read() as tx:
+        view = await ledger.one_round(tx, SESSION, 1)
+        assert await ledger.all_partial_files(tx) == set()
+    assert view.updates == 3
+    assert list(net.partials.iterdir()) == []
+    assert net.journal._passing == {}
+    assert await net.journal.verify() > 0
+
+
+async def test_a_client_that_moves_is_asked_where_it_is_and_its_old_way_is_fenced(net: Net) -> None:
+    await net.attach("m1", "a")
+    await net.attach("m2", "")
+    await net.start()
+    old = await net.order("m1")
+    await net.engine.received("m1", Roster(left=("a",)))
+    await net.engine.received("m1", Released(order_id=old.order_id, clients=("a",)))
+    await net.engine.received("m2", Roster(joined=(net.client("a", (TRAIN,)),)))
+    new = await net.order("m2")
+    assert new.order_id != old.order_id
+    await net.report("m1", old, *ok("a"))
+    assert await net.states() == {"a": "open"}
+    await net.report("m2", new, *ok("a"))
+    assert (await net.ended()).phase == "finished"
+    assert settlements(net, "m2") == [(("a",), Settlement.COUNTED)]
+
+
+async def test_a_node_that_detaches_takes_its_orders_along(net: Net) -> None:
+    await net.attach("a")
+    await net.start()
+    old = await net.order("a")
+    await net.engine.detached("a")
+    with pytest.raises(IllegalState, match="closed or was given to somebody else"):
+        net.engine.require_order(old.order_id, "a")
+    await net.attach("a", holding=(TRAIN,))
+    new = await net.order("a")
+    assert net.engine.require_order(new.order_id, "a").size_bytes > 0
+    await net.report("a", new, *ok("a"))
+    assert (await net.ended()).phase == "finished"
+
+
+# ---- reports that can't be used
+
+
+async def test_a_report_of_strangers_is_refused_and_its_clients_fail_instead_of_being_asked_for_ever(net: Net) -> None:
+    await net.attach("m1", "a", "b")
+    await net.attach("c")
+    await net.start(min_clients=1)
+    m1 = await net.order("m1")
+    await net.report("m1", m1, *ok("a", "c"))
+    assert await net.states() == {"a": "open", "b": "open", "c": "open"}
+    await net.report("c", await net.order("c"), *ok("c"))
+    assert (await net.ended()).phase == "finished"
+    assert len(net.got("m1", Assignment)) == 1
+    assert await net.states() == {"a": "late", "b": "late", "c": "counted"}
+    assert list(net.partials.iterdir()) == []
+
+
+async def test_a_node_can_not_count_whom_it_has_released(net: Net) -> None:
+    await net.attach("m1", "a", "b")
+    await net.attach("m2", "")
+    await net.start(min_clients=1)
+    m1 = await net.order("m1")
+    await net.engine.received("m2", Roster(joined=(net.client("a"),)))
+    await net.engine.received("m1", Released(order_id=m1.order_id, clients=("a",)))
+    m2 = await net.order("m2")
+    await net.report("m1", m1, *ok("a", "b"))
+    assert await net.states() == {"a": "open", "b": "open"}
+    await net.report("m2", m2, *ok("a"))
+    assert (await net.ended()).phase == "finished"
+    assert await net.states() == {"a": "counted", "b": "late"}
+
+
+async def test_nobody_speaks_for_an_order_of_somebody_else(net: Net) -> None:
+    await net.attach("m1", "a")
+    await net.attach("evil", "")
+    await net.start(min_clients=1)
+    m1 = await net.order("m1")
+    told = Progress(key=TRAIN, order_id=m1.order_id, client="a", stage=Stage.FAILED)
+    await net.engine.received("evil", told)
+    await net.engine.received("evil", Released(order_id=m1.order_id, clients=("a",)))
+    await net.report("evil", m1, *ok("a"))
+    await net.report("m1", m1, *ok("a"))
+    assert (await net.ended()).phase == "finished"
+    assert await net.states() == {"a": "counted"}
+    assert len(net.got("m1", Assignment)) == 1
+
+
+async def test_a_bad_update_fails_its_client_and_the_reason_is_kept(net: Net) -> None:
+    await net.attach("a")
+    await net.attach("b")
+    await net.start(min_clients=1)
+    a, b = await net.order("a"), await net.order("b")
+    bad = net.partials / f"{a.order_id}.payload"
+    write_npz(bad, {"w": np.full(4, np.nan, np.float32)})
+    report = Report(
+        key=TRAIN,
+        order_id=a.order_id,
+        outcomes=tuple(ok("a")),
+        payload_kind=PayloadKind.UPDATE,
+        payload=digest_file(bad),
+        weight=1.0,
+    )
+    await net.engine.received("a", report, bad)
+    assert not bad.exists()
+    await net.report("b", b, *ok("b"))
+    assert (await net.ended()).phase == "finished"
+    assert await net.states() == {"a": "failed", "b": "counted"}
+    assert settlements(net, "a") == [(("a",), Settlement.DISCARDED)]
+    assert list(net.partials.iterdir()) == []
+
+
+# ---- a full disk
+
+
+async def test_a_report_that_could_not_be_made_durable_does_not_count_and_is_asked_for_again(net: Net) -> None:
+    await net.attach("a")
+    await net.start()
+    first = await net.order("a")
+    net.journal.failing = 1
+    await net.report("a", first, *ok("a"))
+    assert await net.states() == {"a": "open"}
+    assert settlements(net, "a") == []
+    again = await net.order("a", 2)
+    assert again.order_id != first.order_id
+    await net.report("a", again, *ok("a"))
+    assert (await net.ended()).phase == "finished"
+    assert settlements(net, "a") == [(("a",), Settlement.COUNTED)]
+
+
+async def test_a_round_does_not_go_on_with_a_report_that_is_not_durable_yet(net: Net) -> None:
+    await net.attach("a")
+    await net.start()
+    first = await net.order("a")
+
+    async def let_the_session_look_again() -> None:
+        for runner in net.engine._runners.values():
+            runner.roster_changed()
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+    net.journal.failing, net.journal.before_commit = 1, let_the_session_look_again
+    await net.report("a", first, *ok("a"))
+    again = await net.order("a", 2)
+    assert (await net.row()).phase == "training"
+    await net.report("a", again, *ok("a"))
+    assert (await net.ended()).phase == "finished"
+    assert await net.states() == {"a": "counted"}
+
+
+async def test_a_node_that_could_not_be_taken_in_is_not_there(net: Net) -> None:
+    await net.attach("m1", "a")
+    await net.start(min_clients=1)
+    await net.order("m1")
+    net.journal.failing = 1
+    with pytest.raises(StorageFull):
+        await net.attach("m2", "b")
+    assert net.engine.roster.clients() == ["a"]
+    assert net.engine.roster.find("m2") is None
+    await net.attach("m2", "c")
+    assert net.engine.roster.clients() == ["a", "c"]
+    assert net.engine.roster.attached_to("b", "top") is None
+
+
+async def test_who_has_not_joined_brings_nobody_in(net: Net) -> None:
+    await net.attach("m1", "a")
+    await net.engine.received("m1", Roster(joined=(net.client("stranger"),)))
+    assert net.engine.roster.clients() == ["a"]
+
+
+# ---- the end of a phase
+
+
+async def test_clients_are_told_to_forget_only_when_the_end_is_durable(net: Net) -> None:
+    await net.attach("a")
+    await net.attach("b")
+    await net.start(min_clients=1, buffer=1)
+    a = await net.order("a")
+    await net.order("b")
+    told_before: list[list[Cancel]] = []
+
+    async def look() -> None:
+        told_before.append([message for child in net.sent for message in net.got(child, Cancel)])
+
+    net.journal.before_commit = look
+    await net.report("a", a, *ok("a"))
+    await eventually(lambda: net.got("b", Close), timeout_s=5)
+    await net.report("b", await net.order("b"))
+    await eventually(lambda: net.got("b", Cancel), timeout_s=5)
+    assert len(told_before) >= 3, "two reports and the end of the phase"
+    assert told_before[:3] == [[], [], []]
+    assert [message.key for message in net.got("b", Cancel)] == [TRAIN]
+    assert net.got("a", Cancel) == []
+    assert (await net.ended()).phase == "finished"
+    assert await net.states() == {"a": "counted", "b": "late"}
+
+
+async def test_what_comes_after_the_round_is_refused(net: Net) -> None:
+    await net.attach("a")
+    await net.attach("b")
+    await net.start(min_clients=1, round_timeout_s=0.3)
+    await net.report("a", await net.order("a"), *ok("a"))
+    b = await net.order("b")
+    assert (await net.ended()).phase == "finished"
+    await net.report("b", b, *ok("b"))
+    assert await net.states() == {"a": "counted", "b": "late"}
+    assert list(net.partials.iterdir()) == []
+
+
+# ---- stopping
+
+
+async def test_a_session_that_was_just_started_can_be_stopped(net: Net) -> None:
+    await net.attach("a")
+    await net.start()
+    async with asyncio.timeout(5):
+        await wait_for(net.engine.stop(SESSION))
+    row = await net.row()
+    assert (row.phase, row.reason) == ("stopped", "stopped on request")
+    assert net.engine.stop(SESSION) is None
+
+
+async def test_stopping_calls_the_work_off(net: Net) -> None:
+    await net.attach("m1", "a")
+    await net.start()
+    m1 = await net.order("m1")
+    async with asyncio.timeout(5):
+        await wait_for(net.engine.stop(SESSION))
+    cancels = net.got("m1", Cancel)
+    assert [(c.order_id, c.key, c.clients) for c in cancels] == [(m1.order_id, None, ()), ("", TRAIN, ("a",))]
+    await net.report("m1", m1, *ok("a"))
+    assert await net.states() == {"a": "open"}
+
+
+async def test_stopping_again_does_not_stop_what_is_started_afterwards(net: Net) -> None:
+    await net.attach("a")
+    await net.start()
+    async with asyncio.timeout(5):
+        net.engine.stop(SESSION)
+        await wait_for(net.engine.stop(SESSION))
+    async with net.database.write() as tx:
+        row = await ledger.require_session(tx, SESSION)
+        row.phase, row.round, row.reason = "seeded", 0, None
+        await ledger.begin_round_anew(tx, SESSION, 1)
+    net.engine.launch(SESSION)
+    await net.report("a", await net.order("a", len(net.got("a", Assignment)) + 1), *ok("a"))
+    assert (await net.ended()).phase == "finished"
+
+
+# ---- what somebody is told who holds work
+
+
+async def test_who_comes_back_is_told_what_became_of_its_work(net: Net) -> None:
+    await net.attach("a")
+    await net.attach("b")
+    await net.start(min_clients=1)
+    await net.report("a", await net.order("a"), *ok("a"))
+    await net.order("b")
+    other = dataclasses.replace(TRAIN, session_id="ses-unknown")
+    for name in ("a", "b"):
+        await net.engine.detached(name)
+        await net.attach(name, holding=(TRAIN, other))
+    assert [(m.key, m.settlement) for m in net.got("a", Settled)] == [
+        (TRAIN, Settlement.COUNTED),
+        (other, Settlement.LATE),
+    ]
+    assert [m.key for m in net.got("b", Settled)] == [other], "its work is still wanted"
+    await net.report("b", await net.order("b"), *ok("b"))
+    await net.ended()
+    await net.engine.detached("a")
+    await net.attach("a", holding=(TRAIN,))
+    assert settlements(net, "a") == [(("a",), Settlement.COUNTED)]
+
+
+async def test_after_a_restart_what_is_durable_stands_and_the_rest_is_asked_again(tmp_path: Path) -> None:
+    async with database_in(tmp_path) as database:
+        net = Net(tmp_path, database)
+        async with net.engine:
+            await net.attach("a")
+            await net.attach("b")
+            await net.start(min_clients=2)
+            await net.report("a", await net.order("a"), *ok("a"))
+            await net.order("b")
+            (net.partials / "left over").touch()
+        assert (await net.row()).phase == "training"
+        net.engine = net.new_engine()
+        async with net.engine:
+            assert [path.suffix for path in net.partials.iterdir()] == [".payload"]
+            await net.attach("a", holding=(TRAIN,))
+            await net.attach("b", holding=(TRAIN,))
+            assert settlements(net, "a") == [(("a",), Settlement.COUNTED)]
+            await net.report("b", await net.order("b"), *ok("b"))
+            row = await net.ended()
+            assert row.phase == "finished"
+            assert net.got("a", Assignment) == []
+            assert settlements(net, "b") == [(("b",), Settlement.COUNTED)]
