@@ -44,8 +44,8 @@ constraints: $(DEV) ## pin the newest versions that fit, with hashes; ARGS='--up
 	@$(COMPILE) --extra all --group dev --output-file requirements/dev.txt $(or $(ARGS),--upgrade)
 	@$(COMPILE) --extra demo --constraints requirements/dev.txt --output-file requirements/demo.txt $(or $(ARGS),--upgrade)
 
-bench: $(DEV) ## run the benchmarks
-	@set -e; for each in benchmarks/*.py; do echo "== $$each"; $(BIN)/python $$each $(ARGS); done
+bench: $(DEV) ## run all benchmarks and keep what they found; ARGS=--quick only shows that they work
+	@$(BIN)/python -m benchmarks.run $(ARGS)
 
 soak: $(DEV) ## draw faults at random for MINUTES=10 and see that the ledger balances
 	@$(BIN)/python -m tests.chaos.soak --minutes $(or $(MINUTES),10) $(ARGS)

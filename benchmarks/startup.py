@@ -22,7 +22,7 @@ TARGET_HELP_S = 0.3
 
 async def measure(quick: bool) -> Result:
     """Measure the command and the components, both warm: files are in the page cache, bytecode is compiled."""
-    runs, networks = (2, 1) if quick else (10, 5)
+    runs, networks = (1, 1) if quick else (10, 5)
     bare = [sys.executable, "-c", "pass"]
     runnel = [str(Path(sys.executable).with_name("runnel"))]
     figures: list[Figure] = [

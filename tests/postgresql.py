@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
 import socket
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+
+from tests.needs import needs
 
 USER = "runnel"
 PASSWORD = "correct/horse@battery"  # with what has to be percent-encoded in a URL
 _ENCODED = "correct%2Fhorse%40battery"
+
+
+@contextlib.contextmanager
+def running_cluster() -> Iterator[Cluster]:
+    """Run a server of its own; skips (or fails in CI) where its programs are not installed."""
+    programs = binaries()
+    needs(programs, "the programs of a PostgreSQL server")
+    assert programs is not None
+    made = Cluster(programs)
+    try:
+        made.start()
+        yield made
+    finally:
+        made.remove()
 
 
 def binaries() -> Path | None:
@@ -31,14 +49,14 @@ class Cluster:
         self._programs = programs
         # Not below pytest's folders: those are closed to the user that the server runs as.
         self._folder = Path(tempfile.mkdtemp(prefix="runnel-postgresql-"))
-        # The server refuses to run as root.
-        self._as = "postgres" if os.geteuid() == 0 else None
-        if self._as is not None:
-            shutil.chown(self._folder, self._as)
+        self._as: list[str] = []
+        if os.geteuid() == 0:
+            # The server refuses to run as root. Not by the `user` of subprocess: with it Python forks in its own way,
+            # which the threads of gRPC in this process do not survive.
+            self._as = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", "--"]
+            shutil.chown(self._folder, "postgres", "postgres")
         self._folder.chmod(0o755)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = _lasting_port()
         password = self._folder / "password"
         password.write_text(PASSWORD)
         data = str(self._folder / "data")
@@ -83,22 +101,32 @@ class Cluster:
         with psycopg.connect(
             host="127.0.0.1", port=self.port, user=USER, password=PASSWORD, dbname=database, autocommit=True
         ) as connection:
-            cursor = connection.execute(statement)  # type: ignore[call-overload]
+            cursor = connection.execute(statement.encode())
             return list(cursor.fetchall()) if cursor.description else []
 
     def _call(self, program: str, *arguments: str) -> None:
-        ended = subprocess.run(
-            [str(self._programs / program), *arguments],
-            user=self._as,
-            group=self._as,
-            extra_groups=None if self._as is None else [],
-            cwd=self._folder,
-            # What it starts keeps the standard streams: a pipe would never end.
-            stdout=(self._folder / "output").open("ab"),
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            check=False,
-            timeout=120,
-        )
+        with (self._folder / "output").open("ab") as output:
+            ended = subprocess.run(
+                [*self._as, str(self._programs / program), *arguments],
+                cwd=self._folder,
+                # What it starts keeps the standard streams: a pipe would never end.
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                check=False,
+                timeout=120,
+            )
         if ended.returncode:
-            raise AssertionError(f"{program} ended with {ended.returncode}: {(self._folder / 'output').read_text()}")
+            told = [
+                path.read_text()[-3000:] for path in (self._folder / "output", self._folder / "log") if path.exists()
+            ]
+            raise AssertionError(f"{program} {arguments[-1]} ended with {ended.returncode}:\n" + "\n".join(told))
+
+
+def _lasting_port() -> int:
+    """Return a free port that nobody gets for a connection while the server is stopped: below the ephemeral ones."""
+    while True:
+        port = 20_000 + secrets.randbelow(12_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port

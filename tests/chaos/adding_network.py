@@ -109,13 +109,24 @@ class AddingNetwork(ProcessNetwork):
         options = {"min_clients": len(self.steps), "round_timeout_s": 120.0, "retries": 20} | more
         return self.sdk.sessions.start(package=package, seed=seed, rounds=rounds, **options).session
 
-    def require_exact(self, session: str, rounds: int, *, again: Sequence[str] = (), timeout_s: float = 90.0) -> None:
-        """Wait for the end; every update was counted once, and nobody but ``again`` trained a round twice."""
+    def require_exact(
+        self,
+        session: str,
+        rounds: int,
+        *,
+        again: Sequence[str] = (),
+        timeout_s: float = 90.0,
+        gain: float | None = None,
+    ) -> None:
+        """Wait for the end; every update was counted once, and nobody but ``again`` trained a round twice.
+
+        ``gain``: what a round adds, if not the mean of all steps.
+        """
         ended = self.until_ended(session, timeout_s)
         assert ended["status"] == "finished", ended["reason"]
         target = self.folder / f"{session}.npz"
         self.sdk.models.get(str(ended["model"]), target)
-        gain = sum(self.steps.values()) / len(self.steps) * rounds
+        gain = rounds * (sum(self.steps.values()) / len(self.steps) if gain is None else gain)
         with np.load(target) as model:
             assert np.array_equal(model["w"], np.arange(SIZE) + gain), f"{model['w'][0]} is not {gain}"
             assert np.array_equal(model["b"], np.full(3, gain))

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
+import grpc
 import numpy as np
 
 from runnel.common.errors import RunnelError
@@ -91,7 +92,11 @@ class HostileNode:
         finally:
             await directory.close()
         self.credential = place.credential
-        self.channel = open_channel(self._at or place.address or self._network, tls=None)
+        # Unlike that of an honest node it sends messages of any size.
+        self.channel = grpc.aio.insecure_channel(
+            self._at or place.address or self._network,
+            options=(("grpc.max_send_message_length", -1), ("grpc.use_local_subchannel_pool", 1)),
+        )
         self.stub = pb_grpc.UplinkStub(self.channel)
         self._call = self.stub.Attach(metadata=bearer_metadata(self.credential))
         self._tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._beat())]
@@ -113,11 +118,11 @@ class HostileNode:
     async def say(self, *messages: Upward | pb.Upward) -> None:
         for message in messages:
             wire = message if isinstance(message, pb.Upward) else upward_to_wire(message)
-            with suppress(asyncio.InvalidStateError, RunnelError):  # it is over already: what was heard tells why
-                with rpc_errors("above"):
-                    await self._call.write(wire)
+            # When it is over already, what was heard tells why.
+            with suppress(asyncio.InvalidStateError, RunnelError), rpc_errors("above"):
+                await self._call.write(wire)
 
-    async def refusal(self, timeout_s: float = 10.0) -> RunnelError:
+    async def refusal(self, timeout_s: float = 30.0) -> RunnelError:
         """Return the error with which the stream was ended."""
         async with asyncio.timeout(timeout_s):
             await self.ended.wait()
@@ -152,7 +157,7 @@ class HostileNode:
         """Push ``data`` as the blob ``ref``, whatever that says."""
         header = pb.Chunk(blob=blob_to_wire(ref or ref_of(data)), order_id=order_id)
 
-        def chunks() -> Iterable[pb.Chunk]:
+        def chunks() -> Iterator[pb.Chunk]:
             for at in range(0, max(len(data), 1), chunk):
                 piece = data[at : at + chunk]
                 if at == 0:

@@ -338,7 +338,11 @@ class ModelReducer:
         if closed:
             self.net.closed = True
             for order in collection.close():
-                self.send(order.child, Close(order_id=order.order_id))
+                member = self.roster.find(order.child)
+                if member is not None and member.kind is NodeKind.CLIENT:
+                    collection.late(order)
+                else:
+                    self.send(order.child, Close(order_id=order.order_id))
         else:
             for order in collection.place(self.roster.route):
                 self.send(

@@ -270,6 +270,21 @@ async def test_a_directory_can_not_talk_a_node_into_plain_text(network: SmallNet
             await next_event(link)
 
 
+@pytest.mark.parametrize("address", ["combiner.example.org:7410", "no address at all"])
+async def test_a_place_that_can_not_be_called_is_avoided(network: SmallNetwork, address: str) -> None:
+    network.directory.places = {"com-1": address, "red": ""}
+    async with network.link() as link:
+        assert isinstance(await next_event(link), Attached)
+        assert link.via == "red"
+        network.directory.places = {"com-1": address}
+        link.leave()
+        assert isinstance(await next_event(link), Detached)
+        asks = len(network.directory.asks)
+        await eventually(lambda: len(network.directory.asks) > asks + 2)
+        network.directory.places = {"red": ""}
+        assert isinstance(await next_event(link), Attached)
+
+
 async def test_a_fault_in_the_hello_is_not_hidden(network: SmallNetwork) -> None:
     link = UplinkLink(
         network.address,

@@ -378,6 +378,38 @@ async def test_a_node_that_does_not_take_its_messages_is_sent_away(tmp_path: Pat
             await node.hear_out()
 
 
+async def test_nobody_stays_longer_than_the_newest_credential_is_good(tmp_path: Path) -> None:
+    """The verifier gives 30 s for clocks that differ, so these are good for 2 s more."""
+    async with (
+        SmallNetwork(tmp_path / "red", heartbeat_s=0.2) as network,
+        RawNode(network.address, network.credential(ttl_s=-28)) as revoked,
+        RawNode(network.address, network.credential("c2", ttl_s=-28)) as renewed,
+    ):
+        await revoked.attach()
+        await renewed.attach(hello("c2"))
+
+        async def beat() -> None:
+            await renewed.say(Heartbeat(credential=network.credential("c2")))
+            while True:
+                await revoked.say(Heartbeat())
+                await renewed.say(Heartbeat())
+                await asyncio.sleep(0.1)
+
+        beating = asyncio.create_task(beat())
+        with pytest.raises(Unauthenticated, match="The credential of c1 expired"):
+            await revoked.hear_out()
+        assert [child.identity.name for child in network.uplink.children if not child.ended] == ["c2"]
+        beating.cancel()
+
+
+async def test_a_node_renews_with_its_own_credential_only(network: SmallNetwork) -> None:
+    async with RawNode(network.address, network.credential()) as node:
+        await node.attach()
+        await node.say(Heartbeat(credential=network.credential("c2")))
+        with pytest.raises(Forbidden, match="credential of another node"):
+            await node.hear_out()
+
+
 @pytest.mark.parametrize("error", [None, Conflict("Moved away.")])
 async def test_a_handler_can_end_a_stream(network: SmallNetwork, error: RunnelError | None) -> None:
     async with RawNode(network.address, network.credential()) as node:

@@ -34,7 +34,7 @@ import pytest
 from pydantic import BaseModel
 
 from runnel.cli.session_commands import app as session_app
-from runnel.client.runtimes.variables import process_variables
+from runnel.client.runtimes import variables
 from runnel.common.aggregation.optimizers import OPTIMIZERS
 from runnel.common.errors import RunnelError
 from runnel.common.settings import describe_settings, load_settings
@@ -47,7 +47,7 @@ from tests.needs import needs
 pytestmark = [pytest.mark.process, pytest.mark.timeout(240)]
 
 ROOT = Path(__file__).parents[2]
-READMES = [ROOT / "README.md", *sorted(ROOT.glob("*/README.md")), *sorted(ROOT.glob("examples/*/README.md"))]
+READMES = [ROOT / "README.md", *sorted(ROOT.glob("[!.]*/README.md")), *sorted(ROOT.glob("examples/*/README.md"))]
 PAGES = [*READMES, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMAND_S = 120.0
 READY_S = 60.0
@@ -375,8 +375,9 @@ def test_variables_that_entry_points_see() -> None:
     text = (ROOT / "docs" / "data-provider.md").read_text()
     (row,) = re.findall(r"<!-- variables: passed -->\n.*\n.*\n(.*)", text)
     documented = {*re.findall(r"`([A-Z_]+)`", row), "LC_ALL"}
+    assert documented >= variables._PROCESS
     foreign = ("UV_INDEX_URL", "PIP_INDEX_URL", "RUNNEL_CLIENT_TOKEN", "PYTHONPATH", "HTTPS_PROXY", "SHELL", "PWD")
-    passed = process_variables(dict.fromkeys((*documented, *foreign), "x"))
+    passed = variables.process_variables(dict.fromkeys((*documented, *foreign), "x"))
     assert set(passed) == documented | {"PYTHONUNBUFFERED"}
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays as matrix
 from numpy.typing import NDArray
 
 from runnel.common.aggregation import (
@@ -34,7 +35,7 @@ from runnel.common.aggregation import (
     reduce_round,
     reduce_updates,
 )
-from runnel.common.aggregation.distance_rules import krum_scores, squared_distances
+from runnel.common.aggregation.distance_rules import squared_distances
 from runnel.common.errors import BadModel, BadSettings, EmptyAggregate, InvalidInput, NotEnoughClients
 from runnel.common.protocol import PayloadKind
 from runnel.common.tensors import ModelSchema, open_npz, write_npz
@@ -103,19 +104,12 @@ def aggregated(
 
 
 def tied(rule: RobustRule, rows: Rows) -> bool:
-    """Whether Krum has to choose between equally good updates, which it does by their order."""
+    """Whether Krum may have to choose between equally good updates, which it does by their order."""
     if not isinstance(rule, Krum | MultiKrum | Bulyan):
         return False
-    left = list(range(len(rows)))
     squared = squared_distances(rows)
-    while len(left) > 2:
-        scores = krum_scores(squared[np.ix_(left, left)], rule.f)
-        if len(set(scores)) < len(scores):
-            return True
-        left.pop(int(np.argmin(scores)))
-        if not isinstance(rule, Bulyan):
-            break
-    return False
+    pairs = squared[np.triu_indices(len(rows), 1)]
+    return len(set(pairs)) < len(pairs)
 
 
 # ---- laws of all rules
@@ -123,7 +117,9 @@ def tied(rule: RobustRule, rows: Rows) -> bool:
 
 @each_rule
 @laws
-@given(rows=matrices(), data=st.data())
+@given(
+    rows=matrix(np.float64, st.tuples(st.integers(7, 9), st.just(6)), elements=st.integers(-999, 999)), data=st.data()
+)
 def test_the_order_of_updates_does_not_matter(rule: RobustRule, rows: Rows, data: st.DataObject) -> None:
     assume(not tied(rule, rows))
     order = data.draw(st.permutations(range(len(rows))))
@@ -228,18 +224,17 @@ def test_huge_updates_are_left_behind(rule: RobustRule, scale: float) -> None:
 
 def test_multi_krum_is_the_mean_of_the_best() -> None:
     rows = np.array([[0.0], [1.0], [3.0], [4.0], [100.0], [10.0]])
-    # k - f - 2 = 3 neighbours: the scores of 0, 1, 3 and 4 are 26, 14, 14 and 26.
+    # k - f - 2 = 3 neighbours: the scores of 0, 1, 3 and 4 are 26, 14, 14 and 26; of 0 and 4, 4 is closer to the rest.
     np.testing.assert_array_equal(aggregated(MultiKrum(f=1, m=2), rows), [2.0])
-    np.testing.assert_array_equal(aggregated(MultiKrum(f=1), rows), [(0 + 1 + 3) / 3])
+    np.testing.assert_array_equal(aggregated(MultiKrum(f=1), rows), [(1 + 3 + 4) / 3])
     np.testing.assert_array_equal(aggregated(MultiKrum(f=1, m=1), rows), aggregated(Krum(f=1), rows))
 
 
 def test_bulyan_chooses_anew_from_those_that_are_left() -> None:
-    squared = squared_distances(np.array([[0.0], [1.0], [2.0], [3.0], [4.0], [50.0], [60.0]]))
-    chosen = Bulyan(f=1).choose(squared)
-    assert chosen[0] == 2
-    assert len(chosen) == 5
-    assert sorted(chosen) == [0, 1, 2, 3, 4]
+    # 2 with four neighbours; of those left 3 with three, 1 with two; then 5 and 6.5 have each other, and 5 is closer to
+    # the rest; of the last three 6.5 is.
+    squared = squared_distances(np.array([[0.0], [1.0], [2.0], [3.0], [5.0], [6.5], [50.0]]))
+    assert Bulyan(f=1).choose(squared) == [2, 3, 1, 4, 5]
 
 
 def test_the_geometric_median_comes_near_its_definition() -> None:
@@ -286,7 +281,7 @@ def test_norm_clipping_bounds_what_a_huge_update_does() -> None:
 
 @pytest.mark.parametrize(
     "rule",
-    [Median(), TrimmedMean(beta=0.3), Krum(f=3), MultiKrum(f=3), GeometricMedian(), NormClipping(max_norm=0.1)],
+    [Median(), TrimmedMean(beta=0.3), Krum(f=3), MultiKrum(f=3), GeometricMedian()],
     ids=str,
 )
 def test_sign_flipped_updates_break_the_mean_and_not_the_rule(rule: RobustRule, tmp_path: Path) -> None:
@@ -297,18 +292,24 @@ def test_sign_flipped_updates_break_the_mean_and_not_the_rule(rule: RobustRule, 
     assert clean < 0.05
 
 
+def test_clipping_bounds_what_sign_flipped_updates_do(tmp_path: Path) -> None:
+    """It does not leave bad updates out: they hold the model away from the truth, as far as the clipping allows."""
+    assert trained(tmp_path, rule=None, bad=3, rounds=100) > 1e6
+    assert trained(tmp_path, rule=NormClipping(max_norm=0.1), bad=3, rounds=100) < 0.3
+
+
 def test_sign_flipped_updates_do_not_break_bulyan(tmp_path: Path) -> None:
     assert trained(tmp_path, rule=None, bad=2) > 1.0
     assert trained(tmp_path, rule=Bulyan(f=2), bad=2, sites=11) < 0.2
 
 
-def trained(folder: Path, rule: RobustRule | None, bad: int, sites: int = 10) -> float:
+def trained(folder: Path, rule: RobustRule | None, bad: int, sites: int = 10, rounds: int = 30) -> float:
     """Return how far the trained model is from the truth."""
     rng = np.random.default_rng(2)
     truth = rng.normal(size=8)
     data = [(x := rng.normal(size=(60, 8)), x @ truth + 0.05 * rng.normal(size=60)) for _ in range(sites)]
     model, base, result = np.zeros(8), folder / "base.npz", folder / "next.npz"
-    for _ in range(30):
+    for _ in range(rounds):
         rows = []
         for index, (x, y) in enumerate(data):
             step = -0.3 * x.T @ (x @ model - y) / len(y)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -135,3 +136,9 @@ def test_a_bad_option_of_start_is_told_before_anything_is_sent(
     arguments = ["session", "start", "--package", "abcd", "--seed", "mod-1", "--rounds", "1", option, value]
     assert main([*arguments, "--url", "http://127.0.0.1:9"]) == 1
     assert says in capsys.readouterr().err
+
+
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "runnel.cli.status_command", None)
+    assert main(["status"]) == 2
+    assert "pip install 'runnel[people]'" in capsys.readouterr().err

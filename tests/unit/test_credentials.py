@@ -162,3 +162,24 @@ def test_a_file_that_is_no_key_is_not_replaced(tmp_path: Path) -> None:
     with pytest.raises(BadSettings, match="32 bytes and has 5"):
         load_or_create_key(path)
     assert path.read_bytes() == b"short"
+
+
+def test_a_known_credential_expires_all_the_same(
+    issuer: CredentialIssuer, verifier: CredentialVerifier, clock: SetClock
+) -> None:
+    token = issuer.issue(ANNA, 60)
+    assert verifier.verify(token) == verifier.verify(token) == ANNA
+    clock.now += 91
+    with pytest.raises(Unauthenticated, match="expired"):
+        verifier.verify(token)
+
+
+def test_a_signature_is_checked_once(
+    issuer: CredentialIssuer, verifier: CredentialVerifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = issuer.issue(ANNA, 60)
+    verifier.verify(token)
+    monkeypatch.setattr(jwt, "decode", None)  # whoever needs it now is refused
+    assert verifier.verify(token) == ANNA
+    with pytest.raises(Unauthenticated):
+        verifier.verify(issuer.issue(ANNA, 60))

@@ -219,6 +219,16 @@ def test_each_order_is_told_once_to_close() -> None:
     assert made.close() == []
 
 
+def test_who_is_not_waited_for_is_late() -> None:
+    made, _, c = placed()
+    made.late(c)
+    assert states(made) == {"a": "asked", "b": "asked", "c": "late"}
+    with pytest.raises(IllegalState):
+        made.reported(c.order_id, "c", ["c"], [])
+    assert made.reopen() == []
+    assert states(made)["c"] == "open"
+
+
 def test_behind_the_fence_nothing_is_taken() -> None:
     made, m1, c = placed()
     assert made.fence() == [m1, c]

@@ -20,6 +20,7 @@ from runnel.common.protocol import (
     Cancel,
     Close,
     Downward,
+    Failure,
     Hello,
     Member,
     NodeKind,
@@ -35,6 +36,7 @@ from runnel.common.protocol import (
     Work,
 )
 from runnel.common.tensors import write_npz
+from runnel.reducer.domain.collection import SlotState
 from runnel.reducer.domain.values import SessionConfig, SessionStatus
 from runnel.reducer.engine.engine import Engine, wait_for
 from runnel.reducer.store import access, ledger
@@ -241,7 +243,7 @@ async def test_a_node_that_detaches_takes_its_orders_along(net: Net) -> None:
         net.engine.require_order(old.order_id, "a")
     await net.attach("a", holding=(TRAIN,))
     new = await net.order("a")
-    assert net.engine.require_order(new.order_id, "a").size_bytes > 0
+    assert net.engine.require_order(new.order_id, "a").position.model.size_bytes > 0
     await net.report("a", new, *ok("a"))
     assert (await net.ended()).phase == "finished"
 
@@ -287,6 +289,9 @@ async def test_nobody_speaks_for_an_order_of_somebody_else(net: Net) -> None:
     await net.engine.received("evil", told)
     await net.engine.received("evil", Released(order_id=m1.order_id, clients=("a",)))
     await net.report("evil", m1, *ok("a"))
+    collection = net.engine._runners[SESSION].collects(TRAIN)
+    assert collection is not None
+    assert collection.slots["a"].state is SlotState.ASKED
     await net.report("m1", m1, *ok("a"))
     assert (await net.ended()).phase == "finished"
     assert await net.states() == {"a": "counted"}
@@ -380,10 +385,9 @@ async def test_who_has_not_joined_brings_nobody_in(net: Net) -> None:
 
 async def test_clients_are_told_to_forget_only_when_the_end_is_durable(net: Net) -> None:
     await net.attach("a")
-    await net.attach("b")
+    await net.attach("m1", "b")
     await net.start(min_clients=1, buffer=1)
-    a = await net.order("a")
-    await net.order("b")
+    a, m1 = await net.order("a"), await net.order("m1")
     told_before: list[list[Cancel]] = []
 
     async def look() -> None:
@@ -391,12 +395,12 @@ async def test_clients_are_told_to_forget_only_when_the_end_is_durable(net: Net)
 
     net.journal.before_commit = look
     await net.report("a", a, *ok("a"))
-    await eventually(lambda: net.got("b", Close), timeout_s=5)
-    await net.report("b", await net.order("b"))
-    await eventually(lambda: net.got("b", Cancel), timeout_s=5)
+    await eventually(lambda: net.got("m1", Close), timeout_s=5)
+    await net.report("m1", m1)
+    await eventually(lambda: net.got("m1", Cancel), timeout_s=5)
     assert len(told_before) >= 3, "two reports and the end of the phase"
     assert told_before[:3] == [[], [], []]
-    assert [message.key for message in net.got("b", Cancel)] == [TRAIN]
+    assert [message.key for message in net.got("m1", Cancel)] == [TRAIN]
     assert net.got("a", Cancel) == []
     assert (await net.ended()).phase == "finished"
     assert await net.states() == {"a": "counted", "b": "late"}
@@ -477,6 +481,17 @@ async def test_who_comes_back_is_told_what_became_of_its_work(net: Net) -> None:
     await net.engine.detached("a")
     await net.attach("a", holding=(TRAIN,))
     assert settlements(net, "a") == [(("a",), Settlement.COUNTED)]
+
+
+async def test_a_failure_that_is_durable_is_forgotten_and_a_late_report_is_kept_for_another_attempt(net: Net) -> None:
+    await net.attach("m1", "a", "b")
+    await net.attach("c")
+    await net.start(min_clients=3)
+    failure = Failure(code="exit_status", message="3")
+    await net.report("m1", await net.order("m1"), Outcome(client="a", failure=failure))
+    await net.engine.detached("m1")
+    await net.attach("m1", "a", "b", holding=(TRAIN,))
+    assert settlements(net, "m1") == [(("a",), Settlement.DISCARDED)]
 
 
 async def test_after_a_restart_what_is_durable_stands_and_the_rest_is_asked_again(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field, SecretStr, model_validator
 
 from runnel.common.errors import BadSettings
 from runnel.common.ids import valid_name
-from runnel.common.settings import Bytes, checked, describe_settings, load_settings
+from runnel.common.settings import OWN_PREFIX_ONLY, Bytes, checked, describe_settings, load_settings
 
 pytestmark = pytest.mark.unit
 
@@ -212,3 +212,13 @@ def test_the_table_for_the_documentation() -> None:
     assert len(table) == 2 + len(SiteSettings.model_fields)
     assert "| `heartbeat_s` | `RUNNEL_CLIENT_HEARTBEAT_S` | `10` | Seconds between \\| signs of life |" in table
     assert '| `name` | `RUNNEL_CLIENT_NAME` | `"site"` | Name of this node |' in table
+
+
+def test_a_field_of_its_own_prefix_is_not_read_from_the_shared_one() -> None:
+    class Site(BaseModel):
+        data: str = Field("none", json_schema_extra={OWN_PREFIX_ONLY: True})
+
+    environ = {"RUNNEL_DATA": "tried.npz"}
+    assert load_settings(Site, flags={}, environ=environ, prefix="RUNNEL_CLIENT_", file=None).data == "none"
+    environ["RUNNEL_CLIENT_DATA"] = "site.npz"
+    assert load_settings(Site, flags={}, environ=environ, prefix="RUNNEL_CLIENT_", file=None).data == "site.npz"

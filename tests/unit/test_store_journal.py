@@ -154,6 +154,7 @@ class Follower:
 async def test_a_follower_gets_every_event_once_and_in_order(journal: Journal) -> None:
     await record(journal, 700)
     async with Follower(journal, after=5) as follower:
+        await eventually(lambda: len(follower.seqs) == 695, timeout_s=10, state=lambda: len(follower.got))
         await record(journal, 10)
         await eventually(lambda: len(follower.seqs) == 705, timeout_s=10, state=lambda: len(follower.got))
         await asyncio.gather(*(record(journal, 1) for _ in range(10)))

@@ -287,7 +287,7 @@ async def test_a_prefix_finds_the_only_one(tmp_path: Path) -> None:
         assert (await ledger.find_session(tx, "default", "ses-abc")).id == "ses-abc1234567"
         with pytest.raises(Conflict, match="More than one session starts with 'ses-ab'"):
             await ledger.find_session(tx, "default", "ses-ab")
-        for missing in ("ses-x", "abc", "", "ses", "%", "ses-%", "ses_abc", "ses-north12345"):
+        for missing in ("ses-x", "abc", "", "ses", "%", "ses-%", "ses_abc", "SES-ABC", "ses-north12345"):
             with pytest.raises(NotFound, match="There is no session"):
                 await ledger.find_session(tx, "default", missing)
 

@@ -21,6 +21,7 @@ from runnel.common.protocol import (
     Downward,
     Drain,
     Failure,
+    Gather,
     Heartbeat,
     Hello,
     LogLine,
@@ -123,6 +124,7 @@ downward: st.SearchStrategy[Downward] = st.one_of(
         model_format=ids,
         client_settings=texts,
         remaining_s=st.none() | seconds,
+        gather=st.sampled_from(Gather),
     ),
     st.builds(Close, order_id=ids),
     st.builds(Cancel, order_id=ids, key=st.none() | keys, clients=several_names, reason=texts),
@@ -292,3 +294,23 @@ def test_a_newer_message_is_refused_not_misread() -> None:
     with pytest.raises(InvalidInput, match="newer version") as caught:
         upward_from_wire(unknown)
     assert caught.value.fields["field"] == "body"
+
+
+def test_an_order_that_does_not_say_what_to_gather_wants_a_sum() -> None:
+    order = Assignment(
+        order_id="o",
+        key=AssignmentKey(session_id="s", round=1, work=Work.TRAIN),
+        clients=("a",),
+        package=BlobRef(sha256="0" * 64, size_bytes=1),
+        model=BlobRef(sha256="0" * 64, size_bytes=1),
+        gather=Gather.UPDATES,
+    )
+    wire = downward_to_wire(order)
+    assert downward_from_wire(wire) == order
+    wire.assignment.gather = pb.GATHER_UNSPECIFIED
+    came = downward_from_wire(wire)
+    assert isinstance(came, Assignment)
+    assert came.gather is Gather.SUM
+    wire.assignment.gather = 77  # type: ignore[assignment]
+    with pytest.raises(InvalidInput, match="gather"):
+        downward_from_wire(wire)

@@ -13,6 +13,7 @@ import structlog
 from runnel.client.agent import ClientAgent
 from runnel.client.runtimes import ProcessRuntime, entry_point_variables, site_variables
 from runnel.client.settings import ClientSettings
+from runnel.common.disk import state_folder
 from runnel.common.endpoints import remove_endpoints, write_endpoints
 from runnel.common.errors import BadSettings
 from runnel.common.protocol import Hello, NodeKind
@@ -55,7 +56,9 @@ async def run_client(settings: ClientSettings, stop: asyncio.Event, environ: Map
         require_loopback(settings.network)
     databases = site_databases(settings.data)
     variables = site_variables(settings.env, environ)
-    await asyncio.to_thread(settings.state.mkdir, parents=True, exist_ok=True)
+    # Entry points and the installer run in other folders.
+    settings = settings.model_copy(update={"state": settings.state.absolute()})
+    await asyncio.to_thread(state_folder, settings.state)
     identity = load_or_create_identity(settings.state, kind="client", name=settings.name)
     entry_point_variables(client_name=identity.name, data=databases, site=variables)  # raises what does not fit
 

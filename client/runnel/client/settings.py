@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from runnel.common.ids import valid_name
-from runnel.common.settings import checked
+from runnel.common.settings import OWN_PREFIX_ONLY, checked
 
 
 class ClientSettings(BaseModel):
@@ -21,7 +21,12 @@ class ClientSettings(BaseModel):
     name: Annotated[str, checked(valid_name)] | None = Field(
         None, description="Name in the network; by default from its identity."
     )
-    data: dict[str, str] = Field(default_factory=dict, description="Databases that entry points see: NAME=PATH.")
+    # RUNNEL_DATA is what entry points read, also when a person tries them out by hand.
+    data: dict[str, str] = Field(
+        default_factory=dict,
+        json_schema_extra={OWN_PREFIX_ONLY: True},
+        description="Databases that entry points see: NAME=PATH.",
+    )
     env: list[str] = Field(default_factory=list, description="Further variables for entry points: NAME or NAME=VALUE.")
     token: SecretStr | None = Field(None, description="Token of the role client.")
     insecure: bool = Field(False, description="No tokens and no TLS; on the loopback only.")

@@ -11,6 +11,7 @@ import structlog
 
 from runnel.combiner.combiner import Combiner
 from runnel.combiner.settings import CombinerSettings
+from runnel.common.disk import state_folder
 from runnel.common.endpoints import remove_endpoints, write_endpoints
 from runnel.common.errors import Unreachable
 from runnel.common.protocol import Hello, NodeKind
@@ -52,7 +53,7 @@ async def serve_combiner(settings: CombinerSettings) -> AsyncIterator[tuple[Comb
         settings.listen,
         allow_plaintext=settings.allow_plaintext or settings.insecure,
     )
-    await asyncio.to_thread(settings.state.mkdir, parents=True, exist_ok=True)
+    await asyncio.to_thread(state_folder, settings.state)
     identity = load_or_create_identity(settings.state, kind="combiner", name=settings.name)
     verifier = AwaitedVerifier()
 

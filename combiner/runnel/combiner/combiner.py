@@ -14,12 +14,13 @@ from runnel.combiner.blob_cache import BlobCache
 from runnel.combiner.domain import Decision, Finish, Membership, OrderBook, SendDown, SendUp
 from runnel.combiner.domain import Fold as FoldDecision
 from runnel.combiner.domain.orders import Order, SlotState
-from runnel.combiner.domain.outcomes import fitting
+from runnel.combiner.domain.outcomes import fitting, in_order
 from runnel.combiner.folding import Fold
 from runnel.combiner.payloads import Payloads
 from runnel.common.blobs import BlobStore, SpoolFile
 from runnel.common.crash_points import CrashPoint, reach
-from runnel.common.errors import BadModel, IllegalState, RunnelError, StorageFull, TooLarge, Unreachable
+from runnel.common.errors import BadModel, IllegalState, RunnelError, StorageFull, Unreachable
+from runnel.common.payload_limits import require_fitting_payload
 from runnel.common.protocol import (
     Assignment,
     BlobRef,
@@ -271,7 +272,7 @@ class Combiner:
             model = await self._cache.path(order.assignment.model)
             if order_id not in self._book.orders:
                 return  # fenced meanwhile
-            fold = self._folds.setdefault(order_id, Fold(self._sums / f"{order_id}.sum"))
+            fold = self._folds.setdefault(order_id, Fold(self._sums / f"{order_id}.sum", order.assignment.gather))
             await fold.add(report, payload, model, decision.child)
             reach(CrashPoint.UPDATE_FOLDED)
         except RunnelError as err:
@@ -288,21 +289,19 @@ class Combiner:
         order = self._book.orders.get(order_id)
         if order is None:
             return
-        report = Report(
-            key=order.assignment.key,
-            order_id=order_id,
-            outcomes=fitting(order.outcomes.values()),
-        )
+        fold = self._folds.get(order_id)
+        outcomes = fitting(in_order(order.outcomes, () if fold is None else fold.clients))
+        report = Report(key=order.assignment.key, order_id=order_id, outcomes=outcomes)
         try:
-            if order.assignment.key.work is Work.TRAIN and order.weight > 0:
-                path, ref = await self._folds[order_id].finish()
+            if order.assignment.key.work is Work.TRAIN and order.weight > 0 and fold is not None:
+                path, ref = await fold.finish()
                 await self._push(order_id, path, ref)
                 reach(CrashPoint.SUM_PUSHED)
                 report = Report(
                     key=report.key,
                     order_id=order_id,
                     outcomes=report.outcomes,
-                    payload_kind=PayloadKind.WEIGHTED_SUM,
+                    payload_kind=fold.payload_kind,
                     payload=ref,
                     weight=order.weight,
                 )
@@ -407,15 +406,15 @@ class Combiner:
     async def open_push(self, identity: NodeIdentity, order_id: str, ref: BlobRef) -> SpoolFile:
         """Return where a payload for a living order goes."""
         order = self._wanted(identity, order_id)
-        # A sum has 8 bytes for each parameter, and a parameter at least one byte in the model.
-        factor = 1 if identity.kind is NodeKind.CLIENT else 8
-        limit = factor * order.assignment.model.size_bytes + self._max_overhead_bytes
-        if ref.size_bytes > limit:
-            raise TooLarge(
-                f"{identity.name} wants to push {ref.size_bytes:,} bytes for {order.assignment.key}; the global model"
-                f" has {order.assignment.model.size_bytes:,}, so at most {limit:,} are taken.",
-                client=identity.name,
-            )
+        require_fitting_payload(
+            ref,
+            source=identity.name,
+            kind=identity.kind,
+            gather=order.assignment.gather,
+            model=order.assignment.model,
+            clients=len(order.under(identity.name, SlotState.WAITING)),
+            overhead_bytes=self._max_overhead_bytes,
+        )
         file = await self._payloads.open(order_id, identity.name, ref)
         self._wanted(identity, order_id)
         return file

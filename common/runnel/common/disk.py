@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from runnel.common.blobs.storage import storage_errors
-from runnel.common.errors import CorruptData, NotFound
+from runnel.common.errors import BadSettings, CorruptData, NotFound
 
 
 def write_bytes(path: Path, data: bytes, *, mode: int = 0o644, durable: bool = True) -> None:
@@ -46,6 +46,29 @@ def write_bytes(path: Path, data: bytes, *, mode: int = 0o644, durable: bool = T
             raise
         if durable:
             sync_folder(path.parent)
+
+
+def state_folder(path: Path) -> Path:
+    """Make the folder ``path`` for the state of a component, if it is not there, and return it.
+
+    Raises:
+        BadSettings: it can't be made, is no folder, or nothing can be written in it.
+        StorageFull: no room for it.
+    """
+    try:
+        with storage_errors(path):
+            path.mkdir(parents=True, exist_ok=True)
+            probe = path / f".{secrets.token_hex(4)}.probe"
+            probe.touch()
+            probe.unlink()
+    except OSError as error:
+        raise BadSettings(
+            f"The state folder {path} can't be used: {error.strerror or error}.",
+            hint="Choose another --state, or let this user write there.",
+            key="state",
+            path=str(path),
+        ) from error
+    return path
 
 
 def sync_folder(folder: Path) -> None:

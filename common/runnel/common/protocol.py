@@ -63,6 +63,14 @@ class PayloadKind(Enum):
     NONE = "none"
     UPDATE = "update"
     WEIGHTED_SUM = "weighted_sum"
+    UPDATES = "updates"
+
+
+class Gather(Enum):
+    """What a combiner answers a training order with: the weighted sum, or every update."""
+
+    SUM = "sum"
+    UPDATES = "updates"
 
 
 class Settlement(Enum):
@@ -143,7 +151,9 @@ class Hello:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Heartbeat:
-    """I am here."""
+    """I am here; ``credential``: a fresh one, empty when there is no news."""
+
+    credential: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,6 +239,7 @@ class Assignment:
     model_format: str = "npz"
     client_settings: str = "{}"
     remaining_s: float | None = None
+    gather: Gather = Gather.SUM
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,6 +33,8 @@ from runnel.common.logs import MASK, is_secret_name, mask
 M = TypeVar("M", bound=BaseModel)
 
 SHARED_PREFIX = "RUNNEL_"
+OWN_PREFIX_ONLY = "own_prefix_only"
+"""Key of a field's ``json_schema_extra``: a variable with the shared prefix has another meaning."""
 # Kubernetes sets these in every container for a service called like a component: RUNNEL_CLIENT_PORT_7400_TCP_ADDR, …
 _SERVICE_LINK = re.compile(r"SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?")
 
@@ -148,7 +150,9 @@ def _from_environment(
     known: dict[str, _Given] = {}
     problems: list[str] = []
     for key, info in model.model_fields.items():
-        for variable in (f"{prefix}{key.upper()}", f"{SHARED_PREFIX}{key.upper()}"):
+        own_only = isinstance(info.json_schema_extra, dict) and info.json_schema_extra.get(OWN_PREFIX_ONLY)
+        for first in (prefix,) if own_only else (prefix, SHARED_PREFIX):
+            variable = f"{first}{key.upper()}"
             if text := environ.get(variable):
                 _add(known, problems, key, text, f"environment variable {variable}", info.annotation)
                 break

@@ -197,6 +197,7 @@ class Attachment:
                 await asyncio.sleep(ttl_s * _RENEW_AT)
                 fresh = await renew()
                 self.credential = fresh.credential
+                self.send(Heartbeat(credential=fresh.credential))
                 ttl_s = fresh.ttl_s
         except RunnelError as error:
             self.end("refused", error)

@@ -21,6 +21,7 @@ from runnel.common.protocol import (
 )
 from runnel.transport.credentials import NodeIdentity
 
+_PUSHED_BY_CLIENTS = frozenset({PayloadKind.NONE, PayloadKind.UPDATE})
 _SAID_BY_COMBINERS = frozenset({Stage.COUNTED, Stage.FAILED})
 
 
@@ -54,8 +55,9 @@ def _require_client(name: str, message: Upward) -> None:
                 raise _forbidden(name, f"reports for {', '.join(others[:5])}", "A client reports for itself alone.")
             if len(outcomes) != 1:
                 raise InvalidInput(f"The report of a client has one outcome; that of {name} has {len(outcomes)}.")
-            if payload_kind is PayloadKind.WEIGHTED_SUM:
-                raise _forbidden(name, "reports a weighted sum", "A client pushes its update; sums are of combiners.")
+            if payload_kind not in _PUSHED_BY_CLIENTS:
+                what = payload_kind.value.replace("_", " ")
+                raise _forbidden(name, f"reports a {what}", "A client pushes its own update and nothing else.")
         case _:
             pass
 

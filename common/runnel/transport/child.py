@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 import structlog
 
-from runnel.common.errors import CapacityExceeded, DeadlineExceeded, IllegalState, RunnelError
+from runnel.common.errors import CapacityExceeded, DeadlineExceeded, Forbidden, IllegalState, RunnelError
 from runnel.common.protocol import Downward, Heartbeat, Hello, Upward
 from runnel.rpc.v1 import uplink_pb2 as pb
 from runnel.transport.authority import require_authority
@@ -24,7 +24,9 @@ _FLUSH_S = 1.0
 
 
 class Child:
-    """One attached node. A handler uses ``identity``, ``attached_at``, ``heard_at``, ``send`` and ``end``.
+    """One attached node; it stays as long as its newest credential is good, looked at in the rhythm of its silence.
+
+    A handler uses ``identity``, ``attached_at``, ``heard_at``, ``send`` and ``end``.
 
     Two tasks carry it: that of the RPC moves messages between the wire and two mailboxes, that of the
     :class:`UplinkServer` calls the handler. So nothing that happens to the connection cuts the handler short.
@@ -34,6 +36,8 @@ class Child:
         self,
         identity: NodeIdentity,
         *,
+        credential: str | None,
+        verify: Callable[[str | None], NodeIdentity],
         attached_at: float,
         encode: Callable[[Downward], pb.Downward],
         mailbox_items: int,
@@ -42,6 +46,8 @@ class Child:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.identity = identity
+        self._credential = credential
+        self._verify = verify
         self.attached_at = attached_at
         self.reason = ""
         self.gone = asyncio.Event()
@@ -142,7 +148,10 @@ class Child:
                 if isinstance(message, Hello):
                     raise IllegalState("A hello came on a stream that has had one.")
                 require_authority(self.identity, message)
-                if not isinstance(message, Heartbeat):
+                if isinstance(message, Heartbeat):
+                    if message.credential:
+                        self._renew(message.credential)
+                else:
                     self._stuck = True
                     await self.inbox.put(message)
                     self._stuck = False
@@ -156,6 +165,11 @@ class Child:
             # A half-closed stream and a broken one look alike here: gRPC ends the messages of both.
             self.leave("gone", None)
 
+    def _renew(self, credential: str) -> None:
+        if self._verify(credential) != self.identity:
+            raise Forbidden(f"{self.identity.name} sent the credential of another node.", node=self.identity.name)
+        self._credential = credential
+
     def _watch(self, wait_s: float) -> None:
         self._silence = asyncio.get_running_loop().call_later(wait_s, self._check_silence)
 
@@ -163,6 +177,12 @@ class Child:
         now = self._clock()
         if self._stuck:  # it is we who do not listen: the handler is slow
             self._heard = now
+        try:
+            self._verify(self._credential)
+        except RunnelError as error:
+            self._log.warning("node has no good credential any more", node=self.identity.name, detail=str(error))
+            self.leave("refused", error)
+            return
         quiet_s = now - self._heard
         if quiet_s < self._silence_s:
             self._watch(self._silence_s - quiet_s)

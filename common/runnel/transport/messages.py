@@ -18,6 +18,7 @@ from runnel.common.protocol import (
     Close,
     Downward,
     Drain,
+    Gather,
     Heartbeat,
     Hello,
     LogLine,
@@ -70,7 +71,7 @@ def upward_to_wire(message: Upward) -> pb.Upward:
             getattr(hello, "self").CopyFrom(member_to_wire(message.member))  # noqa: B009
             return pb.Upward(hello=hello)
         case Heartbeat():
-            return pb.Upward(heartbeat=pb.Heartbeat())
+            return pb.Upward(heartbeat=pb.Heartbeat(credential=message.credential))
         case Roster():
             joined = [member_to_wire(member) for member in message.joined]
             return pb.Upward(roster=pb.Roster(joined=joined, left=message.left))
@@ -170,7 +171,7 @@ def _released_from_wire(wire: pb.Released) -> Released:
 
 _UPWARD: Mapping[str, Callable[[Any], Upward]] = {
     "hello": _hello_from_wire,
-    "heartbeat": lambda _: Heartbeat(),
+    "heartbeat": lambda wire: Heartbeat(credential=wire.credential),
     "roster": _roster_from_wire,
     "progress": _progress_from_wire,
     "log": _log_from_wire,
@@ -239,6 +240,7 @@ def _assignment_to_wire(order: Assignment) -> pb.Assignment:
         model_format=order.model_format,
         client_settings=text_to_wire(order.client_settings),
         remaining_ms=0 if order.remaining_s is None else _milliseconds(order.remaining_s),
+        gather=pb.Gather.Value(f"GATHER_{order.gather.name}"),
     )
 
 
@@ -255,6 +257,9 @@ def _welcome_from_wire(wire: pb.Welcome) -> Welcome:
 
 
 def _assignment_from_wire(wire: pb.Assignment) -> Assignment:
+    gather = Gather.SUM
+    if wire.gather != pb.GATHER_UNSPECIFIED:
+        gather = enum_from_wire(Gather, pb.Gather, "GATHER_", wire.gather, "assignment.gather")
     return Assignment(
         order_id=id_from_wire(wire.order_id, "assignment.order_id"),
         key=key_from_wire(wire.key, "assignment.key"),
@@ -264,6 +269,7 @@ def _assignment_from_wire(wire: pb.Assignment) -> Assignment:
         model_format=id_from_wire(wire.model_format, "assignment.model_format"),
         client_settings=wire.client_settings,
         remaining_s=wire.remaining_ms / 1000 if wire.remaining_ms else None,
+        gather=gather,
     )
 
 

@@ -128,16 +128,19 @@ class RpcServer:
 
     def _bind(self, server: grpc.aio.Server, credentials: grpc.ServerCredentials | None) -> int:
         address = str(self._listen)
+        if self._listen.port and (problem := _listen_error(self._listen)) is not None:
+            raise problem  # gRPC would print it in its own words too
         try:
             if credentials is None:
                 return server.add_insecure_port(address)
             return server.add_secure_port(address, credentials)
         except RuntimeError as error:
-            raise _bind_error(self._listen, str(error)) from error
+            problem = _listen_error(self._listen)
+            raise problem or BadSettings(f"Can't listen on {address}: {error}.", address=address) from error
 
 
-def _bind_error(address: Address, said: str) -> RunnelError:
-    """Find out why ``address`` can't be listened on: gRPC tells only that."""
+def _listen_error(address: Address) -> RunnelError | None:
+    """Find out why ``address`` can't be listened on, of which gRPC tells only that; None: it can."""
     try:
         family, kind, _, _, place = socket.getaddrinfo(
             address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -154,7 +157,7 @@ def _bind_error(address: Address, said: str) -> RunnelError:
                 address=str(address),
             )
     else:
-        return BadSettings(f"Can't listen on {address}: {said}.", address=str(address))
+        return None
     return Conflict(
         f"The port of {address} is taken by another program.",
         hint=f"Stop that (ss -ltnp 'sport = :{address.port}' shows it), or listen on another port; 0 picks a free one.",

@@ -77,6 +77,14 @@ _HINTS: Mapping[grpc.StatusCode, str] = {
 }
 
 
+_TLS_HINTS: Mapping[str, str] = {
+    "CERTIFICATE_VERIFY_FAILED": "Its certificate is not signed by an authority that is trusted here, or is for another "
+    "host: give the network's authority by --tls-ca (people: --ca-file).",
+    "WRONG_VERSION_NUMBER": "It does not speak TLS, and this side does.",
+}
+"""What to do, by words that OpenSSL and BoringSSL have in the error of a handshake."""
+
+
 def status_of(error: RunnelError | type[RunnelError]) -> tuple[grpc.StatusCode, int]:
     """Return the gRPC code and the HTTP status for an error or a class of errors."""
     kind = error if isinstance(error, type) else type(error)
@@ -219,7 +227,8 @@ def from_rpc_error(error: grpc.aio.AioRpcError, *, peer: str) -> RunnelError:
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in details:
         kind = errors.TooLarge
     said = f": {details}" if details else ""
-    return kind(f"{peer} answered {code.name}{said}.", hint=_HINTS.get(code, ""), peer=peer, grpc_status=code.name)
+    hint = next((hint for words, hint in _TLS_HINTS.items() if words in details), _HINTS.get(code, ""))
+    return kind(f"{peer} answered {code.name}{said}.", hint=hint, peer=peer, grpc_status=code.name)
 
 
 @contextmanager

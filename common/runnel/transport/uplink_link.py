@@ -100,6 +100,7 @@ class UplinkLink:
         self._changed = asyncio.Event()
         self._fatal: BaseException | None = None
         self._was_attached = False
+        self._unusable = ""
         self._stopping = False
         self._directory: grpc.aio.Channel | None = None
         self._stack = AsyncExitStack()
@@ -310,8 +311,13 @@ class UplinkLink:
                 tls = (self._tls or ClientTls()) if place.tls else None
                 try:
                     channel = open_channel(address, tls=tls, allow_plaintext=self._allow_plaintext)
-                except RunnelError as error:
-                    return place.attach_to, error  # what one node above says of itself must not end this one
+                except BadSettings as error:
+                    # What one combiner says of itself must not end this node. But if there is no other, and never was,
+                    # a person has to see to it.
+                    if self._unusable == place.attach_to and not self._was_attached:
+                        raise
+                    self._unusable = place.attach_to
+                    return place.attach_to, error
                 stack.push_async_callback(channel.close)
             attachment = Attachment(
                 channel,

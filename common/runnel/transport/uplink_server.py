@@ -200,6 +200,8 @@ class UplinkServer(pb_grpc.UplinkServicer):
         await self._end_older(identity)
         child = Child(
             identity,
+            credential=bearer(context),
+            verify=self._verifier.verify,
             attached_at=time.time(),
             encode=downward_to_wire,
             mailbox_items=self._mailbox_items,

@@ -82,9 +82,15 @@ def server_tls(cert: Path | None, key: Path | None, *addresses: str, allow_plain
 
 
 def client_tls(network: str, ca_file: Path | None, *, plaintext: bool) -> ClientTls | None:
-    """Return the TLS towards ``network``, or None for plain text: on the loopback without a CA, or on request."""
+    """Return the TLS towards ``network``, or None for plain text: on the loopback without a CA, or on request.
+
+    Raises:
+        BadSettings: the file of the authorities can't be read.
+    """
     if ca_file is not None:
-        return ClientTls(ca_file=ca_file)
+        tls = ClientTls(ca_file=ca_file)
+        tls.credentials()
+        return tls
     if plaintext or is_loopback(parse_address(network, key="network").host):
         return None
     return ClientTls(ca_file=None)

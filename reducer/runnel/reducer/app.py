@@ -10,7 +10,7 @@ from pathlib import Path
 import structlog
 
 from runnel.common.blobs import BlobStore, Spool
-from runnel.common.disk import write_bytes
+from runnel.common.disk import state_folder, write_bytes
 from runnel.common.endpoints import remove_endpoints, write_endpoints
 from runnel.common.ids import new_id, new_secret
 from runnel.reducer.domain.values import DEFAULT_ORGANISATION, Role
@@ -70,7 +70,7 @@ async def serve_reducer(settings: ReducerSettings) -> AsyncIterator[ReducerServe
     )
     state = settings.state
     async with contextlib.AsyncExitStack() as stack:
-        await asyncio.to_thread(state.mkdir, parents=True, exist_ok=True)
+        await asyncio.to_thread(state_folder, state)
         stack.enter_context(StateLock(state))
         blobs = await asyncio.to_thread(BlobStore, state / "blobs")
         spool = Spool(state / "spool")

@@ -10,7 +10,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from runnel.common.aggregation import make_optimizer
 from runnel.common.blobs import BlobStore
 from runnel.common.errors import IllegalState, Unauthenticated
 from runnel.common.ids import new_id, new_secret
@@ -18,6 +17,7 @@ from runnel.common.protocol import BlobRef, NodeKind
 from runnel.common.tensors import open_npz
 from runnel.compute_package import Description, describe
 from runnel.reducer.authority import INITIATORS, OPERATORS, READERS, realm, require, require_realm
+from runnel.reducer.domain.session_rules import check_config
 from runnel.reducer.domain.values import (
     DEFAULT_ORGANISATION,
     EventView,
@@ -219,7 +219,7 @@ class Operations:
     ) -> SessionView:
         """Create a session of a stored package and model, and run it."""
         require(caller, INITIATORS)
-        make_optimizer(config.strategy, config.strategy_options)  # raises what is wrong with them
+        check_config(config)
         async with self._journal.transaction() as tx:
             package_row = await registry.find_package(tx.session, caller.organisation, package)
             model_row = await registry.find_model(tx.session, caller.organisation, seed)

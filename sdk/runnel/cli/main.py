@@ -31,6 +31,8 @@ ENTRIES: Mapping[str, Entry] = {
     "version": Entry("runnel.cli.version_command:app", "Show the version."),
 }
 
+EXTRAS = {name: name for name in ("demo", "reducer", "combiner", "client")} | {"package": "people,client"}
+
 app = lazy_app(
     ENTRIES,
     help="One network that sends computation to data that cannot move.",
@@ -42,6 +44,8 @@ app = lazy_app(
 def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> int:
     """Run the command line ``argv`` (None: that of the process) and return the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    # Its core writes to standard error in words of its own what comes here as an error too, for each attempt anew.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         typer.main.get_command(app).main(args=arguments, prog_name="runnel")
     except SystemExit as end:
@@ -49,6 +53,14 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
     except RunnelError as error:
         _tell(error, as_json="--json" in arguments)
         return 2 if isinstance(error, BadSettings) else 1
+    except ModuleNotFoundError as error:
+        command = next((word for word in arguments if word in ENTRIES), "")
+        missing = RunnelError(
+            f"This installation lacks {error.name}, which `runnel {command}` needs.",
+            hint=f"Install it with: pip install 'runnel[{EXTRAS.get(command, 'people')}]'",
+        )
+        _tell(missing, as_json="--json" in arguments)
+        return 2
     except Exception as error:
         if (os.environ if environ is None else environ).get("RUNNEL_DEBUG"):
             raise

@@ -65,8 +65,8 @@ class Connection:
         self.url = url.strip().rstrip("/")
         self.attempts = attempts
         headers = {"User-Agent": f"runnel/{version('runnel')}", "Accept": "application/json"}
-        if token:
-            headers["Authorization"] = f"Bearer {_checked_token(token)}"
+        if token and (shown := _checked_token(token)):
+            headers["Authorization"] = f"Bearer {shown}"
         self._client = httpx.Client(
             base_url=self.url + PREFIX,
             headers=headers,
@@ -157,7 +157,7 @@ class Connection:
         except httpx.TransportError as error:
             raise Unreachable(
                 f"The network at {self.url} does not answer ({_reason(error)}).",
-                hint="Is its reducer running? Give another address by --url or RUNNEL_URL (in Python: Network(url=…)).",
+                hint=_hint(error),
                 url=self.url,
             ) from error
         except httpx.HTTPError as error:
@@ -203,6 +203,15 @@ def _given(query: Mapping[str, Any] | None) -> dict[str, Any]:
 def _reason(error: httpx.TransportError) -> str:
     text = str(error) or type(error).__name__
     return text if len(text) < 200 else text[:200] + "…"
+
+
+def _hint(error: httpx.TransportError) -> str:
+    text = str(error)
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        return "Its certificate is not of an authority that is trusted here: give that by --ca-file or RUNNEL_CA_FILE."
+    if "WRONG_VERSION_NUMBER" in text:
+        return "It does not speak TLS: write http:// instead of https://."
+    return "Is its reducer running? Give another address by --url or RUNNEL_URL (in Python: Network(url=…))."
 
 
 def _checked_url(url: str) -> httpx.URL:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 from runnel.common.protocol import Outcome
 
@@ -14,6 +14,11 @@ MOST_BYTES = 8 << 20
 _LEAST_SHARE = 512
 _METRIC_BYTES = 16  # of a number, beside its name
 _LEFT_OUT = json.dumps({"left_out": "The report of the combiner had no room for it."})
+
+
+def in_order(outcomes: Mapping[str, Outcome], folded: Sequence[str]) -> list[Outcome]:
+    """Return the outcomes of the clients ``folded``, in that order, and then those of all others."""
+    return [outcomes[client] for client in folded] + [o for name, o in outcomes.items() if name not in set(folded)]
 
 
 def fitting(outcomes: Iterable[Outcome], most_bytes: int = MOST_BYTES) -> tuple[Outcome, ...]:

@@ -139,13 +139,17 @@ def krum_scores(squared: Matrix, f: int) -> Vector:
 
 
 def best(squared: Matrix, f: int, count: int) -> list[int]:
-    """Return the indices of the ``count`` updates with the smallest Krum scores, best first; of equals the first.
+    """Return the indices of the ``count`` updates with the smallest Krum scores, best first.
+
+    Two updates that are closest to each other often have equal scores; then the one wins whose further neighbours are
+    closer, and of those that are equal in that too, the first.
 
     Raises:
         BadModel: one of those scores is infinite.
     """
     scores = krum_scores(squared, f)
-    chosen = np.argsort(scores, kind="stable")[:count]
+    further = np.sort(squared, axis=1).T[:0:-1]
+    chosen = np.lexsort([*further, scores])[:count]
     if not np.isfinite(scores[chosen]).all():
         raise beyond_float64("the score of Krum")
     return [int(index) for index in chosen]

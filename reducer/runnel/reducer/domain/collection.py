@@ -179,6 +179,12 @@ class Collection:
         for slot in self._slots_of(order):
             slot.state, slot.order_id = SlotState.FAILED, None
 
+    def late(self, order: Order) -> None:
+        """Take a living order out, because nobody waits for its answer any more."""
+        del self.orders[order.order_id]
+        for slot in self._slots_of(order):
+            slot.state = SlotState.LATE
+
     def unreported(self, order_id: str) -> None:
         """Take back what :meth:`reported` did, because it could not be made durable; the slots are open again."""
         self.orders.pop(order_id, None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 
+from runnel.common.aggregation import make_strategy
 from runnel.common.errors import InvalidInput
 from runnel.reducer.domain.values import SessionConfig, StopRule
 
@@ -78,8 +79,8 @@ def check_config(config: SessionConfig) -> None:
     """Refuse a configuration that can't be run, before anything is stored.
 
     Raises:
-        InvalidInput: names the field, what came and what is allowed. Strategies and their options are checked by
-            :func:`runnel.common.aggregation.make_optimizer`, which knows them.
+        InvalidInput: names the field, what came and what is allowed.
+        BadSettings: there is no such strategy, or its options are wrong.
     """
     _in_range("rounds", config.rounds, 1, MAX_ROUNDS)
     _in_range("min_clients", config.min_clients, 1, None)
@@ -106,6 +107,14 @@ def check_config(config: SessionConfig) -> None:
         raise _refused("over_select", config.over_select, "given only with a sample, and without a buffer")
     if config.stop_when is not None and config.validate_every == 0:
         raise _refused("stop_when", str(config.stop_when), "given only with validate_every of 1 or more")
+    _check_strategy(config)
+
+
+def _check_strategy(config: SessionConfig) -> None:
+    least = make_strategy(config.strategy, config.strategy_options).least_updates
+    if config.min_clients < least:
+        told = ", ".join([config.strategy, *(f"{name}={value:g}" for name, value in config.strategy_options.items())])
+        raise _refused("min_clients", config.min_clients, f"{least} or more for the strategy {told}")
 
 
 def _check_count(config: SessionConfig, count: int) -> None:

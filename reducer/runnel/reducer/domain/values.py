@@ -76,7 +76,7 @@ class SessionConfig:
     ``round_timeout_s``: seconds from the first request of a phase to its close. ``retries``: how often a phase that
     ended with too few updates is opened again before the session fails; what was counted stays counted.
     ``validate_every``: validate each n-th round and the last; 0 never. ``strategy_options``: see
-    :mod:`runnel.common.aggregation.optimizers`. ``client_settings``: handed to the package as it is.
+    :mod:`runnel.common.aggregation.strategies`. ``client_settings``: handed to the package as it is.
     ``random_seed``: of the sampling; None draws one, which is kept with the session.
     """
 

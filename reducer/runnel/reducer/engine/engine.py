@@ -12,11 +12,10 @@ from types import TracebackType
 import structlog
 
 from runnel.common.blobs import BlobStore
-from runnel.common.errors import IllegalState, RunnelError, Unauthenticated
+from runnel.common.errors import IllegalState, RunnelError, Unauthenticated, Unreachable
 from runnel.common.ids import new_id
 from runnel.common.protocol import (
     AssignmentKey,
-    BlobRef,
     Downward,
     Heartbeat,
     Hello,
@@ -44,6 +43,7 @@ from runnel.reducer.store.journal import Journal
 log = structlog.get_logger()
 
 _STALLED_PAUSE_S = 10.0
+_AWAY_PAUSE_S = 1.0  # transactions wait for the database by themselves
 _SETTLEMENTS = {SlotState.COUNTED: Settlement.COUNTED, SlotState.FAILED: Settlement.DISCARDED}
 
 
@@ -107,6 +107,7 @@ class Engine:
     async def _run(self, session_id: str) -> None:
         try:
             while True:
+                pause_s = _STALLED_PAUSE_S
                 try:
                     async with self._journal.database.read() as tx:
                         position = await position_of(tx, session_id)
@@ -127,14 +128,17 @@ class Engine:
                         await runner.run()
                     finally:
                         runner.abandon()
+                except Unreachable as err:
+                    pause_s = _AWAY_PAUSE_S
+                    log.warning("session stalled", session_id=session_id, again_in_s=pause_s, error=str(err))
                 except Exception:
                     # Not even its failure could be stored (a full disk): what is durable stands, so it goes on later.
-                    log.exception("session stalled", session_id=session_id, again_in_s=_STALLED_PAUSE_S)
+                    log.exception("session stalled", session_id=session_id, again_in_s=pause_s)
                 else:
                     return
                 finally:
                     self._runners.pop(session_id, None)
-                await asyncio.sleep(_STALLED_PAUSE_S * random.uniform(0.8, 1.2))  # noqa: S311
+                await asyncio.sleep(pause_s * random.uniform(0.8, 1.2))  # noqa: S311
         finally:
             self._to_stop.discard(session_id)
             del self._tasks[session_id]
@@ -187,15 +191,15 @@ class Engine:
 
     # ---- what comes from below
 
-    def require_order(self, order_id: str, child: str) -> BlobRef:
-        """Return the global model of a living order of ``child``; raises :class:`IllegalState`."""
+    def require_order(self, order_id: str, child: str) -> Exchange:
+        """Return where a living order of ``child`` belongs; raises :class:`IllegalState`."""
         exchange = self._orders.get(order_id)
         if exchange is None:
             raise IllegalState(
                 f"Order {order_id} of {child} is closed or was given to somebody else.", order_id=order_id, child=child
             )
         exchange.collection.require_order(order_id, child)
-        return exchange.position.model
+        return exchange
 
     async def attached(self, hello: Hello, send: Callable[[Downward], None]) -> None:
         """A node attached here.
@@ -260,6 +264,10 @@ class Engine:
             if exchange is None or exchange.collection.key != report.key:
                 raise IllegalState(f"Order {report.order_id} of {child} is closed.", order_id=report.order_id)
             await exchange.report(child, report, payload)
+        except Unreachable:
+            # The durable state may have the report, and then its payload: the next start looks which are wanted. The
+            # node is let go, and offers again what was not settled.
+            raise
         except RunnelError as err:
             if payload is not None:
                 await asyncio.to_thread(payload.unlink, missing_ok=True)

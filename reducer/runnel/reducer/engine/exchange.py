@@ -13,18 +13,23 @@ import structlog
 
 from runnel.common.blobs import BlobStore
 from runnel.common.crash_points import CrashPoint, reach
-from runnel.common.errors import IllegalState
+from runnel.common.errors import IllegalState, Unreachable
+from runnel.common.payload_limits import require_fitting_payload
 from runnel.common.protocol import (
     Assignment,
+    BlobRef,
     Cancel,
     Close,
     Downward,
+    Gather,
+    NodeKind,
     PayloadKind,
     Progress,
     Released,
     Report,
     Settled,
     Settlement,
+    Work,
 )
 from runnel.reducer.domain.collection import Collection, Order, SlotState
 from runnel.reducer.domain.roster import Roster
@@ -86,9 +91,11 @@ class Exchange:
         self._journal = journal
         self._blobs = blobs
         self._wake = wake
+        self._gather = position.gather if collection.key.work is Work.TRAIN else Gather.SUM
         self._stages: dict[str, str] = {}
         self._entering = 0
         self._fenced: list[Order] = []
+        self._unsure: Unreachable | None = None
 
     # ---- news from below
 
@@ -129,15 +136,29 @@ class Exchange:
             self._network.unregister([order_id])
             self._wake()
 
+    def require_fitting(self, payload: BlobRef, order_id: str, kind: NodeKind, overhead_bytes: int) -> None:
+        """Require that a payload for a living order is not larger than it could be; raises :class:`TooLarge`."""
+        order = self.collection.orders[order_id]
+        require_fitting_payload(
+            payload,
+            source=order.child,
+            kind=kind,
+            gather=self._gather,
+            model=self.position.model,
+            clients=len(order.clients),
+            overhead_bytes=overhead_bytes,
+        )
+
     async def report(self, child: str, report: Report, payload: Path | None) -> None:
         """Check a report, make it durable, settle it with those below.
 
         Raises:
+            Unreachable: the durable state does not answer, and whether the report is in it shows later.
             RunnelError: it is refused; the clients keep their copies and are asked again, or it was theirs that is bad.
         """
         collection = self.collection
         collection.require_order(report.order_id, child)
-        report = await check_payload(report, child, payload, self._blobs.path(self.position.model))
+        report = await check_payload(report, child, payload, self._blobs.path(self.position.model), self._gather)
         counted = [o.client for o in report.outcomes if o.failure is None]
         failed = [o.client for o in report.outcomes if o.failure is not None]
         reach(CrashPoint.REPORT_RECEIVED)
@@ -146,6 +167,11 @@ class Exchange:
             late = await self._enter(report, child, payload)
         except IllegalState:
             raise  # what it names does not fit: nothing was taken, here or in the ledger
+        except Unreachable as err:
+            # Perhaps it was committed after all: only the ledger knows, so the session begins again from there.
+            collection.unreported(report.order_id)
+            self._unsure = err
+            raise
         except BaseException:
             collection.unreported(report.order_id)
             raise
@@ -216,20 +242,23 @@ class Exchange:
         """
         collection, timeout_s = self.collection, self.position.config.round_timeout_s
         deadline = time.monotonic() + timeout_s
-        hard_deadline = deadline + timeout_s
+        closed_at: float | None = None
         missing_since: float | None = None
         while True:
+            if self._unsure is not None:
+                raise self._unsure
             now = time.monotonic()
             closed = collection.enough or now >= deadline
             if closed:
-                for order in collection.close():
-                    self._network.send(order.child, Close(order_id=order.order_id))
+                closed_at = now if closed_at is None else closed_at
+                self._close()
             else:
                 self._place(deadline - now)
             # What is being written now may still turn out not to be durable.
             if not self._entering and (collection.answered or (closed and not collection.orders)):
                 return
-            until = deadline if now < deadline else hard_deadline
+            # Whoever was told to report has the time of a round for it; a node that never does can't hold it up longer.
+            until = deadline if closed_at is None else closed_at + timeout_s
             if missing_grace_s is not None and collection.only_missing_left:
                 missing_since = missing_since or now
                 if now >= missing_since + missing_grace_s:
@@ -237,10 +266,20 @@ class Exchange:
                 until = min(until, missing_since + missing_grace_s)
             else:
                 missing_since = None
-            if now >= hard_deadline:
+            if closed_at is not None and now >= closed_at + timeout_s:
                 self._give_up()
                 return
             await woken(until)
+
+    def _close(self) -> None:
+        """Ask combiners for what they have; a client that is attached here has nothing yet, so it is late."""
+        for order in self.collection.close():
+            member = self._network.roster.find(order.child)
+            if member is not None and member.kind is NodeKind.CLIENT:
+                self.collection.late(order)
+                self._network.unregister([order.order_id])
+            else:
+                self._network.send(order.child, Close(order_id=order.order_id))
 
     def _place(self, remaining_s: float) -> None:
         position = self.position
@@ -256,6 +295,7 @@ class Exchange:
                     model=position.model,
                     client_settings=json.dumps(position.config.client_settings, sort_keys=True),
                     remaining_s=remaining_s,
+                    gather=self._gather,
                 ),
             )
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from runnel.common.protocol import BlobRef
+from runnel.common.aggregation import make_strategy
+from runnel.common.protocol import BlobRef, Gather
 from runnel.reducer.domain.values import SessionConfig, SessionStatus
 from runnel.reducer.store import ledger
 from runnel.reducer.store.tables import ModelRow, PackageRow, RoundRow
@@ -28,6 +29,12 @@ class Position:
     round: int
     history: tuple[SessionStatus, ...]
     phase_since: float = field(default_factory=time.monotonic)
+
+    @property
+    def gather(self) -> Gather:
+        """What combiners answer a training order with."""
+        strategy = make_strategy(self.config.strategy, self.config.strategy_options)
+        return Gather.UPDATES if strategy.gathers else Gather.SUM
 
     @property
     def phase(self) -> SessionStatus:

@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from runnel.common.aggregation import Part, make_optimizer, reduce_round
+from runnel.common.aggregation import GatheredFile, Part, Update, make_strategy, reduce_round, reduce_updates
 from runnel.common.aggregation.float64_file import Float64File
-from runnel.common.aggregation.mean import part_magnitude, update_magnitude
+from runnel.common.aggregation.mean import part_magnitude, require_weight, update_magnitude
 from runnel.common.blobs import BlobStore
 from runnel.common.errors import BadModel, CorruptData, InvalidInput
-from runnel.common.protocol import BlobRef, Failure, PayloadKind, Report, Work
+from runnel.common.protocol import BlobRef, Failure, Gather, PayloadKind, Report, Work
 from runnel.common.tensors import ModelSchema, open_npz
 from runnel.reducer.store.tables import PartialRow
 
@@ -37,9 +37,20 @@ class Reduction:
     base: BlobRef
     optimizer_state: str | None
 
-    def run(self, partials: Sequence[PartialRow], *, strategy: str, options: Mapping[str, float]) -> ReducedModel:
-        """Reduce ``partials`` block by block; the result depends on nothing but its inputs."""
-        optimizer = make_optimizer(strategy, options)
+    def run(
+        self,
+        partials: Sequence[PartialRow],
+        *,
+        strategy: str,
+        options: Mapping[str, float],
+        weights: Mapping[str, float],
+    ) -> ReducedModel:
+        """Reduce ``partials`` block by block; the result depends on nothing but its inputs.
+
+        ``weights``: of each update by client; what was summed has its weight with it.
+        """
+        chosen = make_strategy(strategy, options)
+        optimizer = chosen.optimizer
         parts = [
             Part(path=self.folder / p.filename, kind=PayloadKind(p.kind), weight=p.weight, source=p.child)
             for p in partials
@@ -50,14 +61,18 @@ class Reduction:
             state_in = self.blobs.path(ref)
         model_out, state_out = self.blobs.temporary(), self.blobs.temporary()
         try:
-            reduce_round(
-                parts,
-                base=base,
-                optimizer=optimizer,
-                state_in=state_in,
-                model_out=model_out,
-                state_out=state_out if optimizer.slots else None,
-            )
+            if chosen.rule is None:
+                reduce_round(
+                    parts,
+                    base=base,
+                    optimizer=optimizer,
+                    state_in=state_in,
+                    model_out=model_out,
+                    state_out=state_out if optimizer.slots else None,
+                )
+            else:
+                updates = self._updates(partials, weights)
+                reduce_updates(updates, base, chosen.rule, model_out, optimizer=optimizer)
             state = self.blobs.adopt(state_out).sha256 if optimizer.slots else None
             model = self.blobs.adopt(model_out)
         finally:
@@ -66,6 +81,24 @@ class Reduction:
         schema = schema_of(base)
         return ReducedModel(model=model, optimizer_state=state, n_params=schema.n_params, tensors=len(schema.tensors))
 
+    def _updates(self, partials: Sequence[PartialRow], weights: Mapping[str, float]) -> list[Update]:
+        """Return every update by name of its client, so that the result does not depend on who was attached where."""
+        found = []
+        for partial in partials:
+            clients = partial.clients or []
+            gathered = partial.kind == PayloadKind.UPDATES.value
+            found += [
+                Update(
+                    path=self.folder / partial.filename,
+                    source=client,
+                    weight=weights[client],
+                    place=place if gathered else None,
+                    gathered=len(clients) if gathered else 0,
+                )
+                for place, client in enumerate(clients)
+            ]
+        return sorted(found, key=lambda update: update.source)
+
 
 def schema_of(model: Path) -> ModelSchema:
     """Return the schema of a model file that was checked before."""
@@ -73,7 +106,7 @@ def schema_of(model: Path) -> ModelSchema:
         return opened.schema
 
 
-async def check_payload(report: Report, child: str, payload: Path | None, base: Path) -> Report:
+async def check_payload(report: Report, child: str, payload: Path | None, base: Path, gather: Gather) -> Report:
     """Return the report with what its payload is worth.
 
     A bad update of a client that is attached straight to the reducer becomes that client's failure. A bad weighted sum
@@ -94,12 +127,20 @@ async def check_payload(report: Report, child: str, payload: Path | None, base: 
         raise InvalidInput(
             f"The report of {child} for {report.key} has the weight {report.weight:g}; its clients sum to {weight:g}."
         )
-    if report.payload_kind is PayloadKind.WEIGHTED_SUM:
+    wanted = PayloadKind.UPDATES if gather is Gather.UPDATES else PayloadKind.WEIGHTED_SUM
+    if report.payload_kind is wanted is PayloadKind.UPDATES:
+        for outcome in counted:
+            require_weight(outcome.weight, source=outcome.client)
+        await asyncio.to_thread(_check_updates, payload, base, child, len(counted))
+        return report
+    if report.payload_kind is wanted:
         await asyncio.to_thread(_check_sum, payload, base, child, report.weight)
         return report
     if report.payload_kind is not PayloadKind.UPDATE or len(report.outcomes) != 1:
         raise CorruptData(
-            f"The report of {child} for {report.key} has a payload of the kind {report.payload_kind.value}."
+            f"The report of {child} for {report.key} has a payload of the kind {report.payload_kind.value}; expected"
+            f" was {wanted.value} or the update of one client.",
+            hint="It may run another version of Runnel.",
         )
     try:
         await asyncio.to_thread(_check_update, payload, base, child, report.weight)
@@ -113,6 +154,11 @@ def _check_sum(payload: Path, base: Path, source: str, weight: float) -> None:
     schema = schema_of(base)
     with Float64File(payload, schema.n_params, source=source) as sums:
         part_magnitude(sums, weight, schema, source)
+
+
+def _check_updates(payload: Path, base: Path, source: str, count: int) -> None:
+    with GatheredFile(payload, schema_of(base), count, source=source) as updates:
+        updates.require_finite()
 
 
 def _check_update(payload: Path, base: Path, source: str, weight: float) -> None:

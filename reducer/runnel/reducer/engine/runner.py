@@ -17,7 +17,7 @@ import structlog
 from runnel.common.aggregation import weighted_mean_metrics
 from runnel.common.blobs import BlobStore
 from runnel.common.crash_points import CrashPoint, reach
-from runnel.common.errors import NotEnoughClients, RunnelError
+from runnel.common.errors import NotEnoughClients, RunnelError, Unreachable
 from runnel.common.protocol import (
     AssignmentKey,
     Work,
@@ -108,7 +108,11 @@ class SessionRunner:
     # ---- the session
 
     async def run(self) -> None:
-        """Run the session to its end."""
+        """Run the session to its end.
+
+        Raises:
+            Unreachable: the durable state does not answer; another runner may go on from there later.
+        """
         phases: Mapping[SessionStatus, Callable[[], Coroutine[Any, Any, None]]] = {
             SessionStatus.SEEDED: self._next_round,
             SessionStatus.SELECTING: self._select,
@@ -124,6 +128,8 @@ class SessionRunner:
                 await phases[self.position.phase]()
         except _Stopped:
             await self._end(SessionStatus.STOPPED, "stopped on request")
+        except Unreachable:
+            raise  # the state does not answer: no fault of the session, which goes on from where it stands there
         except RunnelError as err:
             log.error("session failed", session_id=self.session_id, error=str(err))
             await self._end(SessionStatus.FAILED, str(err))
@@ -359,7 +365,11 @@ class SessionRunner:
         )
         reduced = await asyncio.to_thread(
             functools.partial(
-                reduction.run, rows, strategy=position.config.strategy, options=position.config.strategy_options
+                reduction.run,
+                rows,
+                strategy=position.config.strategy,
+                options=position.config.strategy_options,
+                weights={s.client: s.weight or 0.0 for s in slots if s.state == "counted"},
             )
         )
         reach(CrashPoint.MODEL_STORED)

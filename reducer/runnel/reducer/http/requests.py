@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from runnel.common.aggregation import make_optimizer
+from runnel.common.aggregation import STRATEGIES
 from runnel.reducer.domain.session_rules import MAX_RANDOM_SEED, MAX_ROUNDS, check_config, parse_sample, parse_stop_rule
 from runnel.reducer.domain.values import Role, SessionConfig
 
@@ -24,9 +24,9 @@ class SessionRequest(_Request):
     seed: str = Field(min_length=1, description="Id of a stored model, from which training starts.")
     name: str = Field(default="", max_length=200, description="For people; need not be unique.")
     rounds: int = Field(ge=1, le=MAX_ROUNDS, description="How many rounds to run.")
-    strategy: str = Field(default="fedavg", description="fedavg, fedavgm, fedadam, fedyogi or fedadagrad.")
+    strategy: str = Field(default="fedavg", description=f"One of {', '.join(STRATEGIES)}.")
     strategy_options: dict[str, float] = Field(
-        default_factory=dict, description="Of the strategy, for example {'learning_rate': 0.1}."
+        default_factory=dict, description="Of the strategy, for example {'learning_rate': 0.1} or {'f': 2}."
     )
     min_clients: Count = Field(default=1, description="Updates that a round needs at least.")
     sample: float | int | str | None = Field(
@@ -68,7 +68,6 @@ class SessionRequest(_Request):
             random_seed=self.random_seed,
         )
         check_config(config)
-        make_optimizer(config.strategy, config.strategy_options)
         return config
 
 

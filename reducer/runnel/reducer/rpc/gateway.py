@@ -10,7 +10,7 @@ from pathlib import Path
 import structlog
 
 from runnel.common.blobs import BlobStore, Spool, SpoolFile
-from runnel.common.errors import Conflict, Forbidden, IllegalState, TooLarge, Unauthenticated
+from runnel.common.errors import Conflict, Forbidden, IllegalState, Unauthenticated
 from runnel.common.protocol import BlobRef, Drain, Hello, NodeKind, Report, Upward, Welcome
 from runnel.reducer.domain.values import DEFAULT_ORGANISATION, Role
 from runnel.reducer.engine.engine import Engine
@@ -201,15 +201,8 @@ class Gateway:
 
     async def open_push(self, identity: NodeIdentity, order_id: str, ref: BlobRef) -> SpoolFile | None:
         """Return where a payload for a living order goes."""
-        model = self._engine.require_order(order_id, identity.name)
-        # A sum has 8 bytes for each parameter, and a parameter at least one byte in the model.
-        limit = (1 if identity.kind is NodeKind.CLIENT else 8) * model.size_bytes + self._max_overhead_bytes
-        if ref.size_bytes > limit:
-            raise TooLarge(
-                f"{identity.name} wants to push {ref.size_bytes:,} bytes; the global model has {model.size_bytes:,}, so"
-                f" at most {limit:,} are taken.",
-                node=identity.name,
-            )
+        exchange = self._engine.require_order(order_id, identity.name)
+        exchange.require_fitting(ref, order_id, identity.kind, self._max_overhead_bytes)
         if self._pushed.get((order_id, identity.name), (None,))[0] == ref:
             return None
         if identity.name in self._children:

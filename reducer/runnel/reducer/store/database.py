@@ -140,13 +140,15 @@ class Database:
 
     async def _take(self, lease: Lease) -> None:
         """Take the lease of a database that may just be starting itself."""
+        told = ""
         for pause in self._pauses(self._clock() + self._patience_s):
             try:
                 await lease.take(migrate)
             except SQLAlchemyError as error:
                 if pause is None or not is_away(error):
                     raise
-                log.warning("waiting for the database", database=self.shown, error=reason(error))
+                if told != (told := reason(error)):
+                    log.warning("waiting for the database", database=self.shown, error=told)
                 await asyncio.sleep(pause)
             else:
                 return

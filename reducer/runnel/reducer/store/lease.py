@@ -18,7 +18,7 @@ import contextlib
 import os
 import socket
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import structlog
@@ -27,6 +27,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
 from runnel.common.errors import Conflict, Unreachable
+from runnel.reducer.store.database_errors import reason
 
 log = structlog.get_logger()
 
@@ -149,7 +150,7 @@ class Lease:
             except (SQLAlchemyError, TimeoutError) as error:
                 await self._disconnect()
                 if answers:
-                    log.warning("lease can't be renewed", database=self._database, error=str(error).splitlines()[0])
+                    log.warning("lease can't be renewed", database=self._database, error=reason(error))
                 answers = False
             else:
                 if not answers and self.lost is None:
@@ -199,7 +200,7 @@ class Lease:
                 async with asyncio.timeout(self._lease_s):
                     await self._connection.execute(_RELEASE, {"token": self._token})
         except (SQLAlchemyError, TimeoutError) as error:
-            log.warning("lease not given back", database=self._database, error=str(error).splitlines()[0])
+            log.warning("lease not given back", database=self._database, error=reason(error))
         finally:
             await self._disconnect()
 
@@ -221,4 +222,4 @@ class Lease:
 
 
 def _shown(at: datetime) -> str:
-    return at.isoformat(timespec="seconds")
+    return at.astimezone(UTC).isoformat(timespec="seconds")

@@ -219,6 +219,7 @@ async def add_partial(tx: AsyncSession, report: Report, child: str, filename: st
             kind=report.payload_kind.value,
             weight=report.weight,
             filename=filename,
+            clients=[outcome.client for outcome in report.outcomes if outcome.failure is None],
         )
     )
 

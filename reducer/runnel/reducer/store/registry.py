@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import func, or_, select
+from sqlalchemy import and_, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from runnel.common.errors import Conflict, NotFound
@@ -139,7 +139,9 @@ async def by_prefix(
         return exact
     rows = []
     if len(prefix) >= least:
-        query = select(table).where(column.startswith(prefix, autoescape=True), table.organisation_id == organisation)
+        # LIKE finds it by an index, but takes capitals for small letters in SQLite.
+        starts = and_(column.startswith(prefix, autoescape=True), func.substr(column, 1, len(prefix)) == prefix)
+        query = select(table).where(starts, table.organisation_id == organisation)
         rows = list(await tx.scalars(query.limit(2)))
     if not rows:
         raise NotFound(f"There is no {what} {prefix!r}.", hint=f"`runnel {what} list` shows those there are.")

@@ -208,6 +208,7 @@ class PartialRow(Base):
     kind: Mapped[str] = mapped_column(String(16))
     weight: Mapped[float] = mapped_column(Float)
     filename: Mapped[str] = mapped_column(String(128))
+    clients: Mapped[list[str] | None] = mapped_column(JSON)  # whose updates are in it, in their order
     __table_args__ = (Index("ix_partial_session_round", "session_id", "round"),)
 
 

@@ -110,6 +110,11 @@ class _PayloadKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PayloadKi
     """a model in the session's format"""
     PAYLOAD_KIND_WEIGHTED_SUM: _PayloadKind.ValueType  # 2
     """float64[n_params], little-endian: sum of weight * update, entries in model order"""
+    PAYLOAD_KIND_UPDATES: _PayloadKind.ValueType  # 3
+    """All updates, one after another in the order of the counted outcomes of the report. Each is the elements of its
+    tensors in model order, each tensor in its own dtype, little-endian, C order, booleans as one byte, without any
+    header; so all have the same length, that of the model's elements, and nothing in it has to be parsed.
+    """
 
 class PayloadKind(_PayloadKind, metaclass=_PayloadKindEnumTypeWrapper): ...
 
@@ -119,7 +124,36 @@ PAYLOAD_KIND_UPDATE: PayloadKind.ValueType  # 1
 """a model in the session's format"""
 PAYLOAD_KIND_WEIGHTED_SUM: PayloadKind.ValueType  # 2
 """float64[n_params], little-endian: sum of weight * update, entries in model order"""
+PAYLOAD_KIND_UPDATES: PayloadKind.ValueType  # 3
+"""All updates, one after another in the order of the counted outcomes of the report. Each is the elements of its
+tensors in model order, each tensor in its own dtype, little-endian, C order, booleans as one byte, without any
+header; so all have the same length, that of the model's elements, and nothing in it has to be parsed.
+"""
 Global___PayloadKind: _TypeAlias = PayloadKind  # noqa: Y015
+
+class _Gather:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _GatherEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Gather.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    GATHER_UNSPECIFIED: _Gather.ValueType  # 0
+    """as GATHER_SUM"""
+    GATHER_SUM: _Gather.ValueType  # 1
+    """PAYLOAD_KIND_WEIGHTED_SUM: one model, however many clients"""
+    GATHER_UPDATES: _Gather.ValueType  # 2
+    """PAYLOAD_KIND_UPDATES: one model for each client, for rules that need every update"""
+
+class Gather(_Gather, metaclass=_GatherEnumTypeWrapper):
+    """What a combiner answers a training order with."""
+
+GATHER_UNSPECIFIED: Gather.ValueType  # 0
+"""as GATHER_SUM"""
+GATHER_SUM: Gather.ValueType  # 1
+"""PAYLOAD_KIND_WEIGHTED_SUM: one model, however many clients"""
+GATHER_UPDATES: Gather.ValueType  # 2
+"""PAYLOAD_KIND_UPDATES: one model for each client, for rules that need every update"""
+Global___Gather: _TypeAlias = Gather  # noqa: Y015
 
 class _Settlement:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -398,12 +432,19 @@ class Heartbeat(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    CREDENTIAL_FIELD_NUMBER: _builtins.int
+    credential: _builtins.str
+    """A fresh one, after each renewal by Directory.Join; empty: no news. A stream whose newest credential has expired is
+    ended, so that nobody stays whose token was revoked.
+    """
     def __init__(
         self,
+        *,
+        credential: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credential", b"credential"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -559,7 +600,7 @@ Global___LogLine: _TypeAlias = LogLine  # noqa: Y015
 @_typing.final
 class Report(_message.Message):
     """The answer to an order. A client answers for itself; a combiner answers with the weighted sum of all updates that it
-    folded and one outcome for each client. The payload was pushed before, under the same order_id.
+    folded, or with all of them (as the order's `gather` says), and one outcome for each client. The payload was pushed before, under the same order_id.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -827,12 +868,15 @@ class Assignment(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     MODEL_FORMAT_FIELD_NUMBER: _builtins.int
     CLIENT_SETTINGS_FIELD_NUMBER: _builtins.int
+    GATHER_FIELD_NUMBER: _builtins.int
     REMAINING_MS_FIELD_NUMBER: _builtins.int
     order_id: _builtins.str
     model_format: _builtins.str
     """"npz" """
     client_settings: _builtins.str
     """JSON object, handed to the package"""
+    gather: Global___Gather.ValueType
+    """what a combiner answers with; clients don't look at it"""
     remaining_ms: _builtins.int
     """time left for the round; who hears nothing for twice as long ends the work; 0: no limit"""
     @_builtins.property
@@ -855,11 +899,12 @@ class Assignment(_message.Message):
         model: Global___BlobRef | None = ...,
         model_format: _builtins.str = ...,
         client_settings: _builtins.str = ...,
+        gather: Global___Gather.ValueType = ...,
         remaining_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "model", b"model", "package", b"package"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_settings", b"client_settings", "clients", b"clients", "key", b"key", "model", b"model", "model_format", b"model_format", "order_id", b"order_id", "package", b"package", "remaining_ms", b"remaining_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_settings", b"client_settings", "clients", b"clients", "gather", b"gather", "key", b"key", "model", b"model", "model_format", b"model_format", "order_id", b"order_id", "package", b"package", "remaining_ms", b"remaining_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -119,6 +119,7 @@ export class App {
     const [path, query = ""] = decodeHash();
     if (this.asking) return;
     if (path !== this.path) {
+      const moved = this.path !== null;
       this.path = path;
       this.notice = null;
       this.view?.stop?.();
@@ -127,6 +128,8 @@ export class App {
       this.view = View ? new View(this, ...parts) : null;
       this.view?.start?.(new URLSearchParams(query));
       window.scrollTo(0, 0);
+      // Who reads by ear or keyboard goes on at what is new, not where the link was.
+      if (moved) requestAnimationFrame(() => document.getElementById("main")?.focus({ preventScroll: true }));
     }
     this.view?.query?.(new URLSearchParams(query));
     this.redraw();

@@ -67,8 +67,9 @@ export function curve({ name, series, at, point }) {
     h(
       "svg",
       {
-        viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", tabindex: "0",
-        "aria-label": `${name} over ${rounds.length} rounds; round ${shown}: ${said}. Arrow keys move.`,
+        viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "slider", tabindex: "0", "aria-label": `${name} over the rounds`,
+        "aria-valuemin": rounds[0], "aria-valuemax": rounds.at(-1), "aria-valuenow": shown,
+        "aria-valuetext": `round ${shown}: ${said}`,
         onpointermove: move, onpointerleave: () => point(null), onkeydown: key,
       },
       axes(scale),
@@ -113,7 +114,7 @@ function axes(scale) {
 
 function line({ name, points }, scale) {
   const path = points.map(([x, y]) => `${scale.x(x).toFixed(1)},${scale.y(y).toFixed(1)}`).join(" ");
-  return h("polyline", { class: `line ${name}`, points: path });
+  return h("polyline", { class: `trace ${name}`, points: path });
 }
 
 function nearest(rounds, scale, x) {

@@ -47,7 +47,7 @@ export function chrome(app, content) {
 }
 
 function connection(state) {
-  const away = state.problem !== null;
+  const away = state.problem !== null || state.wasLive;
   const text = state.live ? "live" : away ? "reconnecting" : "connecting";
   const why = state.live ? "Shown as it happens" : (state.problem?.message ?? "");
   return h("span", { class: `connection ${text}`, role: "status", title: why }, text);

@@ -5,6 +5,7 @@ import { Feed } from "./stream.js";
 
 const LISTED = 20;
 const AT_ONCE = 4;
+const HISTORY = 100;
 
 export class Loader {
   /**
@@ -48,15 +49,16 @@ export class Loader {
     this.#set({ bearings });
     // What passed while nobody listened is told by no event: everything is read anew.
     this.state.progress.clear();
-    this.state.detailed.clear();
-    await Promise.all([...this.reads.values()].map((read) => read()));
+    this.state.suspect = new Set(this.state.detailed);
+    await Promise.all([...[...this.reads.values()].map((read) => read()), this.#readHistory(bearings.newest_event)]);
     this.changed(null, new Set(["nodes", "sessions", "models", "packages", "tokens"]));
     return bearings.newest_event;
   }
 
   #connection(live, problem) {
     if (this.state.live !== live || problem) {
-      this.#set({ live, problem: live ? null : (problem ?? this.state.problem) });
+      const wasLive = this.state.wasLive || live;
+      this.#set({ live, wasLive, problem: live ? null : (problem ?? this.state.problem) });
       this.changed(null, new Set());
     }
   }
@@ -68,6 +70,13 @@ export class Loader {
       else if (name === event.session) this.session(name);
     }
     this.changed(event, stale);
+  }
+
+  /** Read what happened last, for a page that has just been opened. */
+  async #readHistory(newest) {
+    if (this.state.activity.length) return;
+    const page = await this.api.get("events", { after: Math.max(0, newest - HISTORY), limit: HISTORY });
+    if (!this.closed) this.state.remember(page.items.filter((event) => event.seq <= newest));
   }
 
   async #readSessions() {

@@ -20,6 +20,16 @@ export class LogLines {
     this.reading = false;
     this.dirty = false;
     this.stopped = false;
+    this.atEnd = true; // who reads at the end sees what comes; who has scrolled back is left in peace
+    this.box = null;
+    this.scrolling = {
+      ref: (box) => {
+        this.box = box;
+      },
+      onscroll: ({ target }) => {
+        this.atEnd = target.scrollHeight - target.scrollTop - target.clientHeight < 30;
+      },
+    };
     this.#forget();
   }
 
@@ -35,6 +45,10 @@ export class LogLines {
   stop() {
     this.stopped = true;
     clearTimeout(this.timer);
+  }
+
+  drawn() {
+    if (this.atEnd && this.box?.isConnected) this.box.scrollTop = this.box.scrollHeight;
   }
 
   /** There may be more; it is read at most once a second. */
@@ -91,7 +105,8 @@ export class LogLines {
       this.unread = next !== null;
       this.problem = null;
     } catch (problem) {
-      if (generation === this.generation) this.problem = problem;
+      // That the reducer is away is told elsewhere, and what was read is still true.
+      if (generation === this.generation && problem.status !== 0) this.problem = problem;
     } finally {
       if (generation === this.generation) this.reading = false;
       this.app.redraw();
@@ -123,9 +138,9 @@ export class LogLines {
         h(
           "div",
           { class: "line" },
-          h("label", null, "Client", h("select", { value: this.client, onchange: client },
+          h("label", null, "Client", h("select", { value: this.client, onchange: client, "aria-label": "Client" },
             h("option", { value: "", key: "" }, "all"), known.map((name) => h("option", { key: `c ${name}`, value: name }, name)))),
-          h("label", null, "Round", h("select", { value: this.round, onchange: round },
+          h("label", null, "Round", h("select", { value: this.round, onchange: round, "aria-label": "Round" },
             h("option", { key: "newest", value: "newest" }, newest), h("option", { key: "all", value: "all" }, "all"),
             rounds.map((number) => h("option", { key: number, value: String(number) }, number)))),
         ),
@@ -133,7 +148,7 @@ export class LogLines {
       this.problem && h("p", { class: "failure-text", role: "alert" }, this.problem.message),
       this.dropped && h("p", { class: "mute" }, `Only the last ${KEPT} lines that were read are shown.`),
       this.rows.length
-        ? h("div", { class: "log" }, table("Log lines", COLUMNS, this.rows.map((each) => each.row)))
+        ? h("div", { class: "log" }, table("Log lines", COLUMNS, this.rows.map((each) => each.row), this.scrolling))
         : h("p", { class: "mute" }, this.reading ? "Asking …" : "Nobody has written a line here."),
       this.unread && h("button", { type: "button", onclick: () => this.read() }, "Read on"),
     );

@@ -22,11 +22,12 @@ function known(word) {
  * @param {string} label is read out, and tells what it lists.
  * @param {{name: string, class?: string}[]} columns
  * @param {object[]} rows elements `tr`
+ * @param {object} props more of what scrolls
  */
-export function table(label, columns, rows) {
+export function table(label, columns, rows, props = {}) {
   return h(
     "div",
-    { class: "scroll", role: "region", "aria-label": label, tabindex: "0" },
+    { class: "scroll", role: "region", "aria-label": label, tabindex: "0", ...props },
     h(
       "table",
       { "aria-label": label },

@@ -5,7 +5,8 @@ import { plural } from "./format.js";
 import { STAGES } from "./state.js";
 
 const HUB = { width: 156, height: 52 };
-const CHIP = { width: 142, height: 40, gap: 8 };
+const CHIP = { width: 118, height: 40, gap: 8 };
+const WIDEST_CHIP = 146;
 const DOT = { width: 14, height: 14, gap: 4 };
 const PAD = 10;
 const LABEL = 18;
@@ -112,7 +113,8 @@ function group(place, nodes, x, y, width, label = null) {
   const named = nodes.length <= NAMED;
   const size = named ? CHIP : DOT;
   const perRow = Math.max(1, Math.floor((width - 2 * PAD + size.gap) / (size.width + size.gap)));
-  const chipWidth = named ? Math.min(size.width, width - 2 * PAD) : size.width;
+  const room = (width - 2 * PAD + size.gap) / perRow - size.gap;
+  const chipWidth = named ? Math.floor(Math.min(WIDEST_CHIP, room)) : size.width;
   const top = y + PAD + (label || !named ? LABEL : 0);
   const rows = Math.ceil(nodes.length / perRow);
   const inner = rows ? rows * (size.height + size.gap) - size.gap : LABEL;
@@ -192,7 +194,7 @@ function drawClient({ node, named, x, y, width }, away, doing) {
   const title = h("title", null, `${node.name}: ${away ? `${node.kind}, away` : stage}`);
   const key = `client ${node.name}`;
   if (!named) {
-    return h("g", { key, class: `client ${look}` }, title, h("rect", { class: "box", x, y, width, height: DOT.height, rx: 4 }));
+    return h("g", { key, class: `client ${look}` }, title, h("rect", { class: "dot", x, y, width, height: DOT.height, rx: 4 }));
   }
   return h(
     "g",

@@ -4,7 +4,7 @@ import { bar, legend, total } from "./chart.js";
 import { h } from "./dom.js";
 import { number, seconds, short } from "./format.js";
 import { modelLink, status, table } from "./parts.js";
-import { metricNames, PHASES } from "./state.js";
+import { metricNames, ordered, PHASES } from "./state.js";
 
 const SPENT = ["prepare", "fetch", "run", "push"];
 const METRICS_SHOWN = 3;
@@ -25,7 +25,7 @@ export function roundsTable(session, rounds, chosen) {
   const rows = rounds.map((round) =>
     h(
       "tr",
-      { key: round.round, "aria-selected": round.round === chosen ? "true" : null },
+      { key: round.round, "aria-current": round.round === chosen ? "true" : null },
       h("th", { scope: "row" }, roundLink(session, round, chosen), round.status === "committed" ? null : [" ", h("span", { class: "mute" }, round.status)]),
       count(round.updates),
       count(round.late, "late"),
@@ -78,10 +78,10 @@ export function clientsTable(contributions) {
 }
 
 function metrics({ metrics: measured, extra }) {
-  const told = Object.entries(extra ?? {});
+  const told = Object.keys(extra ?? {});
   return [
-    Object.entries(measured).map(([name, value]) =>
-      h("span", { key: name, class: "metric" }, h("span", { class: "mute" }, `${name} `), number(value)),
+    ordered(Object.keys(measured)).map((name) =>
+      h("span", { key: `metric ${name}`, class: "metric" }, h("span", { class: "mute" }, `${name} `), number(measured[name])),
     ),
     told.length > 0 &&
       h("details", { key: "extra" }, h("summary", null, `${told.length} more`), h("pre", null, JSON.stringify(extra, null, 2))),

@@ -12,11 +12,13 @@ export class State {
     this.nodes = null; // all of them, by name
     this.sessions = new Map(); // id → document; its rounds are there once `detailed` has the id
     this.detailed = new Set();
+    this.suspect = new Set(); // of the detailed ones, those that may have changed while nobody listened
     this.listed = null; // ids, newest first
     this.moreSessions = null; // cursor
     this.progress = new Map(); // session id → {round, work, asked, counted, failed, stages}; the newest news last
     this.activity = []; // events, newest first
     this.live = false;
+    this.wasLive = false;
     this.problem = null;
   }
 
@@ -47,20 +49,24 @@ export class State {
     const known = this.sessions.get(session.session);
     const rounds = detailed || !known ? session.rounds : known.rounds;
     this.sessions.set(session.session, { ...session, rounds });
-    if (detailed) this.detailed.add(session.session);
+    if (detailed) {
+      this.detailed.add(session.session);
+      this.suspect.delete(session.session);
+    }
     if (session.status !== "running") this.progress.delete(session.session);
   }
 
   /** Whether the rounds that are known of a session are those of this document from a listing. */
   isCurrent(listed) {
     const known = this.sessions.get(listed.session);
-    return this.detailed.has(listed.session) && listed.status !== "running" && known.finished_at === listed.finished_at;
+    const read = this.detailed.has(listed.session) && !this.suspect.has(listed.session);
+    return read && listed.status !== "running" && known.finished_at === listed.finished_at;
   }
 
   /** Take in an event; return what has to be asked for anew: names of listings, ids of sessions. */
   take(event) {
     const { kind, session, data } = event;
-    if (!TOLD_BY_OTHERS.has(kind)) this.activity = [event, ...this.activity].slice(0, ACTIVITY_KEPT);
+    this.remember([event]);
     switch (kind) {
       case "progress":
         this.progress.delete(session);
@@ -94,6 +100,12 @@ export class State {
     }
   }
 
+  /** Add events, oldest first, to what happened lately. */
+  remember(events) {
+    const told = events.filter((event) => !TOLD_BY_OTHERS.has(event.kind)).reverse();
+    this.activity = [...told, ...this.activity].slice(0, ACTIVITY_KEPT);
+  }
+
   #change(id, changes) {
     const known = this.sessions.get(id);
     if (!known) return [id];
@@ -118,8 +130,12 @@ export function committed(session) {
 
 /** The names of the metrics of some rounds: that of the stop rule first, then accuracy, then by name. */
 export function metricNames(rounds, session, of = "metrics") {
-  const names = new Set(rounds.flatMap((round) => Object.keys(round[of] ?? {})));
   const ruling = (session.config.stop_when ?? "").split(/[<>]/)[0];
+  return ordered(new Set(rounds.flatMap((round) => Object.keys(round[of] ?? {}))), ruling);
+}
+
+/** Names of metrics, that which matters most first. */
+export function ordered(names, ruling = "") {
   const place = (name) => (name === ruling ? 0 : name === "accuracy" ? 1 : 2);
   return [...names].sort((a, b) => place(a) - place(b) || (a < b ? -1 : 1));
 }

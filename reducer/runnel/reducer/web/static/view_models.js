@@ -2,6 +2,7 @@ import { h } from "./dom.js";
 import { bytes, id, number, short, time } from "./format.js";
 import { commandEnd, download, empty, facts, modelLink, more, pending, sessionLink, status, table } from "./parts.js";
 import { Listing, Resource } from "./resources.js";
+import { ordered } from "./state.js";
 
 const COLUMNS = [
   { name: "Model" }, { name: "Session" }, { name: "Round", class: "number" }, { name: "Metrics" },
@@ -54,7 +55,7 @@ export class ModelsView {
 }
 
 function row(app, model) {
-  const metrics = Object.entries(model.metrics).slice(0, METRICS_SHOWN);
+  const metrics = metricsOf(model).slice(0, METRICS_SHOWN);
   return h(
     "tr",
     { key: model.model },
@@ -67,6 +68,10 @@ function row(app, model) {
     h("td", { class: "wide" }, time(model.created_at)),
     h("td", null, file(app, model)),
   );
+}
+
+function metricsOf(model) {
+  return ordered(Object.keys(model.metrics)).map((name) => [name, model.metrics[name]]);
 }
 
 function file(app, model) {
@@ -120,7 +125,7 @@ export class ModelView {
           ["package", model.package && id(model.package)],
           ["strategy", model.strategy],
           ["made", time(model.created_at)],
-          ...Object.entries(model.metrics).map(([name, value]) => [name, number(value)]),
+          ...metricsOf(model).map(([name, value]) => [name, number(value)]),
         ]),
       ),
       model.participants.length > 0 && h("section", { class: "card" }, h("h2", null, "Who gave to it"), participants(model)),
@@ -142,7 +147,7 @@ export class ModelView {
             { key: each.model },
             modelLink(each.model),
             h("span", { class: "mute" }, each.round === null ? " seed" : ` round ${each.round}`),
-            Object.entries(each.metrics).slice(0, 1).map(([name, value]) => [` ${name} `, number(value)]),
+            metricsOf(each).slice(0, 1).map(([name, value]) => [` ${name} `, number(value)]),
           ),
         ),
       ),

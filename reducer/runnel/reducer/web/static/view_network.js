@@ -109,13 +109,13 @@ function activity(state) {
     "ol",
     { class: "activity" },
     state.activity.slice(0, EVENTS_SHOWN).map((event) =>
-      h("li", { key: event.seq }, time(event.at), " ", h("span", null, told(event))),
+      h("li", { key: event.seq }, time(event.at), " ", h("span", null, told(state, event))),
     ),
   );
 }
 
-function told({ kind, session, data }) {
-  const link = session ? sessionLink(session) : null;
+function told(state, { kind, session, data }) {
+  const link = session ? sessionLink(session, state.sessions.get(session)?.name || session) : null;
   const sentences = {
     "session.created": () => [link, " was started"],
     "session.resumed": () => [link, " was resumed"],

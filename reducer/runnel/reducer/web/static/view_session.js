@@ -54,6 +54,10 @@ export class SessionView {
     this.log.stop();
   }
 
+  drawn() {
+    this.log.drawn();
+  }
+
   query(query) {
     const round = Number(query.get("round")) || null;
     if (round === this.round) return;
@@ -163,7 +167,7 @@ export class SessionView {
       { class: "card", key: "curves", "aria-labelledby": "metrics" },
       h("div", { class: "head" }, h("h2", { id: "metrics" }, "Metrics"), h("ul", { class: "legend", "aria-hidden": "true" },
         h("li", null, h("span", { class: "swatch line-validate" }), "validation"), h("li", null, h("span", { class: "swatch line-train" }), "training"))),
-      curves.length === 0 && h("p", { class: "mute" }, rounds.length ? "No round has measured anything." : "The first round is not over yet."),
+      curves.length === 0 && h("p", { class: "mute" }, nothingMeasured(session, rounds)),
       h("div", { class: "curves" }, curves.map(([name, found]) => curve({ name, series: found, at: this.pointed.get(name) ?? null, point: (round) => this.#point(name, round) }))),
     );
   }
@@ -218,11 +222,16 @@ export class SessionView {
         ["started", time(session.created_at)],
         ["ended", time(session.finished_at)],
         ["took", session.finished_at && seconds((new Date(session.finished_at) - new Date(session.created_at)) / 1000)],
-        ...Object.entries(config).map(([name, value]) => [name.replaceAll("_", " "), written(value)]),
+        ...Object.entries(config).map(([name, value]) => [name.replace(/_s$/, " (s)").replaceAll("_", " "), written(value)]),
       ]),
       Object.keys(settings).length > 0 && [h("h3", null, "Client settings"), h("pre", null, JSON.stringify(settings, null, 2))],
     );
   }
+}
+
+function nothingMeasured(session, rounds) {
+  if (rounds.length) return "No round has measured anything.";
+  return session.status === "running" ? "The first round is not over yet." : "No round was completed.";
 }
 
 function series(rounds, name) {

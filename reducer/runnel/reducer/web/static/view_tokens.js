@@ -84,7 +84,7 @@ export class TokensView {
     return h(
       "form",
       { class: "line", onsubmit: this.create, autocomplete: "off" },
-      h("label", null, "Role", h("select", { name: "role" }, ROLES.map(([role, may]) => h("option", { key: role, value: role }, `${role} (${may})`)))),
+      h("label", null, "Role", h("select", { name: "role", "aria-label": "Role" }, ROLES.map(([role, may]) => h("option", { key: role, value: role }, `${role} (${may})`)))),
       h("label", null, "Name", h("input", { name: "name", maxlength: 200, placeholder: "for whom or what" })),
       h("label", null, "Days until it expires", h("input", { name: "days", type: "number", min: 1, max: 3650, placeholder: "never" })),
       h("button", { type: "submit", class: "primary" }, "Create a token"),

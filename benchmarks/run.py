@@ -1,0 +1,84 @@
+"""Runs all benchmarks and writes what they found to ``benchmarks/results/<date>-<machine>.json`` and ``.md``.
+
+python -m benchmarks.run [--quick] [--only NAME …] [--output PATH_WITHOUT_ENDING]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rich.console import Console
+
+from benchmarks import idle, machine, memory, round_overhead, startup
+from benchmarks.figures import Result, figure, quieten, show
+from benchmarks.report import Report, write
+
+RESULTS = Path(__file__).parent / "results"
+
+
+async def fold_bandwidth(quick: bool) -> Result:
+    """Run the script of that name in a process of its own, whose memory is nobody else's."""
+    size = ["--megabytes", "1", "--runs", "2"] if quick else []
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "benchmarks.fold_bandwidth", "--json", *size, stdout=asyncio.subprocess.PIPE
+    )
+    said, _ = await process.communicate()
+    if process.returncode:
+        raise RuntimeError(f"fold_bandwidth ended with {process.returncode}")
+    figures = []
+    for row in json.loads(said)["rows"]:
+        name = f"{row['megabytes']} MB: {row['operation']}"
+        figures.append(figure(name, "ms", [1e3 * row["seconds"]]))
+        figures.append(figure(f"{name}, times numpy", "x", [row["times_numpy"]]))
+        if row["peak_rss_models"] is not None:
+            figures.append(figure(f"{name}, peak memory", "models", [row["peak_rss_models"]]))
+    return Result(
+        benchmark="fold_bandwidth",
+        parameters={"seconds": "the best of some runs"},
+        figures=figures,
+    )
+
+
+BENCHMARKS: dict[str, Callable[[bool], Awaitable[Result]]] = {
+    "startup": startup.measure,
+    "idle": idle.measure,
+    "round_overhead": round_overhead.measure,
+    "memory": memory.measure,
+    "fold_bandwidth": fold_bandwidth,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run them one after the other, print and write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="fewer and smaller runs: shows that it works")
+    parser.add_argument("--only", nargs="+", choices=BENCHMARKS, metavar="NAME", help=", ".join(BENCHMARKS))
+    parser.add_argument("--output", type=Path, help="path without ending; default: benchmarks/results/DATE-MACHINE")
+    arguments = parser.parse_args(argv)
+    quieten()
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    described = machine.describe()
+    results = []
+    for name in arguments.only or BENCHMARKS:
+        console.print(f"[dim]{name} …[/dim]")
+        results.append(asyncio.run(_of(BENCHMARKS[name], quick=arguments.quick)))
+        show(results[-1], console)
+    day = datetime.now(UTC).date().isoformat()
+    report = Report(day=day, quick=arguments.quick, machine=described, results=results)
+    name = f"{day}-{machine.short_name(described)}{'-quick' if arguments.quick else ''}"
+    for path in write(report, arguments.output or RESULTS / name):
+        console.print(f"written: {path}")
+
+
+async def _of(measure: Callable[[bool], Awaitable[Result]], *, quick: bool) -> Result:
+    return await measure(quick)
+
+
+if __name__ == "__main__":
+    main()

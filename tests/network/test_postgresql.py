@@ -1,0 +1,502 @@
+"""PostgreSQL as the reducer's state: the same store, the same sessions, one reducer at a time, and outages."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import traceback
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Connection, select, text
+from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from runnel.common.errors import BadSettings, Conflict, InvalidInput, NotFound, Unreachable
+from runnel.common.protocol import AssignmentKey, LogLine, LogLines, Work
+from runnel.reducer.domain.values import Role
+from runnel.reducer.store import access, ledger
+from runnel.reducer.store.database import Database
+from runnel.reducer.store.journal import Journal
+from runnel.reducer.store.tables import Base, LeaseRow, LogRow, OrganisationRow, SlotRow
+from tests.doubles.reducer_state import add_session
+from tests.eventually import eventually
+from tests.network.local_network import ADD_CONSTANT, LocalNetwork, network, write_package
+from tests.postgresql import Cluster, running_cluster
+
+pytestmark = [pytest.mark.network, pytest.mark.timeout(120)]
+
+NOW = datetime(2026, 5, 6, 7, 8, 9, 123456, tzinfo=UTC)
+SEED: dict[str, np.ndarray[Any, Any]] = {"w": np.zeros((20, 3), np.float32), "b": np.zeros(4, np.float64)}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with running_cluster() as running:
+        yield running
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'reducer.db'}"
+    return str(request.getfixturevalue("cluster").new_database())
+
+
+@contextlib.asynccontextmanager
+async def opened(url: str, **options: Any) -> AsyncIterator[Database]:
+    async with Database(url, **options) as database:
+        yield database
+
+
+# ---- the same store on both
+
+
+async def test_the_migrations_make_what_the_tables_say_and_are_applied_once(url: str) -> None:
+    def differences(connection: Connection) -> list[object]:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        return list(compare_metadata(context, Base.metadata))
+
+    for _ in range(2):
+        async with opened(url) as database, database.read() as tx:
+            assert await (await tx.connection()).run_sync(differences) == []
+
+
+async def test_a_state_of_a_newer_version_is_refused(url: str) -> None:
+    async with opened(url) as database, database.write() as tx:
+        await tx.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(BadSettings, match=r"schema 9999.*newer version"):
+        async with opened(url):
+            pass
+
+
+async def test_events_keep_their_chain_whatever_is_in_them(url: str) -> None:
+    strange = {"nul": "a\0b", "surrogate": "\ud800", "words": "wörter ☃", "deep": [{"x": 1e-300}], "large": 2**60}
+    async with opened(url) as database:
+        journal = Journal(database)
+        for number in range(3):
+            async with journal.transaction() as tx:
+                await tx.record("strange", "default", None, number=number, **strange)
+        assert await journal.verify() == 3
+        assert (await journal.events(None, 0, 10))[0].data == {"number": 0, **strange}
+    async with opened(url) as database:  # the chain goes on after a restart
+        journal = Journal(database)
+        async with journal.transaction() as tx:
+            await tx.record("strange", "default")
+        assert await journal.verify() == 4
+
+
+async def test_what_fails_inside_is_not_written(url: str) -> None:
+    async with opened(url) as database:
+        journal = Journal(database)
+
+        async def fail() -> None:
+            async with journal.transaction() as tx:
+                await tx.record("never", "default")
+                await tx.session.flush()
+                raise RuntimeError("halfway")
+
+        with pytest.raises(RuntimeError, match="halfway"):
+            await fail()
+        async with journal.transaction() as tx:
+            await tx.record("once", "default")
+        assert [event.kind for event in await journal.events(None, 0, 10)] == ["once"]
+        with pytest.raises(IntegrityError):
+            async with database.write() as session:
+                session.add(SlotRow(session_id="none", round=1, work="train", client="a", state="open"))
+
+
+async def test_writers_take_turns_and_readers_do_not_wait(url: str) -> None:
+    async with opened(url) as database:
+        journal = Journal(database)
+
+        async def write(number: int) -> None:
+            async with journal.transaction() as tx:
+                await tx.record("one", "default", None, number=number)
+
+        async with journal.transaction() as tx:
+            await tx.record("first", "default")
+            await tx.session.flush()
+            assert await journal.events(None, 0, 10) == []
+        async with asyncio.TaskGroup() as group:
+            for number in range(20):
+                group.create_task(write(number))
+        assert [event.seq for event in await journal.events(None, 0, 100)] == list(range(1, 22))
+        assert await journal.verify() == 21
+
+
+async def test_times_are_utc_whatever_zone_they_came_in(url: str) -> None:
+    elsewhere = NOW.astimezone(timezone(timedelta(hours=-7)))
+    async with opened(url) as database:
+        async with database.write() as tx:
+            tx.add(OrganisationRow(id="a", created_at=elsewhere))
+        async with database.read() as tx:
+            row = await tx.get_one(OrganisationRow, "a")
+            assert (row.created_at, row.created_at.utcoffset()) == (NOW, timedelta(0))
+            assert await tx.scalar(select(OrganisationRow.id).where(OrganisationRow.created_at == elsewhere)) == "a"
+
+
+async def test_a_prefix_means_what_it_says(url: str) -> None:
+    async with opened(url) as database:
+        async with database.write() as tx:
+            await add_session(tx, "ses-aaaa_1")
+            await add_session(tx, "ses-aaaab1")
+        async with database.read() as tx:
+            assert (await ledger.find_session(tx, "default", "ses-aaaa_")).id == "ses-aaaa_1"
+            for none in ("ses-aaa%1", "SES-AAAAB", "ses-aaaa\\"):
+                with pytest.raises(NotFound):
+                    await ledger.find_session(tx, "default", none)
+            with pytest.raises(Conflict):
+                await ledger.find_session(tx, "default", "ses-aaaa")
+
+
+async def test_lines_that_no_database_likes_are_kept_in_order(url: str) -> None:
+    key = AssignmentKey(session_id="ses-aaaaaaaaaa", round=1, work=Work.TRAIN)
+    texts = ["nul \0 inside", "wörter ☃ 𝄞", "", "x" * 100_000]
+    lines = tuple(LogLine(at_ms=1_700_000_000_000 + n, stream="stdout", text=line) for n, line in enumerate(texts))
+    async with opened(url) as database:
+        async with database.write() as tx:
+            await ledger.add_log(tx, LogLines(key=key, client="site-1", lines=lines))
+        async with database.read() as tx:
+            page = await ledger.logs(tx, key.session_id, None, None, None, 10)
+            rows = list(await tx.scalars(select(LogRow).order_by(LogRow.id)))
+        assert [line.text for line in page.items] == ["nul \ufffd inside", *texts[1:]]
+        assert [row.text for row in rows] == [line.text for line in page.items]
+
+
+async def test_a_token_is_found_by_its_secret_and_listed_in_pages(url: str) -> None:
+    async with opened(url) as database:
+        async with database.write() as tx:
+            for number in range(5):
+                await access.add_token(
+                    tx, f"tok-{number}", f"secret {number}", "default", Role.CLIENT, f"n{number}", None
+                )
+        async with database.read() as tx:
+            found = await access.find_token(tx, "secret 3")
+            assert found is not None
+            assert found.id == "tok-3"
+            first = await access.tokens(tx, None, None, 2)
+            second = await access.tokens(tx, None, first.next_cursor, 2)
+            third = await access.tokens(tx, None, second.next_cursor, 2)
+        assert [t.id for page in (first, second, third) for t in page.items] == [f"tok-{n}" for n in (4, 3, 2, 1, 0)]
+
+
+async def test_what_does_not_fit_its_column_is_bad_input(cluster: Cluster) -> None:
+    async with opened(cluster.new_database()) as database:
+        with pytest.raises(InvalidInput, match="too long"):
+            async with database.write() as tx:
+                tx.add(OrganisationRow(id="a" * 65, created_at=NOW))
+        with pytest.raises(InvalidInput, match="NUL"):
+            async with database.read() as tx:
+                await tx.get(OrganisationRow, "a\0b")
+        assert await names_in(database) == set()
+
+
+# ---- the lease
+
+
+async def test_a_second_reducer_is_refused_and_told_who_is_there(cluster: Cluster) -> None:
+    url = cluster.new_database()
+    async with opened(url, name="north") as database:
+        with pytest.raises(Conflict, match=r"The reducer north on \S+ \(process \d+\) acts on the database") as caught:
+            async with opened(url, name="south"):
+                pass
+        assert "correct" not in str(caught.value)
+        async with database.write() as tx:  # the first is not disturbed
+            tx.add(OrganisationRow(id="a", created_at=NOW))
+    async with opened(url, name="south") as database, database.read() as tx:
+        lease = (await tx.scalars(select(LeaseRow))).one()
+        assert (lease.name, lease.token) == ("south", 2)
+
+
+def expire(cluster: Cluster, url: str) -> None:
+    """Do what time does while a holder is stopped: nobody has renewed the lease."""
+    cluster.query(url.rpartition("/")[2], "UPDATE lease SET expires_at = now() - interval '1 second'")
+
+
+async def names_in(database: Database) -> set[str]:
+    async with database.read() as tx:
+        return {row.id for row in await tx.scalars(select(OrganisationRow))}
+
+
+class Holder:
+    """A reducer's database in a task of its own, as in a process of its own, that writes when it is told to."""
+
+    def __init__(self, url: str, **options: Any) -> None:
+        self._url, self._options = url, options
+        self._ready, self.go = asyncio.Event(), asyncio.Event()
+        self.refused: Unreachable | None = None
+        self.task = asyncio.create_task(self._run())
+
+    async def ready(self) -> Holder:
+        await self._ready.wait()
+        return self
+
+    async def _run(self) -> None:
+        async with opened(self._url, name="first", **self._options) as database:
+            async with database.write() as tx:
+                tx.add(OrganisationRow(id="before", created_at=NOW))
+            self._ready.set()
+            await self.go.wait()
+            try:
+                async with database.write() as tx:
+                    tx.add(OrganisationRow(id="after", created_at=NOW))
+            except Unreachable as error:
+                self.refused = error
+            with pytest.raises(Unreachable, match="no longer has the lease"):
+                async with database.read():
+                    pass
+            await asyncio.Event().wait()  # until the loss of the lease ends this task
+
+
+async def test_the_lease_of_one_that_hangs_goes_to_the_next_and_the_first_is_fenced(cluster: Cluster) -> None:
+    url = cluster.new_database()
+    first = await Holder(url, lease_s=60).ready()
+    expire(cluster, url)
+    async with opened(url, name="second") as second:
+        first.go.set()
+        with pytest.RaisesGroup(pytest.RaisesExc(Unreachable, match=r"no longer has the lease .*: second on")):
+            await first.task
+        assert "no longer has the lease" in str(first.refused)
+        assert await names_in(second) == {"before"}
+
+
+async def test_one_that_does_nothing_ends_too_when_its_lease_is_taken(cluster: Cluster) -> None:
+    url = cluster.new_database()
+    first = await Holder(url, lease_s=1.5).ready()
+    expire(cluster, url)
+    async with opened(url, name="second"):
+        with pytest.RaisesGroup(pytest.RaisesExc(Unreachable, match="no longer has the lease")):
+            await asyncio.wait_for(first.task, 10)
+
+
+async def test_what_is_being_committed_while_the_lease_is_taken_is_seen_by_the_next(cluster: Cluster) -> None:
+    url = cluster.new_database()
+
+    async def take_over() -> set[str]:
+        async with opened(url, name="second") as second:
+            return await names_in(second)
+
+    async with opened(url, name="first", lease_s=60) as first:
+        expire(cluster, url)
+        async with first.write() as tx:
+            second = asyncio.create_task(take_over())
+            await eventually(lambda: waiting_for_locks(cluster, url), timeout_s=20)
+            tx.add(OrganisationRow(id="in time", created_at=NOW))
+        assert await asyncio.wait_for(second, 20) == {"in time"}
+
+
+def waiting_for_locks(cluster: Cluster, url: str) -> bool:
+    query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    return cluster.query(url.rpartition("/")[2], query) != [(0,)]
+
+
+async def test_a_holder_whose_connection_broke_is_still_the_holder(cluster: Cluster) -> None:
+    url = cluster.new_database()
+    end_all = (
+        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+    locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted"
+
+    async with opened(url, name="first", lease_s=1) as first:
+        name = url.rpartition("/")[2]
+        assert cluster.query(name, locks) == [(1,)]
+        assert cluster.query(name, end_all) != [(0,)]
+        async with first.write() as tx:  # over a new connection, and nobody notices
+            tx.add(OrganisationRow(id="a", created_at=NOW))
+        await eventually(lambda: cluster.query(name, locks) == [(1,)], timeout_s=10)
+        with pytest.raises(Conflict, match="The reducer first"):
+            async with opened(url, name="second"):
+                pass
+        assert await names_in(first) == {"a"}
+
+
+# ---- outages
+
+
+async def test_a_transaction_waits_for_a_server_that_is_away_for_some_seconds(cluster: Cluster) -> None:
+    async with opened(cluster.new_database()) as database:
+        await asyncio.to_thread(cluster.stop)
+        writing = asyncio.create_task(add(database, "a"))
+        reading = asyncio.create_task(names_in(database))
+        await asyncio.sleep(1)  # the outage
+        assert not writing.done()
+        assert not reading.done()
+        await asyncio.to_thread(cluster.start)
+        await writing
+        await reading
+        assert await names_in(database) == {"a"}
+
+
+async def test_an_outage_without_an_end_is_said_without_the_password(cluster: Cluster) -> None:
+    url = cluster.new_database()
+    async with opened(url, patience_s=0.5) as database:
+        await asyncio.to_thread(cluster.stop, "immediate")
+        try:
+            with pytest.raises(Unreachable, match=r"database test_\w+ at 127.0.0.1:\d+ does not answer: .+") as written:
+                await add(database, "a")
+            with pytest.raises(Unreachable, match="does not answer") as read:
+                await names_in(database)
+            with pytest.raises(Unreachable, match="does not answer") as begun:
+                async with opened(url, patience_s=0.5):
+                    pass
+        finally:
+            await asyncio.to_thread(cluster.start)
+        shown = "".join("".join(traceback.format_exception(caught.value)) for caught in (written, read, begun))
+        assert "correct" not in shown
+        assert "battery" not in shown
+        await add(database, "b")
+        assert await names_in(database) == {"b"}
+
+
+async def test_a_wrong_password_is_not_shown(cluster: Cluster) -> None:
+    wrong = cluster.url("postgres", "-".join(("hush", "hush")))
+    with pytest.raises(Unreachable, match="password authentication failed") as caught:
+        async with opened(wrong, patience_s=0.1):
+            pass
+    assert "hush-hush" not in "".join(traceback.format_exception(caught.value))
+
+
+class LostAnswer:
+    """Ends the connection at the next commit: when the server has done it, or just before it can."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, committed: bool) -> None:
+        self._commit, self._committed, self.times = AsyncSession.commit, committed, 1
+        lost = self
+
+        async def commit(session: AsyncSession) -> None:
+            await lost.commit(session)
+
+        monkeypatch.setattr(AsyncSession, "commit", commit)
+
+    async def commit(self, session: AsyncSession) -> None:
+        if self.times == 0:
+            await self._commit(session)
+            return
+        self.times -= 1
+        connection = await session.connection()
+        if self._committed:
+            await self._commit(session)
+        else:
+            await session.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+        assert connection.sync_connection is not None
+        raise OperationalError("COMMIT", {}, ConnectionError("the connection was lost"), connection_invalidated=True)
+
+
+async def test_a_commit_whose_answer_is_lost_counts(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with opened(cluster.new_database()) as database:
+        fault = LostAnswer(monkeypatch, committed=True)
+        await add(database, "a")
+        assert fault.times == 0
+        assert await names_in(database) == {"a"}
+
+
+async def test_a_commit_that_never_was_is_an_error(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with opened(cluster.new_database()) as database:
+        fault = LostAnswer(monkeypatch, committed=False)
+        with pytest.raises(Unreachable):
+            await add(database, "a")
+        assert fault.times == 0
+        assert await names_in(database) == set()
+        await add(database, "a")
+        assert await names_in(database) == {"a"}
+
+
+async def add(database: Database, name: str) -> None:
+    async with database.write() as tx:
+        tx.add(OrganisationRow(id=name, created_at=NOW))
+
+
+# ---- whole sessions
+
+WAIT = (
+    "import os, time, pathlib\n"
+    "while not pathlib.Path(os.environ['RUNNEL_DATA'] + '.go').exists(): time.sleep(0.02)\n"
+    "with open(os.environ['RUNNEL_DATA'] + '.runs', 'a') as f: f.write('x')\n"
+)
+
+
+async def test_sessions_end_in_the_mean_and_go_on_after_a_restart(url: str, tmp_path: Path) -> None:
+    async with network(tmp_path, combiners=2, clients=3, database=url) as net:
+        package = await net.push_package(write_package(tmp_path / "package"))
+        seed = await net.push_model(SEED)
+        options = {"strategy": "fedadam", "strategy_options": {"learning_rate": 0.1}}
+        one = await net.start_session(package, seed, rounds=2, min_clients=3)
+        two = await net.start_session(package, seed, rounds=2, min_clients=3, **options)
+        view = await net.until_ended(one)
+        assert [r["metrics"]["mean"] for r in view["rounds"]] == [2.0, 4.0]  # the mean of 1, 2, 3, twice
+        assert (await net.until_ended(two))["status"] == "finished"
+        await net.stop("reducer")
+        await net.start_reducer()
+        await net.until_attached("site-1", "site-2", "site-3")
+        await net.http.post(f"/sessions/{one[:8]}/extend", json={"rounds": 1})
+        view = await net.until_ended(one)
+        assert [r["metrics"]["mean"] for r in view["rounds"]] == [2.0, 4.0, 6.0]
+        assert all((array == 6).all() for array in (await net.model(view["model"])).values())
+        trail = (await net.http.get(f"/models/{view['model']}")).json()
+        assert sorted(p["client"] for p in trail["participants"]) == ["site-1", "site-2", "site-3"]
+        listed = (await net.http.get("/sessions", params={"limit": 1})).json()
+        assert [s["session"] for s in listed["items"]] == [two]
+        rest = (await net.http.get("/sessions", params={"cursor": listed["next"]})).json()
+        assert [s["session"] for s in rest["items"]] == [one]
+        nodes = [n["name"] for n in (await net.http.get("/nodes")).json()["items"]]
+        assert nodes == ["c1", "c2", "site-1", "site-2", "site-3"]
+        assert await net.reducer.engine._journal.verify() > 0
+
+
+async def until_ended(net: LocalNetwork, session: str, timeout_s: float = 80.0) -> dict[str, Any]:
+    """Ask until the session has ended, also while the answer is that the database is away."""
+    async with asyncio.timeout(timeout_s):
+        while True:
+            answer = await net.http.get(f"/sessions/{session}")
+            assert answer.status_code in {200, 503}, answer.text
+            if answer.status_code == 200 and answer.json()["status"] != "running":
+                return dict(answer.json())
+            await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("mode", "seconds"), [("fast", 2.0), ("immediate", 2.0), ("fast", 12.0)], ids=["restart", "crash", "long"]
+)
+async def test_a_session_outlives_an_outage(cluster: Cluster, tmp_path: Path, mode: str, seconds: float) -> None:
+    """The database goes while clients train, and comes back after their reports have come: nobody trains twice."""
+    async with network(tmp_path, combiners=1, clients=3, database=cluster.new_database()) as net:
+        package = await net.push_package(write_package(tmp_path / "package", train=WAIT + ADD_CONSTANT))
+        seed = await net.push_model(SEED)
+        session = await net.start_session(package, seed, rounds=3, min_clients=3, validate_every=3)
+        (tmp_path / "site-1.txt.go").touch()
+        await eventually(lambda: (tmp_path / "site-1.txt.runs").exists(), timeout_s=30)
+        await asyncio.to_thread(cluster.stop, mode)
+        (tmp_path / "site-2.txt.go").touch()
+        (tmp_path / "site-3.txt.go").touch()
+        await asyncio.sleep(seconds)  # the outage
+        await asyncio.to_thread(cluster.start)
+        view = await until_ended(net, session)
+        assert view["status"] == "finished", view["reason"]
+        assert [(r["updates"], r["failed"], r["late"]) for r in view["rounds"]] == [(3, 0, 0)] * 3
+        assert all((array == 6).all() for array in (await net.model(view["model"])).values())
+        for number in (1, 2, 3):
+            assert (tmp_path / f"site-{number}.txt.runs").read_text() == "xxx"  # once in each round
+        assert await net.reducer.engine._journal.verify() > 0
+
+
+async def test_outages_at_any_moment_lose_nothing(cluster: Cluster, tmp_path: Path) -> None:
+    async with network(tmp_path, combiners=1, clients=2, database=cluster.new_database()) as net:
+        package = await net.push_package(write_package(tmp_path / "package"))
+        session = await net.start_session(package, await net.push_model(SEED), rounds=12, min_clients=2)
+        for number in range(4):
+            await net.until_round(session, 1 + 2 * number)
+            await asyncio.to_thread(cluster.stop, ("fast", "immediate")[number % 2])
+            await asyncio.to_thread(cluster.start)
+        view = await until_ended(net, session)
+        assert view["status"] == "finished", view["reason"]
+        assert [r["updates"] for r in view["rounds"]] == [2] * 12
+        assert [r["metrics"]["mean"] for r in view["rounds"]] == [1.5 * (n + 1) for n in range(12)]
+        assert await net.reducer.engine._journal.verify() > 0
