@@ -48,9 +48,6 @@ class Visit:
         """Wait until the page follows what happens."""
         await expect(self.page.get_by_role("status").filter(has_text="live")).to_be_visible()
 
-    async def text(self) -> str:
-        return await self.page.locator("#app").inner_text()
-
     async def __call__(self, script: str, argument: Any = None) -> Any:
         """Return what a script in the page returns."""
         return await self.page.evaluate(script, argument)

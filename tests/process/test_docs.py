@@ -35,7 +35,7 @@ from pydantic import BaseModel
 
 from runnel.cli.session_commands import app as session_app
 from runnel.client.runtimes import variables
-from runnel.common.aggregation.optimizers import OPTIMIZERS
+from runnel.common.aggregation.optimizers import OPTIMIZERS, STRATEGIES
 from runnel.common.errors import RunnelError
 from runnel.common.settings import describe_settings, load_settings
 from runnel.reducer.http import create_app
@@ -362,6 +362,18 @@ def test_strategies_and_their_defaults() -> None:
     assert documented == {
         name: {option.name: option.default for option in fields(rule)} for name, rule in OPTIMIZERS.items()
     }
+
+
+def test_robust_strategies_and_their_defaults() -> None:
+    text = (ROOT / "docs" / "model-initiator.md").read_text().partition("## Robust strategies")[2]
+    rows = re.findall(r"^\| `(\w+)` \|[^|]*\|([^|]*)\|", text, re.MULTILINE)
+    robust = {name: kind for name, kind in STRATEGIES.items() if kind.gathers}
+    assert [name for name, _ in rows] == list(robust)
+    for name, options in rows:
+        documented = {option: float(value) for option, value in re.findall(r"`(\w+)`[^,=]*= ([\d.e-]+)", options)}
+        defaults = {option: value for option, value in robust[name].options.items() if value is not None}
+        assert documented | {"learning_rate": 1.0} == defaults, name
+        assert all(f"`{option}`" in options for option in robust[name].required), name
 
 
 def test_codes_of_failures() -> None:

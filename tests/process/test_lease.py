@@ -95,15 +95,15 @@ def test_one_that_stood_still_for_longer_than_its_lease_never_acts_again(two: Tw
     north.send_signal(signal.SIGSTOP)
     stopped = time.monotonic()
     try:
-        # Its connections live on; only that it is silent tells. Whoever watches over reducers starts the next until it stays.
+        # Its connections live on; only that it is silent tells. Whoever watches over reducers starts the next until it
+        # stays.
         while True:
             two.start("south")
-            try:
-                two.process("south").wait(0.1)
-            except subprocess.TimeoutExpired:
-                if (two.folder / "south" / "endpoints.json").exists() or "ready" in two.log_of("south"):
-                    break
-                continue
+            eventually_blocking(
+                lambda: two.process("south").poll() is not None or "ready" in two.log_of("south"), timeout_s=30
+            )
+            if two.process("south").poll() is None:
+                break
         taken = time.monotonic() - stopped
         two.until_ready("south")
         assert taken < LEASE_S + 20

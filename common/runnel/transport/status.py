@@ -78,8 +78,8 @@ _HINTS: Mapping[grpc.StatusCode, str] = {
 
 
 _TLS_HINTS: Mapping[str, str] = {
-    "CERTIFICATE_VERIFY_FAILED": "Its certificate is not signed by an authority that is trusted here, or is for another "
-    "host: give the network's authority by --tls-ca (people: --ca-file).",
+    "CERTIFICATE_VERIFY_FAILED": "Its certificate is not signed by an authority that is trusted here, or is for "
+    "another host: give the network's authority by --tls-ca (people: --ca-file).",
     "WRONG_VERSION_NUMBER": "It does not speak TLS, and this side does.",
 }
 """What to do, by words that OpenSSL and BoringSSL have in the error of a handshake."""

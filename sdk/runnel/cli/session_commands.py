@@ -28,11 +28,17 @@ def start(
     rounds: Annotated[int, typer.Option("--rounds", help="How many rounds to run.")],
     name: Annotated[str, typer.Option("--name", help="For people; need not be unique.")] = "",
     strategy: Annotated[
-        str, typer.Option("--strategy", help="fedavg, fedavgm, fedadam, fedyogi or fedadagrad.")
+        str,
+        typer.Option(
+            "--strategy",
+            help="Of the mean: fedavg, fedavgm, fedadagrad, fedadam, fedyogi. Robust: median, trimmed_mean, krum, "
+            "multi_krum, bulyan, geometric_median, norm_clipping; these need every update at the reducer, so traffic "
+            "and disk grow with the number of clients there and at combiners.",
+        ),
     ] = "fedavg",
     strategy_option: Annotated[
         list[str] | None,
-        typer.Option("--strategy-option", metavar="NAME=NUMBER", help="Of the strategy; may be repeated."),
+        typer.Option("--strategy-option", metavar="NAME=NUMBER", help="Of the strategy, such as learning_rate=0.1, beta=0.2, f=1, max_norm=5; may be repeated."),
     ] = None,
     min_clients: Annotated[int, typer.Option("--min-clients", help="Updates that a round needs at least.")] = 1,
     sample: Annotated[

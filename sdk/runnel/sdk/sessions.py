@@ -51,8 +51,9 @@ class Sessions:
             seed: a model's file, which is pushed first, or the id of one that is stored.
             rounds: how many.
             name: for people.
-            strategy: fedavg, fedavgm, fedadam, fedyogi or fedadagrad.
-            strategy_options: for example ``{"learning_rate": 0.1}``.
+            strategy: fedavg, fedavgm, fedadagrad, fedadam, fedyogi; or a robust rule, which needs every update at the
+                reducer: median, trimmed_mean, krum, multi_krum, bulyan, geometric_median, norm_clipping.
+            strategy_options: for example ``{"learning_rate": 0.1}`` or ``{"f": 2}``.
             min_clients: updates that a round needs at least.
             sample: clients that a round asks: an int is a count, a float in (0, 1] a fraction; None: all.
             over_select: ask so many times the sample, and close the round when the sample is in.

@@ -45,9 +45,10 @@ class Median:
     def of(rows: Matrix) -> Vector:
         """Return the median float64[n] of float64[k, n]; not modified."""
         low, high = (len(rows) - 1) // 2, len(rows) // 2
-        parted = np.partition(rows, (low, high), axis=0)
+        # For the numbers of updates that there are, sorting is faster than np.partition.
+        ordered = np.sort(rows, axis=0)
         # Halved before they are added, so that the largest numbers don't overflow; clipped, so that the smallest stay.
-        median: Vector = np.clip(parted[low] / 2 + parted[high] / 2, parted[low], parted[high])
+        median: Vector = np.clip(ordered[low] / 2 + ordered[high] / 2, ordered[low], ordered[high])
         return median
 
 
