@@ -35,7 +35,7 @@ from pydantic import BaseModel
 
 from runnel.cli.session_commands import app as session_app
 from runnel.client.runtimes import variables
-from runnel.common.aggregation.optimizers import OPTIMIZERS, STRATEGIES
+from runnel.common.aggregation import OPTIMIZERS, STRATEGIES
 from runnel.common.errors import RunnelError
 from runnel.common.settings import describe_settings, load_settings
 from runnel.reducer.http import create_app

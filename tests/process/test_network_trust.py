@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +132,7 @@ def test_a_node_without_a_good_token_ends_and_says_why(
     token = tokens[other if what == "the other" else what]
     arguments = [kind, "--network", network.rpc, "--state", str(tmp_path), "--name", "stranger"]
     listen = ["--listen", "127.0.0.1:0"] if kind == "combiner" else []
-    environ = {} if token is None else {f"RUNNEL_{kind.upper()}_TOKEN": token}
+    environ: dict[str, Any] = {} if token is None else {f"RUNNEL_{kind.upper()}_TOKEN": token}
     said = network.runnel(*arguments, *listen, timeout_s=30, **environ)
     assert (said.status, said.out) == (1, "")
     assert "Traceback" not in said.err
@@ -174,7 +174,7 @@ def test_another_organisation_sees_nothing_of_ours(network: SecureNetwork, sessi
         assert (status.clients_attached, status.combiners_attached) == (0, 0)
         assert (status.sessions_running, status.blobs_bytes) == (0, 0)
         ours = str(session["session"])
-        hidden = [
+        hidden: list[Callable[[], object]] = [
             lambda: theirs.sessions.show(ours),
             lambda: list(theirs.sessions.logs(ours)),
             lambda: theirs.models.show(str(session["model"])),

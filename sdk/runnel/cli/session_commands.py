@@ -38,7 +38,11 @@ def start(
     ] = "fedavg",
     strategy_option: Annotated[
         list[str] | None,
-        typer.Option("--strategy-option", metavar="NAME=NUMBER", help="Of the strategy, such as learning_rate=0.1, beta=0.2, f=1, max_norm=5; may be repeated."),
+        typer.Option(
+            "--strategy-option",
+            metavar="NAME=NUMBER",
+            help="Of the strategy, such as learning_rate=0.1, beta=0.2, f=1, max_norm=5; may be repeated.",
+        ),
     ] = None,
     min_clients: Annotated[int, typer.Option("--min-clients", help="Updates that a round needs at least.")] = 1,
     sample: Annotated[
