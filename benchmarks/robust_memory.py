@@ -27,7 +27,7 @@ RULES: dict[str, dict[str, float]] = {"median": {}, "krum": {"f": 1}, "geometric
 
 async def measure(quick: bool) -> Result:
     """Measure all rules and numbers of clients."""
-    megabytes, counts, rounds = (1, (5,), 1) if quick else (50, (5, 20), 3)
+    megabytes, counts, rounds = (1, (5,), 1) if quick else (20, (5, 20), 3)
     figures: list[Figure] = []
     for strategy, options in RULES.items():
         for clients in counts:
@@ -82,7 +82,7 @@ async def _row(
 
 def _prepare(folder: Path, megabytes: int) -> tuple[Path, Path, Path]:
     """Write the seed, the update of all clients, and a package that nobody runs."""
-    params = megabytes * MB // 4
+    params = megabytes * 1_000_000 // 4
     seed, update, source = folder / "seed.npz", folder / "update.npz", folder / "package"
     write_npz(seed, {"w": np.zeros(params, np.float32)})
     write_npz(update, {"w": np.random.default_rng(0).standard_normal(params, np.float32)})

@@ -190,7 +190,7 @@ async def module(served: Served, body: str, argument: Any = None) -> Any:
 
 async def test_events_are_read_wherever_the_stream_is_cut(served: Served) -> None:
     stream = (
-        '\ufeff: comment\n\nretry: 250\r\nid: 7\revent: round.committed\ndata: {"a":\ndata:1}\n\n'
+        '\ufeff: comment\n\nretry: 250\r\nid: 7\revent: round.committed\r\ndata: {"a":\ndata:1}\n\n'
         "event: nothing\n\ndata: é😀\nid\n\nunknown: x\ndata\n\nid: 9\u0000\ndata:  two\n\ndata: not yet\n"
     )
     expected = [

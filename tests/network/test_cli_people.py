@@ -99,6 +99,7 @@ async def test_every_option_of_start_arrives(people: People) -> None:
         "strategy_options": {},
         "min_clients": 2,
         "sample": 4,
+        "over_select": 1.0,
         "buffer": 3,
         "round_timeout_s": 9.0,
         "retries": 1,

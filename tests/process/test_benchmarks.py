@@ -57,7 +57,7 @@ def test_a_round_is_told_by_phase_and_stage(report: Report) -> None:
         rounds, overhead = found[f"{what}: round"], found[f"{what}: overhead of a round"]
         assert overhead.median == pytest.approx(rounds.median - found[f"{what}: the scripts alone"].median)
         assert rounds.runs == 2
-        parts = ("phase selecting", "phase training", "phase reducing", "client, train, run", "client, train, push")
+        parts = ("phase training", "phase reducing", "client, train, run", "client, train, push")
         for part in parts:
             assert 0 < found[f"{what}: {part}"].median < rounds.median
     assert "with validation: phase validating" in found

@@ -288,24 +288,24 @@ async def test_settled_while_it_pushes_the_push_ends_and_the_client_does_not(sit
 
 
 async def test_called_off_while_it_keeps_its_report_nothing_stays(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    keep, keeping = Outbox.keep, asyncio.Event()
+    keep, kept = Outbox.keep, asyncio.Event()
     loop = asyncio.get_running_loop()
 
     def slowly(self: Outbox, *args: object) -> None:
         asyncio.run_coroutine_threadsafe(meanwhile(), loop).result()
         keep(self, *args)  # type: ignore[arg-type]
+        loop.call_soon_threadsafe(kept.set)
 
     async def meanwhile() -> None:
         site.link.receive(called_off())
         await eventually(lambda: not site.held, timeout_s=5)
         with suppress(AssertionError):  # nothing is cleared away while something is still being written
             await eventually(lambda: not site.agent._clearing, timeout_s=0.3)
-        keeping.set()
 
     monkeypatch.setattr(Outbox, "keep", slowly)
     site.runtime.may_end.set()
     site.link.receive(site.order(1))
-    await keeping.wait()
+    await kept.wait()
     monkeypatch.undo()
     await eventually(lambda: not site.agent._clearing, timeout_s=5)
     await site.empty()

@@ -73,8 +73,9 @@ class SessionConfig:
     ``sample``: how many of the attached clients each round asks; a float in (0, 1] is a fraction, an int a count,
     None all of them. ``over_select``: how many times as many are asked as the sample wants; the round closes when the
     sample is in, and who comes later is late. ``buffer``: a round closes when this many updates are in; None: when all
-    asked have answered. ``round_timeout_s``: seconds from the first request of a phase to its close. ``retries``: how often a phase that
-    ended with too few updates is opened again before the session fails; what was counted stays counted.
+    asked have answered. ``round_timeout_s``: seconds from the first request of a phase to its close. ``retries``: how
+    often a phase that ended with too few updates is opened again before the session fails; what was counted stays
+    counted.
     ``validate_every``: validate each n-th round and the last; 0 never. ``strategy_options``: see
     :mod:`runnel.common.aggregation.strategies`. ``client_settings``: handed to the package as it is.
     ``random_seed``: of the sampling; None draws one, which is kept with the session.
