@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from playwright.async_api import expect
+from playwright.async_api import Route, expect
 
 from tests.browser.browsing import Visit, browser, visit
 from tests.eventually import eventually
@@ -114,6 +115,31 @@ async def test_a_session_is_watched_from_its_start_to_its_end(tmp_path: Path) ->
             await expect(row.nth(2)).to_contain_text("4 / 4")
             assert await row.nth(3).locator("data").get_attribute("value") == "8"
             assert await marked(look)
+
+
+async def test_an_answer_older_than_the_news_does_not_undo_them(tmp_path: Path) -> None:
+    async with network(tmp_path, combiners=1, clients=1) as net, browser() as started:
+        package, seed = await prepared(net, HELD)
+        answered, told = asyncio.Event(), asyncio.Event()
+
+        async def slow(route: Route) -> None:
+            answer = await route.fetch()
+            answered.set()
+            await told.wait()
+            await route.fulfill(response=answer)
+
+        async with visit(started, net.reducer.url) as look:
+            await look.page.route(re.compile("/sessions/ses-"), slow)
+            await net.start_session(package, seed, rounds=1, min_clients=2)
+            await answered.wait()
+            await expect(look.page.get_by_role("img").get_by_text("selecting", exact=True)).to_be_visible()
+            await net.start_client("site-2")
+            await expect(look.page.get_by_role("img").get_by_text("training", exact=True)).to_be_visible()
+            async with look.page.expect_response(re.compile("/sessions/ses-")):
+                told.set()
+            await asyncio.sleep(0.5)  # for the page to take it in
+            await expect(look.page.get_by_role("img").get_by_text("training", exact=True)).to_be_visible()
+            (tmp_path / "go").touch()
 
 
 async def test_the_buttons_stop_resume_and_extend(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ export class Loader {
     ]);
     this.waiting = [];
     this.busy = 0;
+    this.underWay = new Set(); // of each read, the events that were told since it was asked for
     this.feed = new Feed({
       api,
       begin: () => this.#begin(),
@@ -65,6 +66,7 @@ export class Loader {
 
   #take(event) {
     const stale = new Set(this.state.take(event));
+    for (const meanwhile of this.underWay) meanwhile.push(event);
     for (const name of stale) {
       if (this.reads.has(name)) this.reads.get(name)();
       else if (name === event.session) this.session(name);
@@ -79,30 +81,46 @@ export class Loader {
     if (!this.closed) this.state.remember(page.items.filter((event) => event.seq <= newest));
   }
 
+  /** Ask for documents and take them in, then once more what was told meanwhile: the answer may be older than that. */
+  async learn(ask, know) {
+    const meanwhile = [];
+    this.underWay.add(meanwhile);
+    try {
+      const answer = await ask();
+      if (!this.closed) {
+        know(answer);
+        for (const event of meanwhile) this.state.apply(event);
+      }
+      return answer;
+    } finally {
+      this.underWay.delete(meanwhile);
+    }
+  }
+
   async #readSessions() {
     const shown = Math.max(LISTED, this.state.listed?.length ?? 0);
-    const page = await this.api.get("sessions", { limit: Math.min(shown, 1000) });
-    this.#listed(page, []);
+    await this.#list({ limit: Math.min(shown, 1000) }, []);
   }
 
   /** List more of the older sessions. */
   async moreSessions() {
     try {
-      const page = await this.api.get("sessions", { limit: LISTED, cursor: this.state.moreSessions });
-      this.#listed(page, this.state.listed);
+      await this.#list({ limit: LISTED, cursor: this.state.moreSessions }, this.state.listed);
     } catch (problem) {
       this.report(problem);
     }
   }
 
-  #listed(page, before) {
-    if (this.closed) return;
-    for (const item of page.items) {
-      const current = this.state.isCurrent(item);
-      this.state.know(item, { detailed: false });
-      if (!current) this.session(item.session);
-    }
-    this.#set({ listed: [...new Set([...before, ...page.items.map((item) => item.session)])], moreSessions: page.next });
+  async #list(query, before) {
+    await this.learn(() => this.api.get("sessions", query), (page) => {
+      for (const item of page.items) {
+        const current = this.state.isCurrent(item);
+        this.state.know(item, { detailed: false });
+        if (!current) this.session(item.session);
+      }
+      const ids = page.items.map((item) => item.session);
+      this.#set({ listed: [...new Set([...before, ...ids])], moreSessions: page.next });
+    });
     this.changed(null, new Set());
   }
 
@@ -117,8 +135,10 @@ export class Loader {
     this.busy += 1;
     const id = this.waiting.shift();
     try {
-      const session = await this.api.get(`sessions/${encodeURIComponent(id)}`);
-      if (!this.closed) this.state.know(session, { detailed: true });
+      await this.learn(
+        () => this.api.get(`sessions/${encodeURIComponent(id)}`),
+        (session) => this.state.know(session, { detailed: true }),
+      );
       this.changed(null, new Set());
     } catch (problem) {
       this.report(problem);

@@ -63,10 +63,15 @@ export class State {
     return read && listed.status !== "running" && known.finished_at === listed.finished_at;
   }
 
-  /** Take in an event; return what has to be asked for anew: names of listings, ids of sessions. */
+  /** Take in an event and remember that it happened; return what has to be asked for anew. */
   take(event) {
-    const { kind, session, data } = event;
     this.remember([event]);
+    return this.apply(event);
+  }
+
+  /** Change what is known as an event tells; return what has to be asked for anew: names of listings, ids of sessions. */
+  apply(event) {
+    const { kind, session, data } = event;
     switch (kind) {
       case "progress":
         this.progress.delete(session);

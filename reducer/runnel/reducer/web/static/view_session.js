@@ -19,11 +19,8 @@ export class SessionView {
     this.id = session;
     this.path = `sessions/${encodeURIComponent(session)}`;
     this.entry = new Resource(app, this.path);
-    this.entry.read = async () => {
-      const found = await app.api.get(this.path);
-      app.state.know(found, { detailed: true });
-      return found;
-    };
+    this.entry.read = () =>
+      app.loader.learn(() => app.api.get(this.path), (found) => app.state.know(found, { detailed: true }));
     this.detail = new Resource(app, this.path, { clients: true });
     this.log = new LogLines(app, session);
     this.round = null;
@@ -81,8 +78,10 @@ export class SessionView {
 
   async #steer(what, body) {
     await this.app.attempt(async () => {
-      const now = await this.app.api.post(`${this.path}/${what}`, body);
-      this.app.state.know(now, { detailed: false });
+      await this.app.loader.learn(
+        () => this.app.api.post(`${this.path}/${what}`, body),
+        (now) => this.app.state.know(now, { detailed: false }),
+      );
       this.app.loader.session(this.id);
     });
   }
