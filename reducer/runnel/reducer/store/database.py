@@ -153,7 +153,7 @@ class Database:
             else:
                 return
 
-    async def _begin(self, session: AsyncSession, deadline: float, lease: Lease | None) -> str | None:
+    async def _begin(self, session: AsyncSession, deadline: float, lease: Lease | None) -> int | None:
         """Begin a transaction, waiting for the database if need be; return its number if it writes to PostgreSQL."""
         for pause in self._pauses(deadline):
             try:
@@ -166,7 +166,7 @@ class Database:
                 await asyncio.sleep(pause)
         raise AssertionError("the last attempt returns or raises")
 
-    async def _commit(self, session: AsyncSession, number: str | None) -> None:
+    async def _commit(self, session: AsyncSession, number: int | None) -> None:
         try:
             await session.commit()
         except SQLAlchemyError as error:
@@ -175,7 +175,7 @@ class Database:
                 raise
             log.warning("commit confirmed over another connection", database=self.shown, error=reason(error))
 
-    async def _was_committed(self, number: str) -> bool:
+    async def _was_committed(self, number: int) -> bool:
         assert self._lease is not None
         for pause in self._pauses(self._clock() + self._patience_s):
             try:

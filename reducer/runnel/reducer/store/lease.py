@@ -6,7 +6,7 @@ Three things together, all by the clock and the locks of the database, so that t
   takes it: also from a process that hangs, was stopped or is cut off.
 * The holder's connection has an advisory lock. PostgreSQL frees it when the connection ends, so that a reducer that was
   killed is followed by the next at once.
-* Each holder's *token* is one more than the one before. Every write transaction reads it under a row lock that taking
+* Each holder's *token* is one more than the one before. Every write transaction sees it under a row lock that taking
   the lease has to wait for: nothing of an earlier holder is committed after the lease was taken from it (the fencing
   token of Kleppmann 2016, *How to do distributed locking*).
 """
@@ -23,7 +23,7 @@ from typing import Any
 
 import structlog
 from sqlalchemy import Connection, inspect, text
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
 from runnel.common.errors import Conflict, Unreachable
@@ -50,7 +50,9 @@ _RENEW = text(
 _RELEASE = text("UPDATE lease SET expires_at = clock_timestamp() WHERE id = 1 AND token = :token")
 _WHO = text("SELECT name, host, pid, since FROM lease WHERE id = 1")
 # The row lock holds off whoever takes the lease until this transaction has ended.
-_FENCE = text("SELECT token, CAST(pg_current_xact_id() AS text) AS xact FROM lease WHERE id = 1 FOR SHARE")
+_FENCE = text("UPDATE lease SET writes = writes + 1 WHERE id = 1 RETURNING token, writes")
+_WROTE = text("SELECT token, writes FROM lease WHERE id = 1 FOR SHARE NOWAIT")
+_LOCK_NOT_AVAILABLE = "55P03"
 _TRY_LOCK = text("SELECT pg_try_advisory_lock(CAST(CAST(CAST('lease' AS regclass) AS oid) AS int), :token)")
 _UNLOCK = text("SELECT pg_advisory_unlock(CAST(CAST(CAST('lease' AS regclass) AS oid) AS int), :token)")
 
@@ -170,7 +172,7 @@ class Lease:
             # After a loss of the connection; the server may still think that the old one lives.
             self._locked = bool(await connection.scalar(_TRY_LOCK, {"token": self._token}))
 
-    async def fence(self, session: AsyncSession) -> str:
+    async def fence(self, session: AsyncSession) -> int:
         """Open a write transaction: see that the lease is still ours, and hold it fast until the transaction ends.
 
         Returns:
@@ -183,15 +185,31 @@ class Lease:
             raise self.lost
         row = (await session.execute(_FENCE)).one_or_none()
         if row is None or row.token != self._token:
+            await session.rollback()
+            lost = self._lose((await session.execute(_WHO)).one_or_none())
             self._doubt.set()  # the keeper looks at once, and ends this reducer
-            raise self._lose((await session.execute(_WHO)).one_or_none())
-        return str(row.xact)
+            raise lost
+        return int(row.writes)
 
-    async def committed(self, xact: str) -> bool | None:
-        """Tell how a transaction ended whose connection broke at its commit; None: it has not ended yet."""
-        async with self._engine.connect() as connection:
-            status = await connection.scalar(text("SELECT pg_xact_status(CAST(:xact AS xid8))"), {"xact": xact})
-        return None if status == "in progress" else status == "committed"
+    async def committed(self, number: int) -> bool | None:
+        """Tell how a transaction ended whose connection broke at its commit; None: it has not ended yet.
+
+        It is to be asked before the next transaction is opened. PostgreSQL's own numbers of transactions would not do:
+        after a crash they are given out again.
+
+        Raises:
+            Unreachable: another reducer has taken the lease.
+        """
+        try:
+            async with self._engine.connect() as connection:
+                row = (await connection.execute(_WROTE)).one_or_none()
+                if row is None or row.token != self._token:
+                    raise self._lose((await connection.execute(_WHO)).one_or_none())
+        except DBAPIError as error:
+            if getattr(error.orig, "sqlstate", None) == _LOCK_NOT_AVAILABLE:
+                return None
+            raise
+        return int(row.writes) == number
 
     async def release(self) -> None:
         """Give the lease back, so that the next need not wait; without the database it expires by itself."""

@@ -264,3 +264,4 @@ class LeaseRow(Base):
     pid: Mapped[int] = mapped_column(BigInteger)
     since: Mapped[datetime]
     expires_at: Mapped[datetime]  # by the clock of the database
+    writes: Mapped[int] = mapped_column(BigInteger, server_default="0")  # transactions committed under leases
