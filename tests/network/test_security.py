@@ -179,8 +179,8 @@ LIES: dict[str, tuple[Lie, type[RunnelError], str]] = {
     "a message that says nothing": (lambda node, order: pb.Upward(), InvalidInput, "without a body"),
     "a message of 20 megabytes": (
         lambda node, order: pb.Upward(progress=pb.Progress(detail="x" * 20_000_000)),
-        RunnelError,  # which one gRPC tells depends on whether the writing or the reading side sees the end first
-        "larger than max|ended",
+        RunnelError,  # gRPC tells it by the side that sees the end first
+        "larger than max|ended|Internal error from Core",
     ),
 }
 
