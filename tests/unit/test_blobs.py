@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from runnel.common.blobs import EMPTY, BlobStore, Spool, SpoolFile, digest_file, in_thread, storage_errors, to_its_end
 from runnel.common.errors import CorruptData, InvalidInput, NotFound, StorageFull, TooLarge
 from runnel.common.protocol import BlobRef
+from tests.needs import needs
 
 pytestmark = pytest.mark.unit
 
@@ -188,8 +189,8 @@ def test_other_errors_of_the_disk_pass(tmp_path: Path) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
 def test_a_full_disk_while_spooling_keeps_what_is_there(tmp_path: Path) -> None:
+    needs(Path("/dev/full").exists(), "/dev/full")
     partial = tmp_path / "partial"
     partial.symlink_to("/dev/full")
     file = SpoolFile(partial=partial, whole=tmp_path / "whole", ref=ref_of(b"model"))

@@ -29,6 +29,7 @@ from runnel.common.tensors import (
     storage_errors,
     write_npz,
 )
+from tests.needs import needs
 
 pytestmark = pytest.mark.unit
 
@@ -245,8 +246,8 @@ def test_a_full_disk_is_a_typed_error(tmp_path: Path) -> None:
         raise OSError(5, "broken")
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_disk_that_is_full_while_sealing(tmp_path: Path) -> None:
+    needs(Path("/dev/full").exists(), "/dev/full")
     out = AtomicFile(tmp_path / "m")
     out.file.close()
     out.file = Path("/dev/full").open("wb")  # noqa: SIM115
