@@ -9,7 +9,7 @@ import statistics
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import structlog
 from rich.console import Console
@@ -43,6 +43,47 @@ class Figure:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Mark:
+    """A line across a chart, where ``axis`` has the value ``at``, with what it means."""
+
+    axis: Literal["x", "y"]
+    at: float
+    label: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Series:
+    """A course to be drawn: ``y``, in ``unit``, over ``x``, which counts what ``along`` names.
+
+    ``bottom`` and ``top``: of the vertical axis; None: the largest value.
+    """
+
+    name: str
+    unit: str
+    along: str
+    x: Sequence[float]
+    y: Sequence[float]
+    bottom: float = 0.0
+    top: float | None = None
+    marks: Sequence[Mark] = ()
+
+    @staticmethod
+    def from_json(document: Mapping[str, Any]) -> Series:
+        """Make the series that ``dataclasses.asdict`` described."""
+        return Series(**{**document, "marks": tuple(Mark(**mark) for mark in document.get("marks", ()))})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bars:
+    """Figures side by side: ``values`` by contender, in ``unit``, one for each of ``groups``; None is no bar."""
+
+    name: str
+    unit: str
+    groups: Sequence[str]
+    values: Mapping[str, Sequence[float | None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
     """What one benchmark found, and with which parameters."""
 
@@ -50,6 +91,8 @@ class Result:
     parameters: Mapping[str, Any]
     figures: Sequence[Figure]
     notes: Sequence[str] = field(default_factory=tuple)
+    series: Sequence[Series] = field(default_factory=tuple)
+    bars: Sequence[Bars] = field(default_factory=tuple)
 
     def as_json(self) -> dict[str, Any]:
         """Return a JSON-ready mapping from which :meth:`from_json` makes an equal result."""
@@ -63,6 +106,8 @@ class Result:
             parameters=document["parameters"],
             figures=tuple(Figure(**figure) for figure in document["figures"]),
             notes=tuple(document["notes"]),
+            series=tuple(Series.from_json(series) for series in document.get("series", ())),
+            bars=tuple(Bars(**bars) for bars in document.get("bars", ())),
         )
 
 
@@ -124,12 +169,12 @@ def show(result: Result, console: Console) -> None:
     console.print(table)
 
 
-def arguments_of(description: str | None, argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Return what every benchmark understands: ``quick`` and ``json``."""
+def parser_of(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser of what every benchmark understands: ``quick`` and ``json``."""
     parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="fewer and smaller runs: shows that it works")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
-    return parser.parse_args(argv)
+    return parser
 
 
 def quieten() -> None:
@@ -142,10 +187,14 @@ def quieten() -> None:
 
 async def run_alone(description: str | None, measure: Callable[[bool], Awaitable[Result]]) -> None:
     """Run one benchmark for its command line and print what it found."""
-    arguments = arguments_of(description)
+    arguments = parser_of(description).parse_args()
     quieten()
-    result = await measure(arguments.quick)
-    if arguments.json:
+    tell(await measure(arguments.quick), as_json=arguments.json)
+
+
+def tell(result: Result, *, as_json: bool) -> None:
+    """Print ``result`` as one JSON document, or as a table."""
+    if as_json:
         json.dump(result.as_json(), sys.stdout)
         print()
     else:

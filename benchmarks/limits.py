@@ -70,6 +70,17 @@ async def _chunks(size_bytes: int) -> AsyncIterator[bytes]:
         yield chunk[: min(CHUNK_BYTES, size_bytes - at)]
 
 
+def transfers_of_round(clients: int) -> int:
+    """Return how many models cross a network of one combiner: down to it and to each client, each update, the sum.
+
+    The sum is float64, as long as two models.
+
+    >>> transfers_of_round(4)
+    11
+    """
+    return 1 + 2 * clients + 2
+
+
 def fold_seconds(size_bytes: int, runs: int) -> list[float]:
     """Return how long numpy takes for ``acc += w * x`` with ``x`` float32 of ``size_bytes`` in memory, each time."""
     x = np.ones(size_bytes // 4, np.float32)

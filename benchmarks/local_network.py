@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, closing
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,8 +19,9 @@ from runnel.demo.commands import combiner_arguments, reducer_arguments, runnel_a
 from runnel.demo.processes import ONE_THREAD, Processes, own_processes
 from runnel.sdk import Network, Session
 
-READY_S = 60.0
+READY_S = 180.0
 _LOOK_S = 0.2
+_HOST = Path(__file__).with_name("client_host.py")
 
 T = TypeVar("T")
 
@@ -27,7 +30,7 @@ class LocalNetwork:
     """A running network; made by :func:`local_network`.
 
     ``pids``: of the components by name, ``reducer``, ``combiner-1`` … and ``client-1`` …; ``starting_s``: seconds from
-    the start of each to its line *ready*.
+    the start of each to its line *ready*; ``rpc`` and ``url``: where the reducer serves.
     """
 
     def __init__(self, work: Path, processes: Processes) -> None:
@@ -35,6 +38,7 @@ class LocalNetwork:
         self.pids: dict[str, int] = {}
         self.starting_s: dict[str, float] = {}
         self.rpc = ""
+        self.url = ""
         self._processes = processes
         self._http: Network | None = None
         self._asking = asyncio.Lock()
@@ -45,25 +49,49 @@ class LocalNetwork:
 
     async def start_reducer(self) -> None:
         """Start the reducer; it is the first."""
-        await self._start("reducer", reducer_arguments())
+        await self._start("reducer", [*runnel_argv(), *reducer_arguments()])
         endpoints = read_endpoints(self.work / "reducer")
         if endpoints.rpc is None or endpoints.http is None:
             raise AssertionError("a reducer serves both")
-        self.rpc, self._http = endpoints.rpc, Network(f"http://{endpoints.http}")
+        self.rpc, self.url = endpoints.rpc, f"http://{endpoints.http}"
+        self._http = Network(self.url)
 
-    async def start_combiners(self, count: int) -> None:
-        """Start combiners and wait until they are attached."""
+    async def start_combiners(self, count: int, *more: str) -> None:
+        """Start combiners and wait until they are attached; ``more``: of their arguments."""
         for n in range(1, count + 1):
-            await self._start(f"combiner-{n}", combiner_arguments(f"combiner-{n}", self.rpc))
+            name = f"combiner-{n}"
+            await self._start(name, [*runnel_argv(), *combiner_arguments(name, self.rpc), *more])
         await self.until_attached(combiners=count)
 
-    async def start_clients(self, count: int) -> None:
-        """Start clients, whose entry points compute in one thread, and wait until they are attached."""
+    async def start_clients(
+        self, count: int, data: Callable[[int], Mapping[str, Path]] = lambda _: {}, *, warm: bool = True
+    ) -> None:
+        """Start clients, whose entry points compute in one thread, and wait until they are attached.
+
+        ``data``: returns the databases of the client of that number, by name; ``warm``: as they are by default;
+        otherwise each run starts an interpreter.
+        """
         variables = [word for item in ONE_THREAD.items() for word in ("--env", "=".join(item))]
         for n in range(1, count + 1):
             name = f"client-{n}"
             own = ["client", "--network", self.rpc, "--state", name, "--name", name, *variables, "--insecure"]
-            await self._start(name, own)
+            own += [] if warm else ["--no-warm"]
+            databases = [word for item in data(n).items() for word in ("--data", f"{item[0]}={item[1]}")]
+            await self._start(name, [*runnel_argv(), *own, *databases])
+        await self.until_attached(clients=count)
+
+    async def start_hosted_clients(self, count: int, sites: Path, *, hosts: int) -> None:
+        """Start clients in ``hosts`` processes (see ``client_host.py``) and wait until all are attached.
+
+        ``sites``: folder with the data file of each, ``site-1.npz`` and so on.
+        """
+        bounds = [count * each // hosts for each in range(hosts + 1)]
+        for number, (before, last) in enumerate(pairwise(bounds), start=1):
+            name = f"host-{number}"
+            own = ["--network", self.rpc, "--state", name, "--sites", str(sites)]
+            # -P: no module of the folder where it lies hides another one of that name.
+            program = [sys.executable, "-P", str(_HOST), *own, "--first", str(before + 1), "--last", str(last)]
+            await self._start(name, program)
         await self.until_attached(clients=count)
 
     async def until_attached(self, *, combiners: int = 0, clients: int = 0) -> None:
@@ -104,9 +132,9 @@ class LocalNetwork:
             raise RunnelError(f"The session {ended.status}: {ended.reason}")
         return ended
 
-    async def _start(self, name: str, arguments: list[str]) -> None:
+    async def _start(self, name: str, program: Sequence[str]) -> None:
         began = time.monotonic()
-        await self._processes.start(name, [*runnel_argv(), *arguments], timeout_s=READY_S)
+        await self._processes.start(name, program, timeout_s=READY_S)
         self.starting_s[name] = time.monotonic() - began
         self.pids[name] = read_endpoints(self.work / name).pid
 
@@ -121,7 +149,7 @@ class LocalNetwork:
 
 @asynccontextmanager
 async def local_network(
-    *, combiners: int = 0, clients: int = 0, environ: Mapping[str, str] | None = None
+    *, combiners: int = 0, clients: int = 0, warm: bool = True, environ: Mapping[str, str] | None = None
 ) -> AsyncIterator[LocalNetwork]:
     """Yield a network of so many components, all attached; nothing of it is left afterwards, on disk or alive."""
     with tempfile.TemporaryDirectory(prefix="runnel-bench-") as folder:
@@ -130,5 +158,5 @@ async def local_network(
             with closing(network):
                 await network.start_reducer()
                 await network.start_combiners(combiners)
-                await network.start_clients(clients)
+                await network.start_clients(clients, warm=warm)
                 yield network

@@ -14,34 +14,26 @@ from __future__ import annotations
 import asyncio
 import statistics
 from dataclasses import dataclass
-from pathlib import Path
-
-import numpy as np
 
 from benchmarks.figures import Figure, Result, figure, run_alone
-from benchmarks.light_clients import light_clients
-from benchmarks.limits import fold_seconds, transfer_seconds
-from benchmarks.local_network import local_network
-from benchmarks.usage import MB, forget_peak, peak_bytes, resident_bytes, total_cpu_seconds
-from runnel.common.blobs import digest_file
-from runnel.common.tensors import write_npz
-from runnel.compute_package import pack
+from benchmarks.light_rounds import LightRounds, light_rounds
+from benchmarks.limits import fold_seconds, transfer_seconds, transfers_of_round
+from benchmarks.usage import MB
 
 TARGET_MODELS = 3.0
 # Of smaller ones, what Python itself needs meanwhile is the larger part.
 TARGET_FROM_MB = 100
+# Of the most clients to one: a client that transfers at that moment has up to 1 MiB of gRPC's buffers.
+TARGET_FLAT = 1.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One size and number of clients. ``peaks``: bytes above base by role; ``cpu_s``: of reducer and combiner."""
+    """One size and number of clients, and what was measured."""
 
     megabytes: int
     clients: int
-    peaks: dict[str, int]
-    bases: dict[str, int]
-    rounds_s: list[float]
-    cpu_s: float
+    measured: LightRounds
 
     @property
     def name(self) -> str:
@@ -49,90 +41,75 @@ class Row:
         return f"{self.megabytes} MB, {self.clients} client{'s' if self.clients > 1 else ''}"
 
 
+# Clients by size of the model, and rounds: of more than 2 GB that cross the combiner one round is enough.
+_QUICK = {1: {2: 1}}
+_FULL = {
+    1: {1: 3, 4: 3, 16: 3},
+    10: {1: 3, 4: 3, 16: 3},
+    100: {1: 3, 4: 3, 16: 2, 64: 1},
+    500: {1: 1},
+    2000: {1: 1},
+}
+
+
 async def measure(quick: bool) -> Result:
     """Measure all rows."""
-    sizes, counts, rounds = ((1,), (2,), 1) if quick else ((1, 10, 100), (1, 4, 16), 3)
     figures: list[Figure] = []
-    for megabytes in sizes:
-        size_bytes = megabytes * 1_000_000
+    for megabytes, wanted in (_QUICK if quick else _FULL).items():
+        size_bytes, runs = megabytes * 1_000_000, 3 if megabytes <= TARGET_FROM_MB else 1
         # The limits first and last: the machine may be busy with something else for a while.
-        transfers = await transfer_seconds(size_bytes, 3)
-        folds = await asyncio.to_thread(fold_seconds, size_bytes, 3)
-        rows = [await _row(megabytes, clients, rounds) for clients in counts]
-        transfers += await transfer_seconds(size_bytes, 3)
-        folds += await asyncio.to_thread(fold_seconds, size_bytes, 3)
+        transfers = await transfer_seconds(size_bytes, runs)
+        folds = await asyncio.to_thread(fold_seconds, size_bytes, runs)
+        rows = [await _row(megabytes, clients, rounds) for clients, rounds in wanted.items()]
+        transfers += await transfer_seconds(size_bytes, runs)
+        folds += await asyncio.to_thread(fold_seconds, size_bytes, runs)
         transfer_s, fold_s = statistics.median(transfers), statistics.median(folds)
         figures.append(figure(f"{megabytes} MB: grpc.aio alone", "s", transfers))
         figures.append(figure(f"{megabytes} MB: numpy folding alone", "s", folds))
         for row in rows:
             figures += _figures(row, _limit_s(row.clients, transfer_s, fold_s))
+        if megabytes >= TARGET_FROM_MB and len(rows) > 1:
+            figures += _flatness(rows[0], rows[-1])
     return Result(
         benchmark="memory",
-        parameters={"combiners": 1, "rounds": rounds, "clients_are": "light, in one process"},
+        parameters={"combiners": 1, "clients_are": "light, in one process"},
         figures=figures,
         notes=("A model is float32; base is the idle process.",),
     )
 
 
 def _limit_s(clients: int, transfer_s: float, fold_s: float) -> float:
-    """Through the combiner go the model once down and to each client, each update, and the sum, twice as large."""
-    return (1 + 2 * clients + 2) * transfer_s + clients * fold_s
+    return transfers_of_round(clients) * transfer_s + clients * fold_s
 
 
 async def _row(megabytes: int, clients: int, rounds: int) -> Row:
-    async with local_network(combiners=1) as network:
-        seed, update, archive = await asyncio.to_thread(_prepare, network.work, megabytes)
-        ref = await asyncio.to_thread(digest_file, update)
-        async with light_clients(clients, network.rpc, update=update, ref=ref, folder=network.work):
-            await network.until_attached(clients=clients)
-            pids = {"reducer": network.pids["reducer"], "combiner": network.pids["combiner-1"]}
-            for pid in pids.values():
-                forget_peak(pid)
-            bases = {role: resident_bytes(pid) for role, pid in pids.items()}
-            model = (await network.ask(lambda http: http.models.push(seed))).model
-            package = (await network.ask(lambda http: http.packages.push(archive))).digest
-            before = total_cpu_seconds(pids.values())
-            session = await network.train(
-                timeout_s=900.0,
-                package=package,
-                seed=model,
-                rounds=rounds,
-                min_clients=clients,
-                validate_every=0,
-                retries=0,
-            )
-            return Row(
-                megabytes=megabytes,
-                clients=clients,
-                peaks={role: peak_bytes(pid) - bases[role] for role, pid in pids.items()},
-                bases=bases,
-                rounds_s=[each.seconds for each in session.rounds if each.seconds is not None],
-                cpu_s=(total_cpu_seconds(pids.values()) - before) / rounds,
-            )
+    return Row(megabytes=megabytes, clients=clients, measured=await light_rounds(megabytes, clients, rounds))
 
 
-def _prepare(folder: Path, megabytes: int) -> tuple[Path, Path, Path]:
-    """Write the seed, the update of all clients, and a package that nobody runs."""
-    params = megabytes * 1_000_000 // 4
-    seed, update, source = folder / "seed.npz", folder / "update.npz", folder / "package"
-    write_npz(seed, {"w": np.zeros(params, np.float32)})
-    write_npz(update, {"w": np.random.default_rng(0).standard_normal(params, np.float32)})
-    source.mkdir()
-    for name in ("train.py", "validate.py"):
-        (source / name).write_text("raise SystemExit('light clients run nothing')\n")
-    return seed, update, pack(source, folder / "package.tar.gz").path
+def _flatness(few: Row, many: Row) -> list[Figure]:
+    """Return by how much more clients take more memory."""
+    return [
+        figure(
+            f"{many.megabytes} MB: {role} peak, {many.clients} clients times {few.clients}",
+            "x",
+            [many.measured.peaks[role] / few.measured.peaks[role]],
+            target=TARGET_FLAT,
+        )
+        for role in many.measured.peaks
+    ]
 
 
 def _figures(row: Row, limit_s: float) -> list[Figure]:
     target = TARGET_MODELS if row.megabytes >= TARGET_FROM_MB else None
+    measured = row.measured
     figures = []
-    for role, peak in row.peaks.items():
+    for role, peak in measured.peaks.items():
         models = peak / (row.megabytes * 1_000_000)
         figures.append(figure(f"{row.name}: {role} peak above base", "models", [models], target=target))
-        figures.append(figure(f"{row.name}: {role} base", "MB", [row.bases[role] / MB]))
-    figures.append(figure(f"{row.name}: round", "s", row.rounds_s))
-    figures.append(figure(f"{row.name}: round, times its limit", "x", [each / limit_s for each in row.rounds_s]))
-    figures.append(figure(f"{row.name}: processor time of reducer and combiner", "s", [row.cpu_s]))
+        figures.append(figure(f"{row.name}: {role} base", "MB", [measured.bases[role] / MB]))
+    figures.append(figure(f"{row.name}: round", "s", measured.rounds_s))
+    figures.append(figure(f"{row.name}: round, times its limit", "x", [each / limit_s for each in measured.rounds_s]))
+    figures.append(figure(f"{row.name}: processor time of reducer and combiner", "s", [measured.cpu_s]))
     return figures
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.bar_charts import bar_charts
+from benchmarks.charts import charts
 from benchmarks.figures import Figure, Result, number
 
 _BAR = 24
@@ -34,7 +36,11 @@ class Report:
     @staticmethod
     def read(path: Path) -> Report:
         """Read what :func:`write` wrote as JSON."""
-        document = json.loads(path.read_text())
+        return Report.from_json(json.loads(path.read_text()))
+
+    @staticmethod
+    def from_json(document: Mapping[str, Any]) -> Report:
+        """Make the report that :meth:`as_json` described."""
         return Report(
             day=document["day"],
             quick=document["quick"],
@@ -44,16 +50,21 @@ class Report:
 
 
 def write(report: Report, path: Path) -> tuple[Path, Path]:
-    """Write ``path`` with the endings ``.json`` and ``.md``; return both."""
+    """Write ``path`` with the endings ``.json`` and ``.md``; return both. Pictures lie beside them, as SVG."""
     path.parent.mkdir(parents=True, exist_ok=True)
     as_json, as_markdown = path.with_name(f"{path.name}.json"), path.with_name(f"{path.name}.md")
+    drawn = {each.benchmark: f"{path.name}-{each.benchmark}.svg" for each in report.results if each.series or each.bars}
+    for each in report.results:
+        if each.benchmark in drawn:
+            picture = charts(each.series) if each.series else bar_charts(each.bars)
+            path.with_name(drawn[each.benchmark]).write_text(picture)
     as_json.write_text(json.dumps(report.as_json(), indent=1, ensure_ascii=False) + "\n")
-    as_markdown.write_text(markdown(report))
+    as_markdown.write_text(markdown(report, drawn))
     return as_json, as_markdown
 
 
-def markdown(report: Report) -> str:
-    """Return the report for people."""
+def markdown(report: Report, drawn: Mapping[str, str] | None = None) -> str:
+    """Return the report for people; ``drawn``: names of pictures by benchmark."""
     machine = ", ".join(f"{key} {value}" for key, value in report.machine.items())
     lines = [f"# Benchmarks of {report.day}", "", f"Machine: {machine}.", ""]
     if report.quick:
@@ -69,6 +80,8 @@ def markdown(report: Report) -> str:
         lines.append("")
     for result in report.results:
         lines += _section(result)
+        if drawn and result.benchmark in drawn:
+            lines += [f"![{result.benchmark}]({drawn[result.benchmark]})", ""]
     return "\n".join(lines)
 
 

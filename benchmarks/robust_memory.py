@@ -9,17 +9,10 @@ by side. Memory must stay flat in the number of clients; disk is that many model
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
-
-import numpy as np
 
 from benchmarks.figures import Figure, Result, figure, run_alone
-from benchmarks.light_clients import light_clients
-from benchmarks.local_network import local_network
-from benchmarks.usage import MB, forget_peak, peak_bytes, resident_bytes
-from runnel.common.blobs import digest_file
-from runnel.common.tensors import write_npz
-from runnel.compute_package import pack
+from benchmarks.light_rounds import light_rounds
+from benchmarks.usage import MB
 
 TARGET_MODELS = 3.0
 RULES: dict[str, dict[str, float]] = {"median": {}, "krum": {"f": 1}, "geometric_median": {}}
@@ -48,48 +41,13 @@ async def measure(quick: bool) -> Result:
 async def _row(
     strategy: str, options: dict[str, float], megabytes: int, clients: int, rounds: int, *, target: float | None
 ) -> list[Figure]:
-    async with local_network(combiners=1) as network:
-        seed, update, archive = await asyncio.to_thread(_prepare, network.work, megabytes)
-        ref = await asyncio.to_thread(digest_file, update)
-        async with light_clients(clients, network.rpc, update=update, ref=ref, folder=network.work):
-            await network.until_attached(clients=clients)
-            pids = {"reducer": network.pids["reducer"], "combiner": network.pids["combiner-1"]}
-            for pid in pids.values():
-                forget_peak(pid)
-            bases = {role: resident_bytes(pid) for role, pid in pids.items()}
-            model = (await network.ask(lambda http: http.models.push(seed))).model
-            package = (await network.ask(lambda http: http.packages.push(archive))).digest
-            session = await network.train(
-                timeout_s=900.0,
-                package=package,
-                seed=model,
-                rounds=rounds,
-                min_clients=clients,
-                validate_every=0,
-                retries=0,
-                strategy=strategy,
-                strategy_options=options,
-            )
-            name = f"{strategy}, {megabytes} MB, {clients} clients"
-            figures = []
-            for role, pid in pids.items():
-                models = (peak_bytes(pid) - bases[role]) / (megabytes * MB)
-                figures.append(figure(f"{name}: {role} peak above base", "models", [models], target=target))
-            seconds = [each.seconds for each in session.rounds if each.seconds is not None]
-            figures.append(figure(f"{name}: round", "s", seconds))
-            return figures
-
-
-def _prepare(folder: Path, megabytes: int) -> tuple[Path, Path, Path]:
-    """Write the seed, the update of all clients, and a package that nobody runs."""
-    params = megabytes * 1_000_000 // 4
-    seed, update, source = folder / "seed.npz", folder / "update.npz", folder / "package"
-    write_npz(seed, {"w": np.zeros(params, np.float32)})
-    write_npz(update, {"w": np.random.default_rng(0).standard_normal(params, np.float32)})
-    source.mkdir()
-    for name in ("train.py", "validate.py"):
-        (source / name).write_text("raise SystemExit('light clients run nothing')\n")
-    return seed, update, pack(source, folder / "package.tar.gz").path
+    measured = await light_rounds(megabytes, clients, rounds, strategy=strategy, strategy_options=options)
+    name = f"{strategy}, {megabytes} MB, {clients} clients"
+    figures = []
+    for role, peak in measured.peaks.items():
+        figures.append(figure(f"{name}: {role} peak above base", "models", [peak / (megabytes * MB)], target=target))
+    figures.append(figure(f"{name}: round", "s", measured.rounds_s))
+    return figures
 
 
 if __name__ == "__main__":

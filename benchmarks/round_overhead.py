@@ -2,7 +2,9 @@
 
 The package's ``train.py`` adds a constant. Rounds and plain runs of the same scripts alternate: as many at once as
 there are clients, started by ``subprocess`` with the same interpreter, variables and files. The overhead is the median
-round less the median of those runs; its spread is that of the alternations.
+round less the median of those runs; its spread is that of the alternations. Once with clients as they are installed,
+which fork their runs from a warm interpreter and so may well be done before the scripts by hand, and once with clients
+that start each run cold, as it is done by hand.
 
     python -m benchmarks.round_overhead [--quick] [--json]
 """
@@ -78,23 +80,8 @@ async def measure(quick: bool) -> Result:
     clients, combiners = (2, 1) if quick else (6, 2)
     blocks, rounds = (1, 2) if quick else (5, 8)
     figures: list[Figure] = []
-    async with local_network(combiners=combiners, clients=clients) as network:
-        folder = network.work / "by-hand"
-        seed, archive = await asyncio.to_thread(_prepare, folder)
-        package = (await network.ask(lambda http: http.packages.push(archive))).digest
-        model = (await network.ask(lambda http: http.models.push(seed))).model
-        # Brings package and seed to all clients and fills the caches.
-        await _session(network, package, model, rounds=1, validate=True, clients=clients)
-        for validate in (False, True):
-            entry_points = ("train", "validate") if validate else ("train",)
-            found = []
-            for _ in range(blocks):
-                before = {role: total_cpu_seconds(network.pids_of(role)) for role in ROLES}
-                trained = await _session(network, package, model, rounds=rounds, validate=validate, clients=clients)
-                cpu_s = {role: total_cpu_seconds(network.pids_of(role)) - before[role] for role in ROLES}
-                scripts_s, scripts_cpu_s = await asyncio.to_thread(_by_hand, seed, rounds, entry_points, clients)
-                found.append(Block(rounds=trained, scripts_s=scripts_s, scripts_cpu_s=scripts_cpu_s, cpu_s=cpu_s))
-            figures += _figures(found, "with validation" if validate else "training only")
+    for start in ("warm",) if quick else ("warm", "cold"):
+        figures += await _measure(start, clients=clients, combiners=combiners, blocks=blocks, rounds=rounds)
     return Result(
         benchmark="round_overhead",
         parameters={
@@ -108,7 +95,30 @@ async def measure(quick: bool) -> Result:
     )
 
 
-def _prepare(folder: Path) -> tuple[Path, Path]:
+async def _measure(start: str, *, clients: int, combiners: int, blocks: int, rounds: int) -> list[Figure]:
+    """Measure with clients that start their runs ``warm`` or ``cold``."""
+    figures: list[Figure] = []
+    async with local_network(combiners=combiners, clients=clients, warm=start == "warm") as network:
+        folder = network.work / "by-hand"
+        seed, archive = await asyncio.to_thread(write_package, folder)
+        package = (await network.ask(lambda http: http.packages.push(archive))).digest
+        model = (await network.ask(lambda http: http.models.push(seed))).model
+        # Brings package and seed to all clients and fills the caches.
+        await _session(network, package, model, rounds=1, validate=True, clients=clients)
+        for validate in (False, True):
+            entry_points = ("train", "validate") if validate else ("train",)
+            found = []
+            for _ in range(blocks):
+                before = {role: total_cpu_seconds(network.pids_of(role)) for role in ROLES}
+                trained = await _session(network, package, model, rounds=rounds, validate=validate, clients=clients)
+                cpu_s = {role: total_cpu_seconds(network.pids_of(role)) - before[role] for role in ROLES}
+                scripts_s, scripts_cpu_s = await asyncio.to_thread(scripts_by_hand, seed, rounds, entry_points, clients)
+                found.append(Block(rounds=trained, scripts_s=scripts_s, scripts_cpu_s=scripts_cpu_s, cpu_s=cpu_s))
+            figures += _figures(found, f"{start}, {'with validation' if validate else 'training only'}")
+    return figures
+
+
+def write_package(folder: Path) -> tuple[Path, Path]:
     """Write package, seed and the files of runs by hand."""
     source = folder / "package"
     source.mkdir(parents=True)
@@ -135,8 +145,11 @@ async def _session(
     return session.rounds
 
 
-def _by_hand(seed: Path, rounds: int, entry_points: Sequence[str], clients: int) -> tuple[list[float], float]:
-    """Run the scripts of ``rounds`` rounds; return the seconds of each and the processor seconds of all."""
+def scripts_by_hand(seed: Path, rounds: int, entry_points: Sequence[str], clients: int) -> tuple[list[float], float]:
+    """Run the scripts of ``rounds`` rounds; return the seconds of each and the processor seconds of all.
+
+    ``seed``: a model, with the scripts in ``package/`` beside it.
+    """
     environ = process_variables(os.environ) | ONE_THREAD
     times = []
     with tempfile.TemporaryDirectory(prefix="runnel-by-hand-") as work:

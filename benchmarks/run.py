@@ -1,6 +1,6 @@
 """Runs all benchmarks and writes what they found to ``benchmarks/results/<date>-<machine>.json`` and ``.md``.
 
-python -m benchmarks.run [--quick] [--only NAME …] [--output PATH_WITHOUT_ENDING]
+python -m benchmarks.run [--quick] [--peers] [--only NAME …] [--output PATH_WITHOUT_ENDING]
 """
 
 from __future__ import annotations
@@ -11,13 +11,28 @@ import json
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import idle, machine, memory, round_overhead, startup
+from benchmarks import (
+    attached,
+    compression,
+    fedavg_paper,
+    growth,
+    idle,
+    machine,
+    memory,
+    round_overhead,
+    rounds,
+    startup,
+    warm_runs,
+)
 from benchmarks.figures import Result, figure, quieten, show
+from benchmarks.mnist import NoMnist
 from benchmarks.report import Report, write
+from runnel.common.lifetime import report as failed
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -46,11 +61,17 @@ async def fold_bandwidth(quick: bool) -> Result:
 
 
 BENCHMARKS: dict[str, Callable[[bool], Awaitable[Result]]] = {
+    "rounds": rounds.measure,
     "startup": startup.measure,
     "idle": idle.measure,
     "round_overhead": round_overhead.measure,
+    "warm_runs": warm_runs.measure,
     "memory": memory.measure,
     "fold_bandwidth": fold_bandwidth,
+    "growth": growth.measure,
+    "attached": attached.measure,
+    "compression": compression.measure,
+    "fedavg_paper": fedavg_paper.measure,
 }
 
 
@@ -59,16 +80,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="fewer and smaller runs: shows that it works")
     parser.add_argument("--only", nargs="+", choices=BENCHMARKS, metavar="NAME", help=", ".join(BENCHMARKS))
+    parser.add_argument("--peers", action="store_true", help="rounds: also Flower and NVFlare, which uv installs")
+    parser.add_argument("--environments", type=Path, help="where those are kept; default: in the user's cache")
     parser.add_argument("--output", type=Path, help="path without ending; default: benchmarks/results/DATE-MACHINE")
     arguments = parser.parse_args(argv)
     quieten()
+    benchmarks = BENCHMARKS | {
+        "rounds": partial(rounds.measure, peers=arguments.peers, environments=arguments.environments)
+    }
     console = Console(width=None if sys.stdout.isatty() else 120)
     described = machine.describe()
     results = []
     for name in arguments.only or BENCHMARKS:
         console.print(f"[dim]{name} …[/dim]")
-        results.append(asyncio.run(_of(BENCHMARKS[name], quick=arguments.quick)))
-        show(results[-1], console)
+        try:
+            results.append(asyncio.run(_of(benchmarks[name], quick=arguments.quick)))
+        except NoMnist as error:
+            if arguments.only:
+                sys.exit(failed(error))
+            console.print(f"{name} is left out. {error}")
+        else:
+            show(results[-1], console)
     day = datetime.now(UTC).date().isoformat()
     report = Report(day=day, quick=arguments.quick, machine=described, results=results)
     name = f"{day}-{machine.short_name(described)}{'-quick' if arguments.quick else ''}"

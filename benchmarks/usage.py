@@ -49,6 +49,16 @@ def resident_bytes(pid: int) -> int:
     return _status(Path(f"/proc/{pid}/status"), "VmRSS") * 1024
 
 
+def open_descriptors(pid: int) -> int:
+    """Return how many files, sockets and pipes the process has open."""
+    return sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
+
+
+def threads(pid: int) -> int:
+    """Return how many threads the process has."""
+    return _status(Path(f"/proc/{pid}/status"), "Threads")
+
+
 def total_cpu_seconds(pids: Iterable[int]) -> float:
     """Return the sum of :func:`cpu_seconds`."""
     return sum(map(cpu_seconds, pids))

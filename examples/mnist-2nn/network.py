@@ -53,7 +53,7 @@ def train(model, x, y, *, epochs=1, lr=0.1, batch_size=10, seed=0):
     """Return a new model after ``epochs`` passes of minibatch gradient descent: E, the step and B of the paper.
 
     x: float32[n, 784] in 0..1; y: integers[n] in 0..9; ``model`` is not modified. The order of the examples depends on
-    ``seed`` only, so the same call gives the same model.
+    ``seed`` (an integer or some) only, so the same call gives the same model.
     """
     model = {name: array.copy() for name, array in model.items()}
     random = np.random.default_rng(seed)

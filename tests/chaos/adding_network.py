@@ -6,6 +6,7 @@ round over all clients is a whole number, so the sums in float64 are exact: the 
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ import numpy as np
 
 from runnel.common.endpoints import read_endpoints
 from runnel.common.tensors import write_npz
-from runnel.compute_package import pack
 from tests.chaos.proxy import FaultyProxy
 from tests.eventually import eventually_blocking
 from tests.process.process_network import ProcessNetwork
@@ -62,12 +62,13 @@ class AddingNetwork(ProcessNetwork):
             address = self._proxied(name, "")
             self.start_combiner(name, "--advertise", address)
             self.follow(name)
-        for number in range(1, clients + 1):
-            name = f"site-{number}"
-            self.steps[name] = 3.0 * 2 ** (number - 1)
-            data = self.folder / f"{name}.txt"
-            data.write_text(str(self.steps[name]))
-            self.start_client(name, data, "--prefer", f"c{(number - 1) % combiners + 1}" if combiners else "")
+        with self.together():
+            for number in range(1, clients + 1):
+                name = f"site-{number}"
+                self.steps[name] = 3.0 * 2 ** (number - 1)
+                data = self.folder / f"{name}.txt"
+                data.write_text(str(self.steps[name]))
+                self.start_client(name, data, "--prefer", f"c{(number - 1) % combiners + 1}" if combiners else "")
         self.until_attached(*self.proxies.keys() - {"reducer"}, *self.steps)
 
     def _proxied(self, name: str, target: str) -> str:
@@ -83,6 +84,17 @@ class AddingNetwork(ProcessNetwork):
         if name in self.proxies and name != "reducer":
             self.follow(name)
 
+    def gather_at_c1(self) -> None:
+        """Let the clients, who left c1 when it was stopped, come back: c2 goes for a while."""
+        self.kill("c2", signal.SIGTERM)
+
+        def all_there() -> bool:
+            nodes = {node.name: node.attached_to for node in self.sdk.nodes.list()}
+            return all(nodes[name] == "c1" for name in self.steps)
+
+        eventually_blocking(all_there, timeout_s=20)
+        self.relaunch("c2")
+
     def follow(self, name: str) -> None:
         """Let the proxy of a combiner that was started again forward to its new port."""
         self.proxies[name].target = str(read_endpoints(self.folder / name).rpc)
@@ -94,11 +106,7 @@ class AddingNetwork(ProcessNetwork):
 
     def work(self) -> tuple[str, str]:
         """Push the package and the seed; return digest and model id."""
-        folder = self.folder / "package"
-        folder.mkdir()
-        (folder / "train.py").write_text(TRAIN)
-        (folder / "validate.py").write_text(VALIDATE)
-        package = self.sdk.packages.push(pack(folder, self.folder / "package.tar.gz").path)
+        package = self.sdk.packages.push(self.build_package(TRAIN, VALIDATE))
         seed = self.folder / "seed.npz"
         write_npz(seed, {"w": np.arange(SIZE, dtype=np.float64), "b": np.zeros(3)})
         return package.digest, self.sdk.models.push(seed).model

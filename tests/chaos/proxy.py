@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from enum import Enum
@@ -21,6 +22,13 @@ class Fault(Enum):
     TRICKLE = "trickle"  # a few bytes at a time
 
 
+class Way(Enum):
+    """A direction of the bytes."""
+
+    UP = "up"  # from who connected
+    DOWN = "down"
+
+
 class FaultyProxy:
     """Forwards ``address`` to ``target``; a context manager.
 
@@ -32,6 +40,9 @@ class FaultyProxy:
         self.target = target
         self.fault = Fault.NONE
         self.address = ""
+        self.moved = dict.fromkeys(Way, 0)  # bytes so far
+        self.cuts = 0  # how many cuts that were asked for have happened
+        self._cut_at: dict[Way, int] = {}
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="faulty proxy", daemon=True)
         self._ready = threading.Event()
@@ -54,6 +65,10 @@ class FaultyProxy:
         self.fault = fault
         if fault is Fault.RESET:
             self._loop.call_soon_threadsafe(self._reset_all)
+
+    def cut_after(self, way: Way, size: int) -> None:
+        """Reset all connections once when so many more bytes have gone this way; new ones are good again."""
+        self._cut_at[way] = self.moved[way] + size
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -95,8 +110,8 @@ class FaultyProxy:
         self._writers |= {writer, up_writer}
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._pipe(reader, up_writer))
-                group.create_task(self._pipe(up_reader, writer))
+                group.create_task(self._pipe(reader, up_writer, Way.UP))
+                group.create_task(self._pipe(up_reader, writer, Way.DOWN))
         except* (OSError, EOFError):
             pass  # one side is gone; so is the other, below
         finally:
@@ -105,8 +120,13 @@ class FaultyProxy:
                 with contextlib.suppress(RuntimeError, OSError):
                     each.close()
 
-    async def _pipe(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pipe(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: Way) -> None:
         while data := await reader.read(65536):
+            self.moved[way] += len(data)
+            if self.moved[way] >= self._cut_at.get(way, sys.maxsize):
+                del self._cut_at[way]
+                self.cuts += 1
+                self._reset_all()
             while self.fault is Fault.HOLE:  # noqa: ASYNC110 - a fault ends when the test says so
                 await asyncio.sleep(0.05)
             if self.fault is Fault.SLOW:

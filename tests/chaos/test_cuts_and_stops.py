@@ -23,11 +23,6 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AddingNetwork]
         yield net
 
 
-@pytest.fixture(scope="module")
-def work(network: AddingNetwork) -> tuple[str, str]:
-    return network.work()
-
-
 @pytest.mark.parametrize("where", ["reducer", "c1"])
 @pytest.mark.parametrize("fault", [Fault.HOLE, Fault.RESET, Fault.SLOW, Fault.TRICKLE])
 def test_a_cut_between_two_tiers(network: AddingNetwork, work: tuple[str, str], where: str, fault: Fault) -> None:

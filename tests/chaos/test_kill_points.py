@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
 
 import pytest
 
 from runnel.common.crash_points import CrashPoint
 from tests.chaos.adding_network import AddingNetwork
-from tests.eventually import eventually_blocking
 
 pytestmark = [pytest.mark.process, pytest.mark.restarts, pytest.mark.timeout(120)]
 
@@ -41,30 +39,6 @@ def test_every_point_is_tried() -> None:
     assert set(WHO) == set(CrashPoint)
 
 
-@pytest.fixture(scope="module")
-def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AddingNetwork]:
-    with AddingNetwork(tmp_path_factory.mktemp("kill-points")) as net:
-        net.start(combiners=2, clients=3)
-        yield net
-
-
-@pytest.fixture(scope="module")
-def work(network: AddingNetwork) -> tuple[str, str]:
-    return network.work()
-
-
-def gather_at_c1(network: AddingNetwork) -> None:
-    """Let the clients, who left c1 when it was stopped, come back: c2 goes for a while."""
-    network.kill("c2", signal.SIGTERM)
-
-    def all_there() -> bool:
-        nodes = {node.name: node.attached_to for node in network.sdk.nodes.list()}
-        return all(nodes[name] == "c1" for name in network.steps)
-
-    eventually_blocking(all_there, timeout_s=20)
-    network.relaunch("c2")
-
-
 @pytest.mark.parametrize(
     ("point", "who"),
     [(point, who) for point, names in WHO.items() for who in names],
@@ -77,7 +51,7 @@ def test_no_update_is_lost_or_counted_twice(
     network.relaunch(who, RUNNEL_CRASH_AT=point.value)
     network.until_attached("c1", "c2", *network.steps)
     if who == "c1":
-        gather_at_c1(network)
+        network.gather_at_c1()
         network.until_attached("c2", *network.steps)
     session = network.start_session(work, ROUNDS)
     assert network.until_dead(who, timeout_s=60) == -signal.SIGKILL

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
 
 import pytest
 
 from runnel.common.crash_points import CrashPoint
 from tests.chaos.adding_network import AddingNetwork
-from tests.chaos.test_kill_points import gather_at_c1
 
 pytestmark = [pytest.mark.process, pytest.mark.restarts, pytest.mark.timeout(120)]
 
@@ -26,18 +24,6 @@ WHO = [
 ]
 
 
-@pytest.fixture(scope="module")
-def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AddingNetwork]:
-    with AddingNetwork(tmp_path_factory.mktemp("kill-points-gathering")) as net:
-        net.start(combiners=2, clients=3)
-        yield net
-
-
-@pytest.fixture(scope="module")
-def work(network: AddingNetwork) -> tuple[str, str]:
-    return network.work()
-
-
 @pytest.mark.parametrize(("point", "who"), WHO, ids=lambda v: getattr(v, "value", v))
 def test_no_gathered_update_is_lost_or_counted_twice(
     network: AddingNetwork, work: tuple[str, str], point: CrashPoint, who: str
@@ -46,7 +32,7 @@ def test_no_gathered_update_is_lost_or_counted_twice(
     network.relaunch(who, RUNNEL_CRASH_AT=point.value)
     network.until_attached("c1", "c2", *network.steps)
     if who == "c1":
-        gather_at_c1(network)
+        network.gather_at_c1()
         network.until_attached("c2", *network.steps)
     session = network.start_session(work, ROUNDS, strategy="median")
     assert network.until_dead(who, timeout_s=60) == -signal.SIGKILL

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -127,8 +128,9 @@ class InMemoryReducer:
     async def package(self, caller: Caller, digest: str) -> PackageView:
         return _one(self._packages, digest, "package")
 
-    async def package_file(self, caller: Caller, digest: str) -> Path:
-        return self.folder / _one(self._packages, digest, "package").digest
+    @asynccontextmanager
+    async def package_file(self, caller: Caller, digest: str) -> AsyncIterator[Path]:
+        yield self.folder / _one(self._packages, digest, "package").digest
 
     async def add_model(self, caller: Caller, body: AsyncIterator[bytes]) -> ModelView:
         self._may(caller, Role.OPERATOR, Role.INITIATOR)
@@ -163,8 +165,9 @@ class InMemoryReducer:
     async def model(self, caller: Caller, model: str) -> ModelView:
         return _one(self._models, model, "model")
 
-    async def model_file(self, caller: Caller, model: str) -> Path:
-        return self.folder / _one(self._models, model, "model").digest
+    @asynccontextmanager
+    async def model_file(self, caller: Caller, model: str) -> AsyncIterator[Path]:
+        yield self.folder / _one(self._models, model, "model").digest
 
     async def start_session(
         self, caller: Caller, *, name: str, package: str, seed: str, config: SessionConfig

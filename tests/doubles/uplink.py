@@ -99,8 +99,9 @@ class RecordingHandler:
         if self.children.get(child.identity.name) is child:
             del self.children[child.identity.name]
 
-    async def blob_file(self, ref: BlobRef, identity: NodeIdentity) -> Path:
-        return self.store.path(ref)
+    @asynccontextmanager
+    async def blob_file(self, ref: BlobRef, identity: NodeIdentity) -> AsyncIterator[Path]:
+        yield self.store.path(ref)
 
     async def open_push(self, identity: NodeIdentity, order_id: str, ref: BlobRef) -> SpoolFile | None:
         if self.refuse_push is not None:

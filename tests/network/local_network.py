@@ -141,6 +141,7 @@ class LocalNetwork:
                 "name": name,
                 "data": {"default": str(data)},
                 "insecure": True,
+                "warm": False,  # for a round or two it takes longer
             }
             | settings
         )

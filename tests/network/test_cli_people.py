@@ -14,21 +14,11 @@ from runnel.cli.main import main
 from runnel.reducer.domain.values import LogView, NodeView
 from runnel.reducer.http import round_document
 from tests.doubles.reducer_service import NOW, OPERATOR_TOKEN, VIEWER_TOKEN, InMemoryReducer
+from tests.doubles.said import Said
 from tests.doubles.serving import serving
 from tests.eventually import eventually
 
 pytestmark = pytest.mark.network
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Said:
-    status: int
-    out: str
-    err: str
-
-    @property
-    def document(self) -> object:
-        return json.loads(self.out)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -88,7 +78,7 @@ async def test_every_option_of_start_arrives(people: People) -> None:
     said = await people.start(
         *("--strategy", "fedavgm", "--min-clients", "2", "--sample", "4", "--round-timeout", "9", "--buffer", "3"),
         *("--validate-every", "2", "--stop-when", "accuracy>=0.97", "--client-settings", '{"lr": 0.1}'),
-        *("--retries", "1", "--random-seed", "7", "--json"),
+        *("--compress", "top-k:0.05+zstd", "--retries", "1", "--random-seed", "7", "--keep-models", "4", "--json"),
     )
     assert said.status == 0, said.err
     document = said.document
@@ -104,9 +94,11 @@ async def test_every_option_of_start_arrives(people: People) -> None:
         "round_timeout_s": 9.0,
         "retries": 1,
         "validate_every": 2,
+        "compress": "top-k:0.05+zstd",
         "stop_when": "accuracy>=0.97",
         "client_settings": {"lr": 0.1},
         "random_seed": 7,
+        "keep_models": 4,
     }
 
 

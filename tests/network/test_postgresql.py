@@ -231,7 +231,6 @@ class Holder:
     def __init__(self, url: str, **options: Any) -> None:
         self._url, self._options = url, options
         self._ready, self.go = asyncio.Event(), asyncio.Event()
-        self.refused: Unreachable | None = None
         self.task = asyncio.create_task(self._run())
 
     async def ready(self) -> Holder:
@@ -244,11 +243,9 @@ class Holder:
                 tx.add(OrganisationRow(id="before", created_at=NOW))
             self._ready.set()
             await self.go.wait()
-            try:
+            with contextlib.suppress(Unreachable):  # or the loss of the lease cancels this task before it is told here
                 async with database.write() as tx:
                     tx.add(OrganisationRow(id="after", created_at=NOW))
-            except Unreachable as error:
-                self.refused = error
             with pytest.raises(Unreachable, match="no longer has the lease"):
                 async with database.read():
                     pass
@@ -263,7 +260,6 @@ async def test_the_lease_of_one_that_hangs_goes_to_the_next_and_the_first_is_fen
         first.go.set()
         with pytest.RaisesGroup(pytest.RaisesExc(Unreachable, match=r"no longer has the lease .*: second on")):
             await first.task
-        assert "no longer has the lease" in str(first.refused)
         assert await names_in(second) == {"before"}
 
 

@@ -270,3 +270,32 @@ async def test_over_selection_asks_more_and_leaves_the_slowest(tmp_path: Path) -
         )
         assert refused.status_code == 422
         assert "over_select" in refused.json()["detail"]
+
+
+async def test_only_the_newest_models_keep_their_files_and_the_trail_stays(tmp_path: Path) -> None:
+    async with network(tmp_path, clients=2, keep_models=9) as net:
+        package, seed = await net.push_package(write_package(tmp_path / "package")), await net.push_model(SEED)
+        session = await net.start_session(
+            package, seed, rounds=5, min_clients=2, keep_models=2, strategy="fedadam", strategy_options={"tau": 1.0}
+        )
+        view = await net.until_ended(session)
+        assert view["config"]["keep_models"] == 2
+        models = [item["model"] for item in view["rounds"]]
+        listed = {m["model"]: m["removed_at"] for m in (await net.http.get("/models")).json()["items"]}
+        assert [listed[model] is not None for model in models] == [True, True, True, False, False]
+        assert listed[seed] is None
+        files = list((tmp_path / "reducer" / "blobs").glob("??/*"))
+        assert len(files) == 5  # package, seed, two models, one state of the optimizer
+        gone = await net.http.get(f"/models/{models[0]}/content")
+        assert gone.status_code == 410
+        assert (gone.json()["code"], gone.json()["fields"]["model"]) == ("gone", models[0])
+        assert models[4] in gone.json()["hint"]
+        refused = await net.http.post("/sessions", json={"package": package, "seed": models[1], "rounds": 1})
+        assert refused.status_code == 410
+        assert (await net.model(models[4]))["layer/b"].shape == (4,)
+        shown = (await net.http.get(f"/models/{models[1]}")).json()
+        assert shown["parent"] == models[0]
+        assert len(shown["participants"]) == 2
+        # What ended goes on from its newest model and its optimizer's state.
+        await net.http.post(f"/sessions/{session}/extend", json={"rounds": 1})
+        assert (await net.until_ended(session))["status"] == "finished"

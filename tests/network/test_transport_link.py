@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import structlog.testing
 
@@ -155,6 +156,26 @@ async def test_a_node_that_is_sent_away_goes_elsewhere(network: SmallNetwork, tm
         assert (await next_event(link)).via == "com-2"
         await eventually(lambda: first.handler.said("detached") == ["gone"])
         assert first.handler.said("received") == [progress(1)]
+
+
+async def test_a_node_that_is_attached_elsewhere_holds_no_connection_to_the_directory(
+    network: SmallNetwork, tmp_path: Path
+) -> None:
+    """Not even after it has renewed its credential there: thousands of nodes would hold one each."""
+    network.directory.places = {}
+    network.directory.ttl_s = 1.0
+    port = int(network.address.rpartition(":")[2])
+    async with Combiner(tmp_path, network, "com-1"), network.link() as link:
+        await next_event(link)
+        await eventually(lambda: not connections_to(port))
+        asked = len(network.directory.asks)
+        await eventually(lambda: len(network.directory.asks) > asked and not connections_to(port))
+        assert link.attached
+
+
+def connections_to(port: int) -> list[Any]:
+    own = psutil.Process().net_connections("tcp")
+    return [each for each in own if each.status == "ESTABLISHED" and each.raddr and each.raddr.port == port]
 
 
 async def test_a_refused_attachment_is_tried_again(network: SmallNetwork) -> None:

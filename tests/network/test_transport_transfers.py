@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import os
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -142,8 +143,9 @@ async def test_a_blob_that_was_damaged_once_is_fetched_again(
     bad = file_with(tmp_path, b"THE MODEL", "bad")
     files = [bad]
 
-    async def once_bad(ref: BlobRef, identity: NodeIdentity) -> Path:
-        return files.pop() if files else network.handler.store.path(ref)
+    @asynccontextmanager
+    async def once_bad(ref: BlobRef, identity: NodeIdentity) -> AsyncIterator[Path]:
+        yield files.pop() if files else network.handler.store.path(ref)
 
     monkeypatch.setattr(network.handler, "blob_file", once_bad)
     async with attached(network) as link:

@@ -7,16 +7,20 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
 from runnel.common.endpoints import read_endpoints
 from runnel.common.errors import NotFound, RunnelError
+from runnel.compute_package import pack
 from runnel.sdk import Network
 from tests.eventually import eventually_blocking
 
 START_S = 30.0
+VALIDATE = "import json, sys; json.dump({'loss': 1}, open(sys.argv[2], 'w'))"
 
 
 class Component:
@@ -39,6 +43,7 @@ class ProcessNetwork:
         self._environ = {k: v for k, v in os.environ.items() if not k.startswith("RUNNEL_")} | environ
         self.components: dict[str, Component] = {}
         self._sdk: Network | None = None
+        self._coming_up: list[str] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -85,24 +90,51 @@ class ProcessNetwork:
         log = (self.folder / f"{name}.log").open("ab")
         self.components[name] = Component(name, [*arguments, "--state", str(state)], state, log)
         self.launch(name, **environ)
-        self.until_ready(name)
+        if self._coming_up is None:
+            self.until_ready(name)
+        else:
+            self._coming_up.append(name)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Let what is started in this block come up side by side; behind it all are ready."""
+        self._coming_up = []
+        try:
+            yield
+            for name in self._coming_up:
+                self.until_ready(name)
+        finally:
+            self._coming_up = None
+
+    def build_package(self, train: str, validate: str = VALIDATE) -> Path:
+        """Make a package of these two scripts; return its archive."""
+        folder = self.folder / "package"
+        folder.mkdir()
+        (folder / "train.py").write_text(train)
+        (folder / "validate.py").write_text(validate)
+        return pack(folder, self.folder / "package.tar.gz").path
 
     def launch(self, name: str, **environ: str) -> None:
         component = self.components[name]
         component.process = subprocess.Popen(
-            [sys.executable, "-m", "runnel.cli.main", *component.arguments],
+            [*self.command(name), *component.arguments],
             env=self._environ | environ,
             stdin=subprocess.DEVNULL,
             stdout=component.log,
             stderr=subprocess.STDOUT,
         )
 
+    def command(self, name: str) -> list[str]:
+        """Return what starts a component, up to its arguments."""
+        return [sys.executable, "-m", "runnel.cli.main"]
+
     def until_ready(self, name: str) -> None:
         component = self.components[name]
 
         def ready() -> bool:
             assert component.process is not None
-            assert component.process.poll() is None, self.log_of(name)
+            if component.process.poll() is not None:
+                raise RuntimeError(f"{name} has ended: {self.log_of(name)}")  # not to be waited for any longer
             try:
                 return read_endpoints(component.state).pid == component.process.pid
             except NotFound:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 
 from runnel.common.endpoints import read_endpoints
 from runnel.sdk import Network
+from tests.doubles.said import Said
 from tests.process.process_network import ProcessNetwork
 
 
@@ -21,20 +21,6 @@ class Certificates:
     authority: Path
     chain: Path
     key: Path
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Said:
-    """What a command ended with."""
-
-    status: int
-    out: str
-    err: str
-
-    @property
-    def document(self) -> Any:
-        """The one JSON document on standard output."""
-        return json.loads(self.out)
 
 
 class SecureNetwork(ProcessNetwork):

@@ -5,16 +5,24 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from xml.etree import ElementTree
 
+import psutil
 import pytest
 
 from benchmarks import compare
-from benchmarks.figures import Figure, Result, figure
+from benchmarks.figures import Bars, Figure, Result, figure
+from benchmarks.mnist import mnist_folder
+from benchmarks.peers.environments import PeerUnavailable, environment
+from benchmarks.process_trees import ProcessEnded, process_trees
 from benchmarks.report import Report, write
 from benchmarks.run import BENCHMARKS
+from tests.needs import needs
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(180)]
 
@@ -23,6 +31,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    needs(mnist_folder(), "MNIST's IDX files in the folder RUNNEL_TEST_MNIST")
     path = tmp_path_factory.mktemp("benchmarks") / "quick"
     command = [sys.executable, "-m", "benchmarks.run", "--quick", "--output", str(path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -53,15 +62,35 @@ def test_all_of_them_give_sane_figures(report: Report) -> None:
 
 def test_a_round_is_told_by_phase_and_stage(report: Report) -> None:
     found = figures_of(report, "round_overhead")
-    for what in ("training only", "with validation"):
+    for what in ("warm, training only", "warm, with validation"):
         rounds, overhead = found[f"{what}: round"], found[f"{what}: overhead of a round"]
         assert overhead.median == pytest.approx(rounds.median - found[f"{what}: the scripts alone"].median)
         assert rounds.runs == 2
         parts = ("phase training", "phase reducing", "client, train, run", "client, train, push")
         for part in parts:
             assert 0 < found[f"{what}: {part}"].median < rounds.median
-    assert "with validation: phase validating" in found
-    assert "training only: phase validating" not in found
+    assert "warm, with validation: phase validating" in found
+    assert "warm, training only: phase validating" not in found
+
+
+def test_the_papers_network_trains_with_a_hundred_clients(report: Report) -> None:
+    found = figures_of(report, "fedavg_paper")
+    assert found["IID: rounds done"].median == 2
+    # Ten sites' mean after two rounds: far more than a model that was never trained, or averaged wrongly, has.
+    assert found["IID: best accuracy"].median > 80
+    (paper,) = (each for each in report.results if each.benchmark == "fedavg_paper")
+    assert paper.parameters["clients"] == 100
+    assert len(paper.series[0].y) == 3
+
+
+def test_without_mnist_the_paper_is_left_out_and_why_is_told(tmp_path: Path) -> None:
+    nowhere = {**os.environ, "RUNNEL_TEST_MNIST": str(tmp_path / "nowhere")}
+    command = [sys.executable, "-m", "benchmarks.fedavg_paper", "--quick"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=nowhere)
+    assert done.returncode == 1
+    assert "there is no train-images-idx3-ubyte" in done.stderr
+    assert "--mnist FOLDER" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_memory_is_counted_above_the_idle_process(report: Report) -> None:
@@ -70,6 +99,21 @@ def test_memory_is_counted_above_the_idle_process(report: Report) -> None:
     assert combiner.median >= 2  # the sum alone
     assert combiner.median < 60
     assert 30 < found["1 MB, 2 clients: combiner base"].median < 300
+
+
+def test_rounds_stand_beside_their_limits(report: Report) -> None:
+    found = figures_of(report, "rounds")
+    row = "2 clients, 4 KB"
+    took, limit = found[f"{row}: Runnel, round"], found[f"{row}: limit grpc.aio, round"]
+    assert took.runs == 2
+    assert found[f"{row}: Runnel, round, times grpc.aio"].median == pytest.approx(took.median / limit.median)
+    assert 0 < found[f"{row}: limit scripts, round"].median < took.median
+    for role in ("reducer", "combiner"):
+        assert 0.03 < found[f"{row}: Runnel, {role} peak memory"].median < 0.4
+    (result,) = (each for each in report.results if each.benchmark == "rounds")
+    assert any("FEDn 0.33, quoted" in note for note in result.notes)
+    assert [each.unit for each in result.bars] == ["s", "GB"]
+    assert result.bars[0].values["Runnel"] == [took.median]
 
 
 @pytest.mark.parametrize("name", [name for name in BENCHMARKS if name != "fold_bandwidth"])
@@ -118,3 +162,57 @@ def test_a_report_is_read_as_it_was_written(tmp_path: Path) -> None:
     again = Report.read(path)
     assert json.dumps(again.as_json()) == json.dumps(report.as_json())
     assert "| some: pause | 1.00 ms | < 2.00 | met |" in markdown.read_text()
+
+
+def test_bars_are_drawn_on_a_logarithmic_scale_where_there_are_any(tmp_path: Path) -> None:
+    values: dict[str, list[float | None]] = {"limit some": [0.01, None], "one": [0.1, 1.0], "other": [10.0, 100.0]}
+    bars = Bars(name="seconds < hours", unit="s", groups=["4 KB", "1 MB"], values=values)
+    result = Result(benchmark="some", parameters={}, figures=(figure("pause", "s", [1.0]),), bars=(bars,))
+    report = Report(day="2026-01-01", quick=False, machine={"cores": 2}, results=(result,))
+    path, markdown = write(report, tmp_path / "some")
+    assert Report.read(path) == Report.from_json(report.as_json())
+    assert "![some](some-some.svg)" in markdown.read_text()
+    picture = ElementTree.fromstring((tmp_path / "some-some.svg").read_text())
+    space = "{http://www.w3.org/2000/svg}"
+    above = [each.text for each in picture.iter(f"{space}text") if each.get("class") == "value"]
+    assert above == ["0.01", "0.1", "10", "1", "100"]
+    colours = {each.get("fill") for each in picture.iter(f"{space}rect")} - {"#fff"}
+    assert len(colours) == 3
+
+
+async def test_a_tree_of_processes_is_measured_and_ends_whole(tmp_path: Path) -> None:
+    grandchild = "import os, time; held = b'x' * 80_000_000; print(os.getpid()); time.sleep(600)"
+    run = f"subprocess.run([sys.executable, '-u', '-c', {grandchild!r}, 'big'], start_new_session=True)"
+    child = f"import subprocess, sys; {run}"
+
+    def name_of(argv: Sequence[str]) -> str | None:
+        return "big" if argv[-1] == "big" else None
+
+    async with process_trees(tmp_path, os.environ, name_of) as trees:
+        trees.start("tree", [sys.executable, "-u", "-c", child], counted=True)
+        log = trees.log("tree")
+        await trees.until(lambda: log.read_text().endswith("\n"), what="a line", timeout_s=60)
+        await trees.until(lambda: "big" in trees.peaks, what="a peak", timeout_s=60)
+        left_the_session = psutil.Process(int(log.read_text()))
+        assert left_the_session.is_running()
+    assert not left_the_session.is_running()
+    assert 80e6 < trees.peaks["big"] < 160e6
+
+
+async def test_a_process_that_ends_early_is_told_with_its_last_words(tmp_path: Path) -> None:
+    last_words = [sys.executable, "-c", "raise SystemExit('no port left')"]
+    async with process_trees(tmp_path, os.environ, lambda _: None) as trees:
+        with pytest.raises(ProcessEnded, match=r"(?s)some ended with 1.*no port left"):
+            await trees.run("some", last_words, timeout_s=60)
+    async with process_trees(tmp_path, os.environ, lambda _: None) as trees:
+        trees.start("server", last_words)
+        with pytest.raises(ProcessEnded, match=r"(?s)server ended with 1.*no port left"):
+            await trees.until(lambda: False, what="never", timeout_s=60)
+
+
+async def test_a_peer_that_cannot_be_installed_says_why(tmp_path: Path) -> None:
+    offline = dict(os.environ) | {"UV_OFFLINE": "1", "UV_NO_INDEX": "1", "UV_NO_CONFIG": "1"}
+    with pytest.raises(PeerUnavailable, match=r"uv pip install ended with 1: .*no-such-peer"):
+        await environment(tmp_path, "no-such-peer", offline)
+    with pytest.raises(PeerUnavailable):  # half an environment is not taken for one
+        await environment(tmp_path, "no-such-peer", offline)

@@ -367,13 +367,19 @@ def test_strategies_and_their_defaults() -> None:
 def test_robust_strategies_and_their_defaults() -> None:
     text = (ROOT / "docs" / "model-initiator.md").read_text().partition("## Robust strategies")[2]
     rows = re.findall(r"^\| `(\w+)` \|[^|]*\|([^|]*)\|", text, re.MULTILINE)
-    robust = {name: kind for name, kind in STRATEGIES.items() if kind.gathers}
+    robust = {name: kind for name, kind in STRATEGIES.items() if kind.gathers and name != "fedbuff"}
     assert [name for name, _ in rows] == list(robust)
     for name, options in rows:
         documented = {option: float(value) for option, value in re.findall(r"`(\w+)`[^,=]*= ([\d.e-]+)", options)}
         defaults = {option: value for option, value in robust[name].options.items() if value is not None}
         assert documented | {"learning_rate": 1.0} == defaults, name
         assert all(f"`{option}`" in options for option in robust[name].required), name
+
+
+def test_the_options_of_asynchronous_sessions() -> None:
+    text = (ROOT / "docs" / "model-initiator.md").read_text().partition("## Asynchronous sessions")[2]
+    rows = re.findall(r"^\| `(\w+)` \| (?:\S+ = )?([\d.]+) \|", text.partition("## Robust")[0], re.MULTILINE)
+    assert {name: float(value) for name, value in rows} == STRATEGIES["fedbuff"].options
 
 
 def test_codes_of_failures() -> None:

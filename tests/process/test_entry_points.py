@@ -37,10 +37,11 @@ MODEL: dict[str, NDArray[Any]] = {"w": np.arange(6, dtype=np.float32).reshape(2,
 Train = Callable[..., Coroutine[Any, Any, TrainResult]]
 
 
-@pytest.fixture(params=["process"])
+@pytest.fixture(params=["cold", "warm"])
 async def runtime(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Runtime]:
-    assert request.param == "process"
-    async with ProcessRuntime(environments=tmp_path / "e", environ=dict(os.environ), grace_s=0.3) as made:
+    async with ProcessRuntime(
+        environments=tmp_path / "e", environ=dict(os.environ), grace_s=0.3, warm=request.param == "warm"
+    ) as made:
         yield made
 
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import signal
+import socket
+import ssl
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 import trustme
 
+from runnel.common.endpoints import read_endpoints
 from runnel.common.tensors import write_npz
-from runnel.compute_package import pack
+from runnel.sdk import Network
+from runnel.transport import parse_address
 from tests.eventually import eventually_blocking
 from tests.process.secure_network import Certificates, SecureNetwork
 
@@ -42,25 +47,22 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecureNetwork]
     (folder / "data").write_text("1")
     with SecureNetwork(folder, certificates(folder / "certificates")) as net:
         net.start_reducer()
-        net.start_combiner("c1")
-        net.start_client("site-1", folder / "data")
+        with net.together():
+            net.start_combiner("c1")
+            net.start_client("site-1", folder / "data")
         net.until_attached("c1", "site-1")
         yield net
 
 
-@pytest.fixture
-def plain(tmp_path: Path) -> Iterator[SecureNetwork]:
-    with SecureNetwork(tmp_path / "plain") as net:
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecureNetwork]:
+    with SecureNetwork(tmp_path_factory.mktemp("plain")) as net:
         net.start_reducer()
         yield net
 
 
 def test_a_session_over_tls(network: SecureNetwork) -> None:
-    package = network.folder / "package"
-    package.mkdir()
-    (package / "train.py").write_text("import shutil, sys; shutil.copy(sys.argv[1], sys.argv[2])")
-    (package / "validate.py").write_text("import json, sys; json.dump({'loss': 1}, open(sys.argv[2], 'w'))")
-    pack(package, network.folder / "package.tar.gz")
+    network.build_package("import shutil, sys; shutil.copy(sys.argv[1], sys.argv[2])")
     write_npz(network.folder / "seed.npz", {"w": np.arange(10.0)})
     said = network.person(
         *("session", "start", "--package", "package.tar.gz", "--seed", "seed.npz", "--rounds", "1"),
@@ -133,9 +135,44 @@ def test_an_authority_file_that_is_none_ends_a_node_before_it_is_ready(
     assert said.err.startswith(f"runnel: The TLS authority file {tmp_path / 'ca.pem'} is not a PEM file.")
 
 
-def test_plain_text_beyond_this_machine_is_said_at_the_start(tmp_path: Path) -> None:
+def test_the_log_of_a_reducer_is_its_own(network: SecureNetwork, stranger: Certificates) -> None:
+    """What its libraries say of callers that do not know how to shake hands is not for people."""
+    port = int(network.rpc.rpartition(":")[2])
+    for nonsense in (b"", b"GET / HTTP/1.1\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(64)):
+        with socket.create_connection(("127.0.0.1", port)) as caller:
+            caller.sendall(nonsense)
+            caller.shutdown(socket.SHUT_WR)
+            caller.settimeout(SAYS_WITHIN_S)
+            with suppress(ConnectionResetError):
+                while caller.recv(4096):
+                    pass
+    untrusting = ssl.create_default_context(cafile=stranger.authority)
+    with (
+        socket.create_connection(("127.0.0.1", port)) as caller,
+        pytest.raises(ssl.SSLCertVerificationError),
+    ):
+        untrusting.wrap_socket(caller, server_hostname="localhost")
+    network.until_attached("c1", "site-1")
+    lines = network.log_of("reducer").splitlines()
+    assert [line for line in lines if not line.startswith("timestamp=")] == []
+
+
+def test_all_addresses_are_listened_on_and_one_is_told(tmp_path: Path) -> None:
     with SecureNetwork(tmp_path) as net:
         net._add("reducer", ["reducer", "--rpc", "0.0.0.0:0", "--http", "0.0.0.0:0", "--allow-plaintext"])
         warnings = [line for line in net.log_of("reducer").splitlines() if "level=warning" in line]
         assert any("serving plain text, without encryption" in line and "0.0.0.0:" in line for line in warnings)
-        assert (tmp_path / "reducer" / "operator.token").exists()
+        reducer = read_endpoints(tmp_path / "reducer")
+        rpc, http = parse_address(str(reducer.rpc)), parse_address(str(reducer.http))
+        assert (rpc.host, http.host) == ("127.0.0.1", "127.0.0.1")
+        token = (tmp_path / "reducer" / "operator.token").read_text().strip()
+        for host in ("127.0.0.1", "localhost"):
+            said = net.runnel("status", "--json", RUNNEL_URL=f"http://{host}:{http.port}", RUNNEL_TOKEN=token)
+            assert said.document["rpc_address"] == f"{host}:{rpc.port}"
+        more = ["--listen", "0.0.0.0:0", "--allow-plaintext", "--name", "c1"]
+        net._add("c1", ["combiner", "--network", str(rpc), *more], RUNNEL_COMBINER_TOKEN=token)
+        own = read_endpoints(tmp_path / "c1").rpc
+        assert str(own).startswith("127.0.0.1:")
+        with Network(f"http://{http}", token) as network:
+            (node,) = eventually_blocking(lambda: [node for node in network.nodes.list() if node.address])
+            assert node.address == own

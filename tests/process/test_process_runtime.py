@@ -35,10 +35,14 @@ CLIENT_ENVIRONMENT = {
 Prepare = Callable[..., Awaitable[Prepared]]
 
 
-@pytest.fixture(params=["process"])
+@pytest.fixture(params=["cold", "warm"])
 async def runtime(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Runtime]:
-    assert request.param == "process"
-    async with ProcessRuntime(environments=tmp_path / "environments", environ=CLIENT_ENVIRONMENT, grace_s=0.3) as made:
+    async with ProcessRuntime(
+        environments=tmp_path / "environments",
+        environ=CLIENT_ENVIRONMENT,
+        grace_s=0.3,
+        warm=request.param == "warm",
+    ) as made:
         yield made
 
 
@@ -377,14 +381,18 @@ def test_a_killed_client_takes_its_runs_along(tmp_path: Path) -> None:
     eventually_blocking(lambda: not any(map(_alive, helpers)))
 
 
+def _guards() -> list[psutil.Process]:
+    return [child for child in psutil.Process().children() if child.name() == "sh"]
+
+
 async def test_a_guard_that_was_killed_is_replaced(runtime: Runtime, prepare: Prepare, say: Listener) -> None:
     prepared = await prepare("print('ran')")
     await run_train(runtime, prepared, say)
-    [guard] = psutil.Process().children()
+    [guard] = _guards()
     guard.kill()
     await eventually(lambda: guard.status() == psutil.STATUS_ZOMBIE)
     await run_train(runtime, prepared, say)
-    [other] = psutil.Process().children()
+    [other] = _guards()
     assert other.pid != guard.pid
     assert say.said("stdout") == ["ran", "ran"]
 

@@ -51,6 +51,12 @@ def test_each_metric_is_taken_over_those_that_have_it() -> None:
     assert came == {"a": 4.0, "b": 7.0}
 
 
+def test_they_come_in_the_order_of_their_names_whoever_reports_first() -> None:
+    some, others = (1.0, {"loss": 1.0, "zeta": 2.0}), (1.0, {"zeta": 2.0, "accuracy": 0.5, "loss": 1.0})
+    assert list(weighted_mean_metrics([some, others])) == ["accuracy", "loss", "zeta"]
+    assert list(weighted_mean_metrics([others, some])) == ["accuracy", "loss", "zeta"]
+
+
 def test_what_nobody_could_measure_is_absent() -> None:
     came = weighted_mean_metrics([(1, {"a": math.nan, "b": 2.0}), (1, {"a": math.inf, "b": math.nan}), (0, {"c": 1.0})])
     assert came == {"b": 2.0}

@@ -8,6 +8,7 @@ from runnel.common.aggregation import (
     OPTIMIZERS,
     STRATEGIES,
     Bulyan,
+    FedBuff,
     GeometricMedian,
     Krum,
     Median,
@@ -25,7 +26,7 @@ NEEDED = {"norm_clipping": {"max_norm": 2.0}}
 
 
 def test_the_robust_rules_gather_and_the_others_do_not() -> None:
-    robust = ["median", "trimmed_mean", "krum", "multi_krum", "bulyan", "geometric_median", "norm_clipping"]
+    robust = ["fedbuff", "median", "trimmed_mean", "krum", "multi_krum", "bulyan", "geometric_median", "norm_clipping"]
     assert list(STRATEGIES) == [*OPTIMIZERS, *robust]
     for name, kind in STRATEGIES.items():
         strategy = make_strategy(name, NEEDED.get(name))
@@ -45,6 +46,13 @@ def test_optimizers_are_what_they_were(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "rule", "least"),
     [
+        ("fedbuff", {}, FedBuff(max_staleness=10, staleness_exponent=0.5), 1),
+        (
+            "fedbuff",
+            {"max_staleness": 3.0, "staleness_exponent": 0.0},
+            FedBuff(max_staleness=3, staleness_exponent=0),
+            1,
+        ),
         ("median", {}, Median(), 1),
         ("trimmed_mean", {"beta": 0.25}, TrimmedMean(beta=0.25), 4),
         ("krum", {"f": 2.0}, Krum(f=2), 7),
@@ -65,7 +73,10 @@ def test_a_rule_has_its_options(name: str, options: dict[str, float], rule: obje
 @pytest.mark.parametrize(
     ("name", "options", "says"),
     [
-        ("fedsgd", {}, "fedyogi, median"),
+        ("fedsgd", {}, "fedyogi, fedbuff, median"),
+        ("fedbuff", {"max_staleness": 1.5}, "integer"),
+        ("fedbuff", {"max_staleness": -1.0}, "0 or more"),
+        ("fedbuff", {"staleness_exponent": -0.5}, "above 0"),
         ("median", {"beta": 0.1}, "learning_rate"),
         ("median", {"learning_rate": 0.0}, "above 0"),
         ("trimmed_mean", {"beta": 0.5}, "below 0.5"),

@@ -14,7 +14,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runnel.common.blobs import EMPTY, BlobStore, Spool, SpoolFile, digest_file, in_thread, storage_errors, to_its_end
+from runnel.common.blobs import (
+    EMPTY,
+    BlobStore,
+    Spool,
+    SpoolFile,
+    digest_file,
+    in_thread,
+    require_room,
+    storage_errors,
+    to_its_end,
+)
 from runnel.common.errors import CorruptData, InvalidInput, NotFound, StorageFull, TooLarge
 from runnel.common.protocol import BlobRef
 from tests.needs import needs
@@ -187,6 +197,29 @@ def test_a_full_disk_is_named(tmp_path: Path, code: int) -> None:
 def test_other_errors_of_the_disk_pass(tmp_path: Path) -> None:
     with pytest.raises(PermissionError), storage_errors(tmp_path):
         raise PermissionError(errno.EACCES, "Permission denied")
+
+
+def test_room_is_looked_for_before_it_is_taken(tmp_path: Path) -> None:
+    require_room(tmp_path, 1)
+    require_room(tmp_path / "new", 1)
+    with pytest.raises(StorageFull, match="1,152,921,504,606,846,976 bytes are needed") as caught:
+        require_room(tmp_path / "new", 1 << 60)
+    assert caught.value.fields["folder"] == str(tmp_path)
+
+
+def test_a_payload_whose_rest_does_not_fit_leaves_its_room_to_others(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    fits, large = (
+        spool.open(key, BlobRef(sha256="0" * 64, size_bytes=size)) for key, size in (("a", 20), ("b", 1 << 60))
+    )
+    for file in (fits, large):
+        file.write(0, b"0123456789")
+    fits.require_room()
+    assert fits.partial.read_bytes() == b"0123456789"
+    with pytest.raises(StorageFull, match="1,152,921,504,606,846,966 bytes are needed"):
+        large.require_room()
+    assert not large.partial.exists()
+    fits.close()
 
 
 def test_a_full_disk_while_spooling_keeps_what_is_there(tmp_path: Path) -> None:

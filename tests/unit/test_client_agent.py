@@ -12,7 +12,7 @@ from types import TracebackType
 import numpy as np
 import pytest
 
-from runnel.client import agent as agent_module
+from runnel.client import delivery as delivery_module
 from runnel.client.agent import ClientAgent
 from runnel.client.outbox import Outbox
 from runnel.client.runtimes import Call, Finished, LineSink, PackageFiles, Prepared
@@ -26,6 +26,7 @@ from runnel.common.protocol import (
     Downward,
     Hello,
     PayloadKind,
+    Progress,
     Report,
     Settled,
     Settlement,
@@ -47,13 +48,14 @@ OTHER = AssignmentKey(session_id="ses-2", round=1, work=Work.TRAIN)
 
 
 class Link:
-    """A way up that is a list; ``pushing`` holds pushes up while it is cleared."""
+    """A way up that is a list; ``pushing`` holds pushes up while it is cleared, ``full`` of them find no room."""
 
     def __init__(self, blobs: dict[str, Path]) -> None:
         self._blobs = blobs
         self._events: asyncio.Queue[LinkEvent | None] = asyncio.Queue()
         self.sent: list[Upward] = []
         self.pushes = 0
+        self.full = 0
         self.pushing = asyncio.Event()
         self.pushing.set()
 
@@ -86,6 +88,9 @@ class Link:
     async def push(self, order_id: str, source: Path, ref: BlobRef, *, deadline_s: float) -> None:
         self.pushes += 1
         await self.pushing.wait()
+        if self.full:
+            self.full -= 1
+            raise StorageFull("c1: No room.")
         assert digest_file(source) == ref
 
     @property
@@ -291,9 +296,9 @@ async def test_called_off_while_it_keeps_its_report_nothing_stays(site: Site, mo
     keep, kept = Outbox.keep, asyncio.Event()
     loop = asyncio.get_running_loop()
 
-    def slowly(self: Outbox, *args: object) -> None:
+    def slowly(self: Outbox, *args: object, **kwargs: object) -> None:
         asyncio.run_coroutine_threadsafe(meanwhile(), loop).result()
-        keep(self, *args)  # type: ignore[arg-type]
+        keep(self, *args, **kwargs)  # type: ignore[arg-type]
         loop.call_soon_threadsafe(kept.set)
 
     async def meanwhile() -> None:
@@ -315,14 +320,14 @@ async def test_called_off_while_it_keeps_its_report_nothing_stays(site: Site, mo
 async def test_a_full_disk_fails_the_work_and_not_the_client(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     keep, full = Outbox.keep, 3
 
-    def without_room(self: Outbox, *args: object) -> None:
+    def without_room(self: Outbox, *args: object, **kwargs: object) -> None:
         nonlocal full
         if full:
             full -= 1
             raise StorageFull("No room.")
-        keep(self, *args)  # type: ignore[arg-type]
+        keep(self, *args, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(agent_module, "_PUSH_AGAIN_S", 0.01)
+    monkeypatch.setattr(delivery_module, "_PUSH_AGAIN_S", 0.01)
     monkeypatch.setattr(Outbox, "keep", without_room)
     site.runtime.may_end.set()
     site.link.receive(site.order(1))
@@ -331,6 +336,37 @@ async def test_a_full_disk_fails_the_work_and_not_the_client(site: Site, monkeyp
     assert failure.code == "storage_full"
     site.link.receive(settled(), site.order(2, OTHER))
     assert (await site.reported(2)).outcomes[0].failure is None
+
+
+async def test_it_drains_when_what_runs_is_reported_and_begins_nothing_else(site: Site) -> None:
+    site.link.receive(site.order(1))
+    await site.running(1)
+    site.link.pushing.clear()
+    draining = asyncio.create_task(site.agent.drain())
+    await asyncio.sleep(0)
+    site.link.receive(site.order(2, OTHER))
+    site.runtime.may_end.set()
+    await eventually(lambda: site.link.pushes == 1, timeout_s=10)
+    assert not draining.done(), "what is finished is not told yet"
+    site.link.pushing.set()
+    await draining
+    (report,) = site.link.reports
+    assert (report.order_id, len(site.runtime.began), site.agent.working) == ("ord-1", 1, 0)
+
+
+async def test_it_drains_at_once_when_nothing_is_under_way(site: Site) -> None:
+    await asyncio.wait_for(site.agent.drain(), 1.0)
+
+
+async def test_no_room_above_is_told_and_the_update_offered_again(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delivery_module, "_PUSH_AGAIN_S", 0.01)
+    site.link.full = 2
+    site.runtime.may_end.set()
+    site.link.receive(site.order(1))
+    assert (await site.reported(1)).outcomes[0].failure is None
+    told = [each.detail for each in site.link.sent if isinstance(each, Progress) and each.detail]
+    assert told == ["c1: No room."] * 2
+    assert site.link.pushes == 3
 
 
 async def test_files_that_can_not_be_had_fail_the_work_and_not_the_client(site: Site) -> None:
@@ -353,7 +389,7 @@ async def test_work_ends_some_time_after_its_round_and_a_newer_order_gives_it_mo
     assert report.outcomes[0].failure.code == "timeout"
     site.link.receive(site.order(3, remaining_s=0.2), site.order(4, remaining_s=600.0))
     await site.running(2)
-    scope = site.agent._scopes[KEY]
+    scope = site.agent._deadlines._scopes[KEY]
     when = scope.when()
     assert when is not None
     assert when > asyncio.get_running_loop().time() + 500
@@ -362,7 +398,7 @@ async def test_work_ends_some_time_after_its_round_and_a_newer_order_gives_it_mo
     assert (good.order_id, good.outcomes[0].failure) == ("ord-4", None)
     site.link.receive(settled(), site.order(5, OTHER))
     await site.reported(3)
-    assert set(site.agent._deadlines) == {OTHER}, "what is done is not remembered"
+    assert site.agent._deadlines.known() == {OTHER}, "what is done is not remembered"
 
 
 async def test_what_is_held_is_told_and_offered_by_the_next_process(tmp_path: Path) -> None:

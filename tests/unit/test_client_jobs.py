@@ -114,6 +114,26 @@ def test_what_is_called_off_makes_room() -> None:
     assert states(book) == {K3: JobState.RUNNING}
 
 
+def test_while_it_drains_nothing_begins_and_what_is_finished_is_offered() -> None:
+    book = JobBook(held=[K3])
+    book.assigned(order(1, K1))
+    book.assigned(order(2, K2))
+    book.drain()
+    assert book.assigned(order(3, key(4))) == []
+    assert book.assigned(order(4, K3)) == [Offer(K3, "ord-4")]
+    assert book.finished(K1) == [Offer(K1, "ord-1")], "the one that waited for its turn does not begin"
+    assert states(book) == {K1: JobState.HELD, K2: JobState.QUEUED, K3: JobState.HELD}
+
+
+def test_while_it_drains_a_failure_is_not_tried_again() -> None:
+    book = JobBook()
+    book.assigned(order(1))
+    book.finished(K1, failed=True)
+    book.drain()
+    assert book.assigned(order(2)) == []
+    assert states(book) == {K1: JobState.HELD}
+
+
 def test_what_is_unknown_is_no_error() -> None:
     book = JobBook()
     assert book.dropped(K1) == []

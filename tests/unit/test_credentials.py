@@ -183,3 +183,18 @@ def test_a_signature_is_checked_once(
     assert verifier.verify(token) == ANNA
     with pytest.raises(Unauthenticated):
         verifier.verify(issuer.issue(ANNA, 60))
+
+
+def test_more_credentials_are_remembered_than_clients_attach_until_they_expire(
+    issuer: CredentialIssuer, verifier: CredentialVerifier, clock: SetClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = [issuer.issue(ANNA, 60) for _ in range(5000)]
+    for token in tokens:
+        verifier.verify(token)
+    with monkeypatch.context() as patch:
+        patch.setattr(jwt, "decode", None)  # whoever needs it now is refused
+        assert all(verifier.verify(token) == ANNA for token in tokens)
+    clock.now += 91
+    fresh = issuer.issue(ANNA, 60)
+    verifier.verify(fresh)
+    assert list(verifier._good) == [fresh]

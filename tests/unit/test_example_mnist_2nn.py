@@ -112,6 +112,18 @@ def test_split_train_and_validate_work_together(example: Any, tmp_path: Path, no
     assert max(losses) < json.loads((tmp_path / "v.json").read_text())["loss"]
 
 
+def test_each_round_has_its_own_order_and_keeps_it_when_repeated(example: Any, tmp_path: Path) -> None:
+    site, *_ = example.split.split(small_mnist(tmp_path / "mnist"), tmp_path / "sites", 4)
+    example.build.main(tmp_path / "seed.npz")
+    trained = []
+    for number, (seed, round_number) in enumerate([(0, 1), (0, 1), (0, 2), (1, 1)]):
+        (tmp_path / "seed.npz-metadata").write_text(json.dumps({"seed": seed}))
+        example.train.main(tmp_path / "seed.npz", tmp_path / f"{number}.npz", site, round_number)
+        trained.append((tmp_path / f"{number}.npz").read_bytes())
+    assert trained[0] == trained[1]
+    assert len(set(trained)) == 3
+
+
 def test_splitting_over_no_or_too_many_sites_is_refused(example: Any, tmp_path: Path) -> None:
     for clients in (0, 201):
         with pytest.raises(ValueError, match="clients should be from 1 to 200"):

@@ -59,6 +59,7 @@ async def make_state(state: Path) -> str:
                     order_id="ord-1",
                     session_id=session.id,
                     round=1,
+                    counted_in=1,
                     child="c1",
                     kind="weighted_sum",
                     weight=1.0,
@@ -78,6 +79,14 @@ async def make_state(state: Path) -> str:
 
 def files(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+async def test_a_state_whose_models_are_in_a_bucket_is_not_saved_by_halves(tmp_path: Path) -> None:
+    await make_state(tmp_path / "state")
+    (tmp_path / "state" / "blobs.place").write_text("s3://models/a at https://s3.example.org\n")
+    with pytest.raises(NotFound, match=r"are not in it but in s3://models/a at https://s3\.example\.org"):
+        back_up(tmp_path / "state", tmp_path / "backup.tar")
+    assert not (tmp_path / "backup.tar").exists()
 
 
 async def test_what_comes_back_is_what_there_was(tmp_path: Path) -> None:

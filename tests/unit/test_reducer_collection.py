@@ -278,3 +278,25 @@ def test_who_is_late_keeps_its_work_for_another_attempt() -> None:
     made, m1, _ = placed()
     made.reported(m1.order_id, "m1", ["a"], [])
     assert made.verdict("b") is None
+
+
+# ---- what people are told who ask why somebody does not answer
+
+
+def test_what_was_heard_last_is_told_of_those_whose_answer_is_missing() -> None:
+    made, m1, _ = placed()
+    made.heard("a", "No room in /a.")
+    made.heard("b", "No room in /b.")
+    made.heard("a", "")  # says nothing new
+    made.heard("stranger", "No room in /x.")
+    assert made.unanswered() == {"a": "No room in /a.", "b": "No room in /b."}
+    made.heard("b", "No room in /b either.")
+    made.reported(m1.order_id, "m1", ["a"], [])
+    assert made.unanswered() == {"b": "No room in /b either."}
+
+
+def test_of_who_has_failed_the_failure_is_told_and_not_what_was_heard_before() -> None:
+    made, m1, _ = placed()
+    made.heard("a", "No room in /a.")
+    made.reported(m1.order_id, "m1", [], ["a"])
+    assert made.unanswered() == {}

@@ -40,6 +40,7 @@ from runnel.reducer.domain.collection import SlotState
 from runnel.reducer.domain.values import SessionConfig, SessionStatus
 from runnel.reducer.engine.engine import Engine, wait_for
 from runnel.reducer.store import access, ledger
+from runnel.reducer.store.blobs import FolderBlobs
 from runnel.reducer.store.database import Database
 from runnel.reducer.store.journal import Journal, Transaction
 from runnel.reducer.store.tables import SessionRow
@@ -89,7 +90,11 @@ class Net:
 
     def new_engine(self) -> Engine:
         return Engine(
-            journal=self.journal, blobs=self.blobs, partials=self.partials, name="top", organisation="default"
+            journal=self.journal,
+            blobs=FolderBlobs(self.blobs),
+            partials=self.partials,
+            name="top",
+            organisation="default",
         )
 
     # ---- nodes
@@ -440,7 +445,7 @@ async def test_stopping_calls_the_work_off(net: Net) -> None:
     cancels = net.got("m1", Cancel)
     assert [(c.order_id, c.key, c.clients) for c in cancels] == [(m1.order_id, None, ()), ("", TRAIN, ("a",))]
     await net.report("m1", m1, *ok("a"))
-    assert await net.states() == {"a": "open"}
+    assert await net.states() == {"a": "late"}
 
 
 async def test_stopping_again_does_not_stop_what_is_started_afterwards(net: Net) -> None:
@@ -452,7 +457,7 @@ async def test_stopping_again_does_not_stop_what_is_started_afterwards(net: Net)
     async with net.database.write() as tx:
         row = await ledger.require_session(tx, SESSION)
         row.phase, row.round, row.reason = "seeded", 0, None
-        await ledger.begin_round_anew(tx, SESSION, 1)
+        await ledger.forget_round(tx, SESSION, 1)
     net.engine.launch(SESSION)
     await net.report("a", await net.order("a", len(net.got("a", Assignment)) + 1), *ok("a"))
     assert (await net.ended()).phase == "finished"

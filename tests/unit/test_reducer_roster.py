@@ -220,6 +220,11 @@ def test_who_stands_well_stays_and_else_goes_where_it_prefers() -> None:
     assert place(crowded(), prefer="m1", avoid=frozenset({"m1"})) == "m2"
 
 
+def test_a_full_combiner_is_nobodys_choice_except_of_those_that_are_there() -> None:
+    assert place(crowded(), prefer="m1", underway={"m1": 2}) == "m2"
+    assert place(crowded(), stay="m1", underway={"m1": 2}) == "m1"
+
+
 def test_the_reducer_itself_comes_after_all_combiners() -> None:
     assert place(crowded(), stay="top") == "m2"
     assert place(crowded(), avoid=frozenset({"m1", "m2"})) is None
@@ -274,3 +279,43 @@ def test_a_circle_in_what_is_known_ends() -> None:
         roster.join(name, [combiner(other, name)])
     roster.join("m1", [combiner("m2", "m1")])
     assert roster.parent_for("m9", "m1").name == "m1"
+
+
+NAMES = ["m1", "m2", "m3", "a", "b"]
+nodes_of = st.builds(
+    lambda name, parent: (combiner if name.startswith("m") else client)(name, "" if parent == name else parent),
+    st.sampled_from(NAMES),
+    st.sampled_from(["", "m1", "m2", "m3"]),
+)
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["attach", "detach", "join", "leave"]), st.sampled_from(NAMES[:3]), nodes_of),
+        max_size=40,
+    )
+)
+def test_what_is_kept_about_places_is_what_looking_at_everybody_finds(news: list[tuple[str, str, Member]]) -> None:
+    roster = Roster()
+    attached: set[str] = set()
+    for what, child, member in news:
+        if what == "attach":
+            attached.add(child)
+            roster.attach(combiner(child), [] if member.name == child else [member])
+        elif child in attached and what == "detach":
+            attached.discard(child)
+            roster.detach(child)
+        elif child in attached and member.name != child:
+            if what == "join":
+                roster.join(child, [member])
+            else:
+                roster.leave(child, [member.name])
+        assert {m.name for m in roster.combiners()} == {m.name for m in roster.members() if m.kind is NodeKind.COMBINER}
+        for name in NAMES[:3]:
+            way = roster.route(name)
+            below = [
+                each
+                for each in roster.members()
+                if way is not None and each.name not in (name, way) and roster.route(each.name) == way
+            ]
+            assert roster.load(name) == sum((each.parent or way) == name for each in below)

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from runnel.reducer.domain.collection import SlotState
-from tests.doubles.round_network import REDUCER, RoundNetwork
+from tests.doubles.round_network import RoundNetwork
+from tests.doubles.round_reducer import REDUCER
 
 pytestmark = pytest.mark.unit
 
@@ -105,16 +106,16 @@ def calm(net: RoundNetwork, random: Random) -> None:
 def check_the_end(net: RoundNetwork) -> None:
     trace = "\n".join(net.trace)
     reducer = net.reducer
-    assert reducer.over, trace
-    states = {name: reducer.ledger[name] for name in CLIENTS}
-    bad = net.failing | net.corrupting
-    if not net.closed_early:
+    assert net.truth.over, trace
+    states = {name: net.truth.ledger[name] for name in CLIENTS}
+    bad = net.truth.failing | net.truth.corrupting
+    if not net.truth.closed_early:
         for name, state in states.items():
             wanted = {SlotState.COUNTED} | ({SlotState.FAILED} if name in bad else set())
             assert state in wanted, f"{name} is {state}\n{trace}"
             # Only work that died with its process was done again.
             if name not in bad:
-                assert net.trainings[name] == 1, f"{name} trained {net.trainings[name]} times\n{trace}"
+                assert net.truth.trainings[name] == 1, f"{name} trained {net.truth.trainings[name]} times\n{trace}"
     for name, client in net.clients.items():
         assert not client.outbox, f"{name} still holds {client.outbox}\n{trace}"
         assert not client.book.jobs, f"{name} still has {client.book.jobs}\n{trace}"
@@ -126,7 +127,7 @@ def check_the_end(net: RoundNetwork) -> None:
     for name, wire in attached.items():
         assert wire is not None
         assert reducer.roster.attached_to(name, REDUCER) == wire.parent, f"{name}\n{trace}"
-    assert Counter(name.split("#")[0] for name in net.accepted_trainings.elements()) == Counter(
+    assert Counter(name.split("#")[0] for name in net.truth.accepted_trainings.elements()) == Counter(
         name for name, state in states.items() if state is SlotState.COUNTED
     )
 

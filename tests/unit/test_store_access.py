@@ -21,6 +21,23 @@ pytestmark = pytest.mark.unit
 # ---- tokens
 
 
+async def test_a_token_that_is_not_good_is_refused_in_words_that_name_the_clock(tmp_path: Path) -> None:
+    async with database_in(tmp_path) as database, database.write() as tx:
+        await access.add_token(tx, "tok-1", "rnl_secret", "north", Role.CLIENT, "a site", 60.0)
+        row = await access.find_token(tx, "rnl_secret")
+        assert row is not None
+        row.expires_at = datetime(2026, 5, 4, 3, 2, 1, 700_000, UTC)
+        now = datetime(2026, 5, 5, 3, 2, 1, tzinfo=UTC)
+        assert access.why_not(None, now) == "unknown"
+        said = access.why_not(row, now)
+        assert said == (
+            "expired: it was good until 2026-05-04 03:02:01+00:00,"
+            " and the reducer's clock says 2026-05-05 03:02:01+00:00"
+        )
+        row.revoked_at = now
+        assert access.why_not(row, now) == "revoked"
+
+
 async def test_a_token_is_found_by_its_secret_which_is_not_stored(tmp_path: Path) -> None:
     async with database_in(tmp_path) as database:
         async with database.write() as tx:

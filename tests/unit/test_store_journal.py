@@ -188,3 +188,18 @@ async def test_passing_things_are_shown_in_their_newest_form_and_not_kept(journa
     async with Follower(journal) as late:
         await eventually(lambda: len(late.got) == 2, timeout_s=5, state=lambda: late.got)
         assert late.got[-1]["session"] == "ses-2"
+
+
+async def test_a_flood_of_passing_events_does_not_wake_followers_with_each(journal: Journal) -> None:
+    async with Follower(journal) as follower:
+        await record(journal, 1)
+        await eventually(lambda: follower.seqs == [1], timeout_s=5)
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        number = 0
+        while clock() < began + 0.7:
+            number += 1
+            journal.show("ses-1", "default", {"counted": number})
+            await asyncio.sleep(0)
+        await eventually(lambda: follower.got[-1].get("data") == {"counted": number}, timeout_s=5)
+        assert len(follower.got) <= 3 + (clock() - began) / 0.1

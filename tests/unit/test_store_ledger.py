@@ -232,8 +232,44 @@ async def test_payloads_are_reduced_in_an_order_that_does_not_depend_on_their_ar
             ]
             wanted = {"ord-a.payload", "ord-b.payload", "ord-c.payload", "z.payload"}
             assert await ledger.all_partial_files(tx) == wanted
-            await ledger.drop_partials(tx, SESSION)
-            assert await ledger.all_partial_files(tx) == set()
+            await ledger.drop_partials(tx, SESSION, 1)
+            assert await ledger.all_partial_files(tx) == {"z.payload"}
+
+
+async def test_what_was_buffered_for_a_round_that_will_not_be_is_late_and_part_of_nothing(tmp_path: Path) -> None:
+    async with database_in(tmp_path) as database:
+        await begin(database, "a", "b")
+        async with database.write() as tx:
+            for client, order_id, counted_in in (("a", "ord-1", 1), ("b", "ord-2", 2)):
+                await ledger.note_outcomes(tx, TRAIN, order_id, [Outcome(client=client)], counted_in)
+                await ledger.add_partial(tx, report(order_id), "m1", f"{order_id}.payload", counted_in)
+            assert await ledger.drop_spare(tx, SESSION, 2) == []
+            assert await ledger.drop_spare(tx, SESSION, 1) == ["ord-2.payload"]
+        assert await states(database) == {"a": "counted", "b": "late"}
+        async with database.read() as tx:
+            assert [row.filename for row in await ledger.partials(tx, SESSION, 1)] == ["ord-1.payload"]
+            assert await ledger.partials(tx, SESSION, 2) == []
+            assert await ledger.all_partial_files(tx) == {"ord-1.payload"}
+
+
+@pytest.mark.parametrize(
+    ("phase", "counted_in"),
+    [
+        (SessionStatus.SELECTING, 1),
+        (SessionStatus.TRAINING, 1),
+        (SessionStatus.REDUCING, 2),
+        (SessionStatus.VALIDATING, 2),
+        (SessionStatus.COMMITTED, 2),
+    ],
+)
+async def test_a_buffered_update_counts_in_the_round_that_still_takes_one(
+    tmp_path: Path, phase: SessionStatus, counted_in: int
+) -> None:
+    async with database_in(tmp_path) as database:
+        async with database.write() as tx:
+            await add_session(tx, SESSION, round_number=1, phase=phase)
+        async with database.read() as tx:
+            assert await ledger.counting_round(tx, SESSION) == counted_in
 
 
 async def test_a_round_that_begins_anew_has_nothing_of_before(tmp_path: Path) -> None:
@@ -242,7 +278,7 @@ async def test_a_round_that_begins_anew_has_nothing_of_before(tmp_path: Path) ->
         await note(database, Outcome(client="a"))
         async with database.write() as tx:
             await ledger.add_partial(tx, report("ord-1"), "m1", "x")
-            await ledger.begin_round_anew(tx, SESSION, 1)
+            await ledger.forget_round(tx, SESSION, 1)
         async with database.read() as tx:
             assert await ledger.slots(tx, TRAIN) == []
             assert await ledger.partials(tx, SESSION, 1) == []

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from runnel.common.errors import InvalidInput
 from runnel.common.protocol import (
+    MOST_WITHIN_BYTES,
     Assignment,
     AssignmentKey,
     BlobRef,
@@ -161,6 +162,30 @@ def test_damaged_messages_are_refused_or_read_but_nothing_else(message: Upward, 
         assert upward_from_wire(upward_to_wire(value)) == value
         return
     assert named
+
+
+@pytest.mark.parametrize("data", [b"x" * 8, b"x" * 10], ids=["short", "long"])
+def test_a_payload_within_its_report_is_as_long_as_it_says(data: bytes) -> None:
+    wire = _report()
+    wire.report.payload_data = b"x" * 9
+    came = upward_from_wire(wire)
+    assert isinstance(came, Report)
+    assert came.payload_data == b"x" * 9
+    wire.report.payload_data = data
+    with pytest.raises(InvalidInput, match="as long as announced"):
+        upward_from_wire(wire)
+    wire.report.ClearField("payload")
+    wire.report.payload_kind = pb.PAYLOAD_KIND_UNSPECIFIED
+    with pytest.raises(InvalidInput, match="absent"):
+        upward_from_wire(wire)
+
+
+def test_nothing_large_comes_within_a_message() -> None:
+    wire = _report()
+    wire.report.payload.size_bytes = MOST_WITHIN_BYTES + 1
+    wire.report.payload_data = bytes(MOST_WITHIN_BYTES + 1)
+    with pytest.raises(InvalidInput, match="at most 16,384 bytes"):
+        upward_from_wire(wire)
 
 
 def test_lone_surrogates_of_programs_are_replaced() -> None:

@@ -33,6 +33,7 @@ from runnel.transport import (
     problem_of,
     status_of,
 )
+from runnel.transport.addresses import own_host_towards
 from runnel.transport.chunks import CHUNK_BYTES, read_chunks, receive_into
 from runnel.transport.status import METADATA_KEY, _shortened, error_of_problem, from_rpc_error
 from runnel.transport.tls import ClientTls, ServerTls
@@ -70,7 +71,8 @@ def test_an_error_survives_the_wire(kind: type[RunnelError]) -> None:
     error = kind("what came", hint="what to do", client="hospital-a", size=7)
     came = from_rpc_error(_rpc_error(STATUS[kind][0], "", (METADATA_KEY, _shortened(error))), peer="p")
     assert type(came) is kind
-    assert came.as_wire() == error.as_wire()
+    told = "p: what came" if kind is errors.StorageFull else "what came"  # whose folder it is, nobody further up knows
+    assert came.as_wire() == error.as_wire() | {"message": told}
 
 
 @pytest.mark.parametrize("kind", ERRORS)
@@ -166,6 +168,28 @@ def test_what_is_no_address_is_named(text: str) -> None:
 )
 def test_loopback_is_recognised(host: str, loopback: bool) -> None:
     assert is_loopback(host) is loopback
+
+
+@pytest.mark.parametrize(
+    ("bound", "host", "called"),
+    [
+        ("127.0.0.1:7400", "", "127.0.0.1:7400"),
+        ("192.0.2.7:7400", "reducer.example.org", "192.0.2.7:7400"),
+        ("reducer.example.org:7400", "192.0.2.7", "reducer.example.org:7400"),
+        ("0.0.0.0:7400", "", "127.0.0.1:7400"),
+        ("0.0.0.0:7400", "reducer.example.org", "reducer.example.org:7400"),
+        ("[::]:7400", "", "[::1]:7400"),
+        ("[::]:7400", "2001:db8::7", "[2001:db8::7]:7400"),
+    ],
+)
+def test_what_is_listened_on_is_told_as_what_can_be_called(bound: str, host: str, called: str) -> None:
+    assert str(parse_address(bound).to_call(host)) == called
+    assert not parse_address(called).everywhere
+
+
+def test_the_own_address_is_the_one_that_a_peer_would_see() -> None:
+    assert own_host_towards(parse_address("127.0.0.1:7400")) == "127.0.0.1"
+    assert own_host_towards(parse_address("no-such-host.invalid:7400")) == ""
 
 
 async def test_plain_text_to_another_machine_needs_leave() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
@@ -45,7 +46,7 @@ def site_databases(data: Mapping[str, str]) -> dict[str, Path | str]:
 
 
 async def run_client(settings: ClientSettings, stop: asyncio.Event, environ: Mapping[str, str] | None = None) -> None:
-    """Work until ``stop`` is set.
+    """Work until ``stop`` is set; then end what runs, for ``grace_s`` at most, and go.
 
     Raises:
         BadSettings: a setting does not fit.
@@ -75,7 +76,7 @@ async def run_client(settings: ClientSettings, stop: asyncio.Event, environ: Map
             prefer=settings.prefer,
         )
 
-    runtime = ProcessRuntime(environments=settings.state / "environments", environ=environ)
+    runtime = ProcessRuntime(environments=settings.state / "environments", environ=environ, warm=settings.warm)
     async with runtime:
         agent = ClientAgent(
             name=identity.name,
@@ -97,6 +98,11 @@ async def run_client(settings: ClientSettings, stop: asyncio.Event, environ: Map
                 stopped = group.create_task(stop.wait(), name="stop")
                 await asyncio.wait((way_up, stopped), return_when=asyncio.FIRST_COMPLETED)
                 stopped.cancel()
-                way_up.cancel()
+                if not way_up.done():
+                    log.info("stopping", running=agent.working)
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(settings.grace_s):
+                            await agent.drain()
+                    way_up.cancel()
         finally:
             remove_endpoints(settings.state)

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,28 @@ log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Update:
+    """An update as it is to be pushed, and what its compression left out.
+
+    ``left``: a file of that, for the session's next update. ``carried``: names of what earlier updates left and this
+    one has in it. See :mod:`runnel.client.compressor`.
+    """
+
+    file: Path
+    left: Path | None = None
+    carried: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HeldReport:
-    """A report and the file of its payload, if it has one."""
+    """A report and the file of its payload, if it has one; ``left`` and ``carried`` as of :class:`Update`."""
 
     key: AssignmentKey
     outcome: Outcome
     payload: BlobRef | None
     file: Path | None
+    left: Path | None = None
+    carried: tuple[str, ...] = ()
 
 
 class Outbox:
@@ -47,8 +63,16 @@ class Outbox:
             if not (folder / "report.json").exists() or not self._is_whole(folder):
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def keep(self, key: AssignmentKey, outcome: Outcome, update: Path | None) -> None:
-        """Keep a report; ``update`` is moved here.
+    def keep(
+        self,
+        key: AssignmentKey,
+        outcome: Outcome,
+        update: Path | None,
+        *,
+        left: Path | None = None,
+        carried: Sequence[str] = (),
+    ) -> None:
+        """Keep a report; ``update`` and ``left`` are moved here. The latter two are those of :class:`Update`.
 
         Raises:
             StorageFull: no room.
@@ -59,8 +83,9 @@ class Outbox:
             payload = None
             if update is not None:
                 payload = digest_file(update)
-                file = folder / "payload"
-                shutil.move(update, file)
+                shutil.move(update, folder / "payload")
+            if left is not None:
+                shutil.move(left, folder / "left")
             reach(CrashPoint.UPDATE_HALF_KEPT)
             write_json(
                 folder / "report.json",
@@ -68,6 +93,8 @@ class Outbox:
                     "key": [key.session_id, key.round, key.work.value],
                     "outcome": dataclasses.asdict(outcome),
                     "payload": None if payload is None else dataclasses.asdict(payload),
+                    "left": left is not None,
+                    "carried": list(carried),
                 },
                 durable=False,
             )
@@ -75,6 +102,11 @@ class Outbox:
     def held(self) -> list[AssignmentKey]:
         """Return what is kept."""
         return [report.key for folder in sorted(self._root.iterdir()) if (report := self._read(folder)) is not None]
+
+    def reports(self, session_id: str) -> list[HeldReport]:
+        """Return the reports of a session that are kept."""
+        found = [self._read(folder) for folder in self._root.iterdir()]
+        return [report for report in found if report is not None and report.key.session_id == session_id]
 
     def get(self, key: AssignmentKey) -> HeldReport | None:
         """Return a kept report."""
@@ -108,6 +140,8 @@ class Outbox:
                 outcome=Outcome(**outcome, failure=None if failure is None else Failure(**failure)),
                 payload=None if payload is None else BlobRef(**payload),
                 file=None if payload is None else folder / "payload",
+                left=folder / "left" if data.get("left") else None,
+                carried=tuple(data.get("carried", ())),
             )
         except FileNotFoundError:
             return None

@@ -36,5 +36,9 @@ class ClientSettings(BaseModel):
     )
     prefer: str = Field("", description="Name of the combiner that it would like.")
     parallel: int = Field(1, ge=1, description="How many entry points may run at once.")
+    warm: bool = Field(
+        True,
+        description="Fork runs from interpreters that have imported what is installed, where that can be.",
+    )
     run_timeout_s: float | None = Field(None, gt=0, description="The site's own limit for one run of an entry point.")
     grace_s: float = Field(10.0, ge=0, description="Seconds to end what is under way when the process is told to stop.")

@@ -11,11 +11,13 @@ import structlog
 
 from runnel.combiner.combiner import Combiner
 from runnel.combiner.settings import CombinerSettings
+from runnel.common.descriptors import room_for_nodes
 from runnel.common.disk import state_folder
 from runnel.common.endpoints import remove_endpoints, write_endpoints
 from runnel.common.errors import Unreachable
 from runnel.common.protocol import Hello, NodeKind
-from runnel.transport import CredentialVerifier, NodeIdentity, RpcServer, UplinkLink, UplinkServer
+from runnel.transport import CredentialVerifier, NodeIdentity, RpcServer, UplinkLink, UplinkServer, parse_address
+from runnel.transport.addresses import own_host_towards
 from runnel.transport.way_up import client_tls, load_or_create_identity, require_loopback, server_tls
 
 log = structlog.get_logger()
@@ -77,7 +79,7 @@ async def serve_combiner(settings: CombinerSettings) -> AsyncIterator[tuple[Comb
         state=settings.state,
         link_factory=link,
         on_public_key=verifier.set_key,
-        capacity=settings.capacity,
+        capacity=room_for_nodes(settings.capacity),
         keep_bytes=settings.keep_bytes,
         heartbeat_s=settings.heartbeat_s,
         isolated_after_s=settings.isolated_after_s,
@@ -85,11 +87,15 @@ async def serve_combiner(settings: CombinerSettings) -> AsyncIterator[tuple[Comb
     uplink = UplinkServer(combiner, verifier, heartbeat_s=settings.heartbeat_s)
     rpc = RpcServer(settings.listen, tls=tls, allow_plaintext=settings.allow_plaintext, services=[uplink.service])
     async with combiner, rpc, uplink:
-        combiner.address = settings.advertise or rpc.address
+        bound = parse_address(rpc.address)
+        here = await asyncio.to_thread(own_host_towards, parse_address(settings.network)) if bound.everywhere else ""
+        combiner.address = settings.advertise or str(bound.to_call(here))
         combiner.tls = tls is not None
-        write_endpoints(settings.state, rpc=rpc.address)
+        write_endpoints(settings.state, rpc=str(bound.to_call()))
         try:
-            log.info("ready", rpc=rpc.address, name=identity.name, network=settings.network)
+            log.info(
+                "ready", rpc=rpc.address, name=identity.name, network=settings.network, advertised=combiner.address
+            )
             yield combiner, rpc
         finally:
             remove_endpoints(settings.state)

@@ -12,6 +12,8 @@ from runnel.common.protocol import BlobRef
 
 Fetch = Callable[[BlobRef, Path], Awaitable[None]]
 
+_KEEP_BLOBS = 256  # of small models a great many would fit otherwise
+
 
 class BlobCache:
     """A blob store that fetches what it lacks, each blob only once however many ask at the same time.
@@ -19,7 +21,7 @@ class BlobCache:
     Args:
         store: where blobs are kept.
         fetch: brings a blob to a file and verifies it, or raises.
-        keep_bytes: blobs beyond this total are dropped, the least recently asked first.
+        keep_bytes: blobs beyond this total, or beyond 256, are dropped, the least recently asked first.
     """
 
     def __init__(self, store: BlobStore, fetch: Fetch, *, keep_bytes: int) -> None:
@@ -60,7 +62,7 @@ class BlobCache:
     def _evict(self, keep: str) -> None:
         total = sum(ref.size_bytes for ref in self._known.values())
         for sha256 in list(self._known):
-            if total <= self._keep_bytes:
+            if total <= self._keep_bytes and len(self._known) <= _KEEP_BLOBS:
                 return
             if sha256 != keep:
                 # A file that is being sent stays readable for its reader after it was deleted.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
 import platform
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 
@@ -13,14 +15,13 @@ import structlog
 from runnel.combiner.blob_cache import BlobCache
 from runnel.combiner.domain import Decision, Finish, Membership, OrderBook, SendDown, SendUp
 from runnel.combiner.domain import Fold as FoldDecision
-from runnel.combiner.domain.orders import Order, SlotState
-from runnel.combiner.domain.outcomes import fitting, in_order
-from runnel.combiner.folding import Fold
+from runnel.combiner.intake import Intake
+from runnel.combiner.partials import Partials
 from runnel.combiner.payloads import Payloads
-from runnel.common.blobs import BlobStore, SpoolFile
+from runnel.combiner.small_blobs import take_small_payload, with_small_model
+from runnel.common.blobs import KEPT_HEARTBEATS, BlobStore, SpoolFile
 from runnel.common.crash_points import CrashPoint, reach
-from runnel.common.errors import BadModel, IllegalState, RunnelError, StorageFull, Unreachable
-from runnel.common.payload_limits import require_fitting_payload
+from runnel.common.errors import CapacityExceeded, RunnelError
 from runnel.common.protocol import (
     Assignment,
     BlobRef,
@@ -28,13 +29,11 @@ from runnel.common.protocol import (
     Close,
     Downward,
     Drain,
-    Failure,
     Heartbeat,
     Hello,
     LogLines,
     Member,
     NodeKind,
-    PayloadKind,
     Progress,
     Released,
     Report,
@@ -43,14 +42,12 @@ from runnel.common.protocol import (
     Stage,
     Upward,
     Welcome,
-    Work,
 )
 from runnel.transport import Attached, Child, Detached, NodeIdentity, Received, UplinkLink
 
 log = structlog.get_logger()
 
-_PUSH_DEADLINE_S = 3600.0
-_PUSH_AGAIN_S = 5.0
+_FETCH_DEADLINE_S = 3600.0
 
 
 class Combiner:
@@ -96,25 +93,26 @@ class Combiner:
         self._capacity = capacity
         self._heartbeat_s = heartbeat_s
         self._isolated_after_s = isolated_after_s
-        self._max_overhead_bytes = max_overhead_bytes
         self._on_public_key = on_public_key
         self._public_key = b""
-        self._sums = state / "sums"
-        self._payloads = Payloads(state / "spool")
+        self._payloads = Payloads(state / "spool", keep_s=KEPT_HEARTBEATS * heartbeat_s)
         self._membership = Membership(name)
         self._book = OrderBook(self._membership.route, self._membership.kind_of)
         self._children: dict[str, Child] = {}
-        self._folds: dict[str, Fold] = {}
         self._lines_dropped = 0
         self._link = link_factory(self.hello)
         self._cache = BlobCache(BlobStore(state / "blobs", durable=False), self._fetch, keep_bytes=keep_bytes)
+        self._partials = Partials(
+            state / "sums", book=self._book, payloads=self._payloads, cache=self._cache, link=self._link
+        )
+        self._intake = Intake(name, self._book, self._payloads, max_overhead_bytes=max_overhead_bytes)
         self._group = asyncio.TaskGroup()
         self._isolation: asyncio.Task[None] | None = None
         self._deserted = asyncio.Event()
         self._deserted.set()
 
     async def __aenter__(self) -> Combiner:
-        await asyncio.to_thread(_empty_folder, self._sums)
+        await self._partials.wipe()
         await self._group.__aenter__()
         return self
 
@@ -123,8 +121,7 @@ class Combiner:
     ) -> None:
         if self._isolation is not None:
             self._isolation.cancel()
-        for fold in list(self._folds.values()):
-            await fold.drop()
+        await self._partials.close()
         await self._cache.close()
         await self._group.__aexit__(kind, error, trace)
 
@@ -161,6 +158,8 @@ class Combiner:
                             self._isolation = None
                         self._tell(self._membership.unannounced())
                         log.info("attached", to=event.via, address=event.address)
+                    case Received(message=Assignment() as order):
+                        self._from_above(await with_small_model(order, self._cache))
                     case Received(message=message):
                         self._from_above(message)
                     case Detached(reason=reason):
@@ -168,7 +167,7 @@ class Combiner:
                         fenced = list(self._book.orders)
                         self._apply(self._book.parent_gone())
                         for order_id in fenced:
-                            self._clean_up(order_id)
+                            self._drop(order_id)
                         if self._isolation is None:
                             self._isolation = self._group.create_task(self._isolated(), name="isolated")
 
@@ -204,7 +203,7 @@ class Combiner:
                 self._apply(self._book.close(message.order_id))
             case Cancel(order_id=order_id) if order_id:
                 self._apply(self._book.cancelled(order_id, message.reason))
-                self._clean_up(order_id)
+                self._drop(order_id)
             case Cancel(key=key) if key is not None:
                 for child, clients in self._by_child(message.clients).items():
                     self._send_down(child, Cancel(key=key, clients=clients, reason=message.reason))
@@ -226,7 +225,7 @@ class Combiner:
             log.warning("model not fetched", sha256=ref.sha256, error=str(err))
 
     async def _fetch(self, ref: BlobRef, target: Path) -> None:
-        await self._link.fetch(ref, target, deadline_s=_PUSH_DEADLINE_S)
+        await self._link.fetch(ref, target, deadline_s=_FETCH_DEADLINE_S)
 
     def _by_child(self, clients: Iterable[str]) -> dict[str, tuple[str, ...]]:
         routes: dict[str, list[str]] = {}
@@ -249,7 +248,7 @@ class Combiner:
                 case FoldDecision():
                     self._group.create_task(self._fold(decision), name=f"fold {decision.order_id}")
                 case Finish(order_id):
-                    self._group.create_task(self._finish(order_id), name=f"finish {order_id}")
+                    self._group.create_task(self._partials.report(order_id), name=f"finish {order_id}")
 
     def _tell(self, news: Roster) -> None:
         if news.joined or news.left:
@@ -260,77 +259,11 @@ class Combiner:
             attached.send(message)
 
     async def _fold(self, decision: FoldDecision) -> None:
-        report, order_id = decision.report, decision.order_id
-        failure: Failure | None = None
-        ref, payload = self._payloads.take(order_id, decision.child)
-        try:
-            if payload is None or ref != report.payload or report.payload_kind is PayloadKind.NONE:
-                raise BadModel(f"{decision.child} reported an update for {report.key} that it did not push.")
-            order = self._book.orders.get(order_id)
-            if order is None:
-                return
-            model = await self._cache.path(order.assignment.model)
-            if order_id not in self._book.orders:
-                return  # fenced meanwhile
-            fold = self._folds.setdefault(order_id, Fold(self._sums / f"{order_id}.sum", order.assignment.gather))
-            await fold.add(report, payload, model, decision.child)
-            reach(CrashPoint.UPDATE_FOLDED)
-        except RunnelError as err:
-            log.warning("update refused", client=decision.child, key=str(report.key), code=err.code, error=str(err))
-            failure = Failure(code=err.code, message=str(err))
-        finally:
-            if payload is not None:
-                await asyncio.to_thread(payload.unlink, missing_ok=True)
-        if order_id not in self._book.orders:
-            self._clean_up(order_id)
-        self._apply(self._book.folded(order_id, report, failure))
+        failure = await self._partials.fold(decision)
+        self._apply(self._book.folded(decision.order_id, decision.report, failure))
 
-    async def _finish(self, order_id: str) -> None:
-        order = self._book.orders.get(order_id)
-        if order is None:
-            return
-        fold = self._folds.get(order_id)
-        outcomes = fitting(in_order(order.outcomes, () if fold is None else fold.clients))
-        report = Report(key=order.assignment.key, order_id=order_id, outcomes=outcomes)
-        try:
-            if order.assignment.key.work is Work.TRAIN and order.weight > 0 and fold is not None:
-                path, ref = await fold.finish()
-                await self._push(order_id, path, ref)
-                reach(CrashPoint.SUM_PUSHED)
-                report = Report(
-                    key=report.key,
-                    order_id=order_id,
-                    outcomes=report.outcomes,
-                    payload_kind=fold.payload_kind,
-                    payload=ref,
-                    weight=order.weight,
-                )
-            if order_id in self._book.orders:
-                self._link.send(report)
-        except (RunnelError, FileNotFoundError) as err:
-            # Away from the node above, or fenced by it, and the sum dropped while it was pushed: the clients still hold
-            # their updates and are asked again.
-            log.warning("report not delivered", key=str(report.key), order_id=order_id, error=str(err))
-        self._book.orders.pop(order_id, None)
-        self._clean_up(order_id)
-
-    async def _push(self, order_id: str, path: Path, ref: BlobRef) -> None:
-        while True:
-            try:
-                await self._link.push(order_id, path, ref, deadline_s=_PUSH_DEADLINE_S)
-            except StorageFull as err:
-                log.error("no room above; trying again", order_id=order_id, error=str(err))
-                await asyncio.sleep(_PUSH_AGAIN_S)
-                if order_id not in self._book.orders:
-                    raise Unreachable("The order is no longer wanted.") from err
-            else:
-                return
-
-    def _clean_up(self, order_id: str) -> None:
-        fold = self._folds.pop(order_id, None)
-        if fold is not None:
-            self._group.create_task(fold.drop(), name=f"drop {order_id}")
-        self._payloads.drop(order_id)
+    def _drop(self, order_id: str) -> None:
+        self._group.create_task(self._partials.drop(order_id), name=f"drop {order_id}")
 
     # ---- downward: the UplinkHandler
 
@@ -343,7 +276,17 @@ class Combiner:
         )
 
     async def attached(self, child: Child, hello: Hello) -> None:
-        """A node attached here."""
+        """A node attached here.
+
+        Raises:
+            CapacityExceeded: all places are taken.
+        """
+        if len(self._children) >= self._capacity:
+            raise CapacityExceeded(
+                f"The combiner {self.name} is full: all its {self._capacity:,} places are taken.",
+                hint="Ask Directory.Join for another place.",
+                capacity=self._capacity,
+            )
         self._children[child.identity.name] = child
         self._deserted.clear()
         self._tell(self._membership.attach(hello.member, hello.below))
@@ -354,6 +297,7 @@ class Combiner:
         name = child.identity.name
         self._children.pop(name, None)
         # In this order, or the node above asks for the released clients by this way once more.
+        self._payloads.left(name)
         self._tell(self._membership.detach(name))
         self._apply(self._book.child_gone(name))
         if not self._children:
@@ -369,7 +313,9 @@ class Combiner:
             case LogLines():
                 self._pass_on(name, message)
             case Report():
-                self._reported(name, message)
+                if message.payload_data:
+                    await take_small_payload(self._payloads, child.identity, message, self._intake.wanted)
+                self._reported(name, dataclasses.replace(message, payload_data=b""))
             case Released():
                 self._apply(self._book.released(name, message))
             case Roster():
@@ -399,51 +345,15 @@ class Combiner:
             if payload is not None:
                 payload.unlink(missing_ok=True)
 
-    async def blob_file(self, ref: BlobRef, identity: NodeIdentity) -> Path:
-        """Return a blob, fetched from above if need be."""
-        return await self._cache.path(ref)
+    @contextlib.asynccontextmanager
+    async def blob_file(self, ref: BlobRef, identity: NodeIdentity) -> AsyncIterator[Path]:
+        """Give a blob, fetched from above if need be."""
+        yield await self._cache.path(ref)
 
     async def open_push(self, identity: NodeIdentity, order_id: str, ref: BlobRef) -> SpoolFile:
         """Return where a payload for a living order goes."""
-        order = self._wanted(identity, order_id)
-        require_fitting_payload(
-            ref,
-            source=identity.name,
-            kind=identity.kind,
-            gather=order.assignment.gather,
-            model=order.assignment.model,
-            clients=len(order.under(identity.name, SlotState.WAITING)),
-            overhead_bytes=self._max_overhead_bytes,
-        )
-        file = await self._payloads.open(order_id, identity.name, ref)
-        self._wanted(identity, order_id)
-        return file
-
-    def _wanted(self, identity: NodeIdentity, order_id: str) -> Order:
-        """Return the order for which a payload of this node is waited for."""
-        order = self._book.orders.get(order_id)
-        if order is None or order.finished or not order.under(identity.name, SlotState.WAITING):
-            raise IllegalState(
-                f"Order {order_id} takes nothing (more) of {identity.name} at {self.name}.",
-                order_id=order_id,
-                client=identity.name,
-            )
-        if order.closing and identity.kind is NodeKind.CLIENT:
-            raise IllegalState(f"Order {order_id} is closed: the round went on without {identity.name}.")
-        return order
+        return await self._intake.open(identity, order_id, ref)
 
     async def pushed(self, identity: NodeIdentity, order_id: str, ref: BlobRef, file: Path) -> None:
         """Take a verified payload."""
-        try:
-            self._wanted(identity, order_id)
-        except IllegalState:
-            await asyncio.to_thread(file.unlink, missing_ok=True)
-            raise
-        reach(CrashPoint.UPDATE_RECEIVED)
-        await self._payloads.keep(order_id, identity.name, ref, file)
-
-
-def _empty_folder(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in folder.iterdir():
-        path.unlink()
+        await self._intake.keep(identity, order_id, ref, file)

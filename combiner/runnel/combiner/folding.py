@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from runnel.common.aggregation import Gathering, WeightedSum
 from runnel.common.aggregation.mean import require_weight
-from runnel.common.blobs import digest_file
+from runnel.common.blobs import digest_file, storage_errors
+from runnel.common.compression import NO_COMPRESSION, decoded_update, parse_compression
 from runnel.common.errors import BadModel
 from runnel.common.protocol import BlobRef, Gather, PayloadKind, Report
-from runnel.common.tensors import ModelSchema, open_npz
+from runnel.common.tensors import ModelSchema, NpzModel, open_npz
 
 
 class Fold:
@@ -24,12 +28,18 @@ class Fold:
     Args:
         path: where the sum or the updates are kept.
         gather: which of the two.
+        compression: of the updates of clients; each is decoded to a file beside it while it is folded.
+
+    Raises:
+        InvalidInput: there is no such compression.
     """
 
-    def __init__(self, path: Path, gather: Gather = Gather.SUM) -> None:
+    def __init__(self, path: Path, gather: Gather = Gather.SUM, compression: str = NO_COMPRESSION) -> None:
         self.clients: list[str] = []
         self.payload_kind = PayloadKind.UPDATES if gather is Gather.UPDATES else PayloadKind.WEIGHTED_SUM
+        self._compression = parse_compression(compression)
         self._path = path
+        self._base = path.with_suffix(".base")
         self._held: WeightedSum | Gathering | None = None
         self._schema: ModelSchema | None = None
         self._turn = asyncio.Lock()
@@ -69,7 +79,7 @@ class Fold:
             if report.payload_kind is PayloadKind.UPDATES:
                 held.merge(payload, len(counted), source=source)
             else:
-                with open_npz(payload, source=source, expect=self._schema) as update:
+                with self._update(payload, model, source) as update:
                     held.add(update)
             return
         total = self._held = self._held or WeightedSum.create(self._path, self._schema)
@@ -77,8 +87,27 @@ class Fold:
         if report.payload_kind is PayloadKind.WEIGHTED_SUM:
             total.merge(payload, report.weight, source=source)
         else:
-            with open_npz(payload, source=source, expect=self._schema) as update:
+            with self._update(payload, model, source) as update:
                 total.add(update, counted[0].weight)
+
+    @contextmanager
+    def _update(self, payload: Path, model: Path, source: str) -> Iterator[NpzModel]:
+        base = model if self._compression.is_none else self._own(model)
+        with (
+            decoded_update(payload, compression=self._compression, base=base, source=source) as plain,
+            open_npz(plain, source=source, expect=self._schema) as update,
+        ):
+            yield update
+
+    def _own(self, model: Path) -> Path:
+        """Return the global model under a name of this order's own: the cache may drop it while updates still come."""
+        if not self._base.exists():
+            try:
+                self._base.hardlink_to(model)
+            except OSError:  # a filesystem without links
+                with storage_errors(self._base):
+                    shutil.copyfile(model, self._base)
+        return self._base
 
     async def finish(self) -> tuple[Path, BlobRef]:
         """Return the file of the sum or of the updates, and its name."""
@@ -95,3 +124,4 @@ class Fold:
                 self._held.close()
             self._held = None
             await asyncio.to_thread(self._path.unlink, missing_ok=True)
+            await asyncio.to_thread(self._base.unlink, missing_ok=True)

@@ -18,7 +18,11 @@ class CombinerSettings(BaseModel):
 
     network: str = Field(description="HOST:PORT of the reducer.")
     listen: str = Field("127.0.0.1:7500", description="HOST:PORT on which clients are served; port 0 picks one.")
-    advertise: str | None = Field(None, description="HOST:PORT that clients are told; by default where it listens.")
+    advertise: str | None = Field(
+        None,
+        description="HOST:PORT that clients are told; by default where it listens, and for all addresses the one from"
+        " which it calls the network.",
+    )
     state: Path = Field(
         Path("combiner-state"), description="Folder for scratch files; nothing in it must outlive the process."
     )

@@ -117,6 +117,12 @@ class NotFound(RunnelError):
     code = "not_found"
 
 
+class Gone(NotFound):
+    """What was named was here, and was removed on purpose; the message tells when and why."""
+
+    code = "gone"
+
+
 class Conflict(RunnelError):
     """The name is taken, or the same key was used for something else."""
 

@@ -31,6 +31,9 @@ MAX_TEXT = 32_768
 MAX_DETAIL = 500
 """Characters that tell people how far somebody is; longer ones are cut by the sender."""
 
+MOST_WITHIN_BYTES = 16 << 10
+"""The largest model or payload that travels within a message instead of by a call of its own."""
+
 
 class NodeKind(Enum):
     """What a node is."""
@@ -195,7 +198,7 @@ class LogLines:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """The one answer to an order."""
+    """The one answer to an order. ``payload_data``: the payload itself, where the order lets it come within."""
 
     key: AssignmentKey
     order_id: str
@@ -203,6 +206,7 @@ class Report:
     payload_kind: PayloadKind = PayloadKind.NONE
     payload: BlobRef | None = None
     weight: float = 0.0
+    payload_data: bytes = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,7 +233,11 @@ class Welcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assignment:
-    """An order: work for some clients below the receiver, fenced as one. ``remaining_s`` None: no limit."""
+    """An order: work for some clients below the receiver, fenced as one. ``remaining_s`` None: no limit.
+
+    ``compression``: of each client's update, as :func:`runnel.common.compression.parse_compression` reads it.
+    ``model_data``: the model itself, or nothing; ``payload_within``: how large a payload may come within a report.
+    """
 
     order_id: str
     key: AssignmentKey
@@ -240,6 +248,9 @@ class Assignment:
     client_settings: str = "{}"
     remaining_s: float | None = None
     gather: Gather = Gather.SUM
+    compression: str = "none"
+    model_data: bytes = field(default=b"", repr=False)
+    payload_within: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import socket
 from dataclasses import dataclass
 
 from runnel.common.errors import BadSettings
@@ -23,6 +24,43 @@ class Address:
     def loopback(self) -> bool:
         """Whether it can't be reached from another machine."""
         return is_loopback(self.host)
+
+    @property
+    def everywhere(self) -> bool:
+        """Whether it stands for all addresses of this machine (``0.0.0.0``, ``[::]``): to listen on, not to call."""
+        try:
+            return ipaddress.ip_address(self.host).is_unspecified
+        except ValueError:
+            return False
+
+    def to_call(self, host: str = "") -> Address:
+        """Return what to call to get here: this address, or if it is all addresses that of ``host``.
+
+        Args:
+            host: a name or address of this machine; empty: its loopback, for callers on it.
+
+        >>> str(parse_address("0.0.0.0:7400").to_call()), str(parse_address("[::]:7400").to_call("reducer.example.org"))
+        ('127.0.0.1:7400', 'reducer.example.org:7400')
+        >>> str(parse_address("192.0.2.7:7400").to_call("reducer.example.org"))
+        '192.0.2.7:7400'
+        """
+        if not self.everywhere:
+            return self
+        return Address(host=host or ("::1" if ":" in self.host else "127.0.0.1"), port=self.port)
+
+
+def own_host_towards(peer: Address) -> str:
+    """Return the address of this machine from which it calls ``peer``; nothing is sent. Blocks to resolve a name.
+
+    An empty text if that can't be known: the name is not known, or there is no way there.
+    """
+    try:
+        family, kind, protocol, _, place = socket.getaddrinfo(peer.host, peer.port, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.connect(place)
+            return str(probe.getsockname()[0])
+    except OSError:
+        return ""
 
 
 def parse_address(text: str, *, key: str = "address") -> Address:

@@ -10,7 +10,7 @@ import grpc
 import structlog
 
 from runnel.common.errors import CapacityExceeded, DeadlineExceeded, IllegalState, RunnelError, Unreachable
-from runnel.common.protocol import Downward, Drain, Heartbeat, Hello, Upward, Welcome
+from runnel.common.protocol import Assignment, Downward, Drain, Heartbeat, Hello, Report, Upward, Welcome
 from runnel.rpc.v1 import uplink_pb2 as pb
 from runnel.rpc.v1 import uplink_pb2_grpc as pb_grpc
 from runnel.transport.credentials import bearer_metadata
@@ -18,6 +18,7 @@ from runnel.transport.directory import Place
 from runnel.transport.mailbox import Mailbox
 from runnel.transport.messages import downward_from_wire, upward_to_wire
 from runnel.transport.status import rpc_errors
+from runnel.transport.within import Within
 
 R = TypeVar("R")
 
@@ -50,6 +51,7 @@ class Attachment:
         self.reason = ""
         self.error: RunnelError | None = None
         self.welcome: Welcome | None = None
+        self.within = Within()
         self._outgoing: Mailbox[pb.Upward] = Mailbox(
             items=mailbox_items, size_bytes=mailbox_bytes, size_of=pb.Upward.ByteSize
         )
@@ -90,6 +92,8 @@ class Attachment:
         """Send ``message`` up, in order, without waiting; False if that is not possible any more."""
         if self.lost.is_set():
             return False
+        if isinstance(message, Report):
+            message = self.within.complete(message)
         try:
             self._outgoing.send(upward_to_wire(message))
         except CapacityExceeded as error:
@@ -165,7 +169,7 @@ class Attachment:
                         self._log.info("sent away by the node above", via=self.peer, reason=message.reason)
                         self.end("drained")
                     else:
-                        await deliver(message)
+                        await deliver(self.within.take(message) if isinstance(message, Assignment) else message)
             self.end("ended by the node above")
         except RunnelError as error:
             self.end("lost", error)

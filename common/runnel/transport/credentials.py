@@ -27,7 +27,7 @@ from runnel.common.protocol import NodeKind
 _ALGORITHM = "EdDSA"
 _AUDIENCE = "runnel.uplink"
 _KEY_BYTES = 32
-_REMEMBERED = 4096
+_REMEMBERED = 1 << 16  # far more than can be attached; they go with their time
 _SCHEME = "bearer "
 
 
@@ -108,9 +108,14 @@ class CredentialVerifier:
             )
         if known is None:
             self._good[token] = (identity, expires)
-            if len(self._good) > _REMEMBERED:
-                self._good.popitem(last=False)
+            self._forget_old()
         return identity
+
+    def _forget_old(self) -> None:
+        """Drop from the oldest on what is expired, and what is beyond the limit."""
+        over = self._clock() - self._leeway_s
+        while len(self._good) > _REMEMBERED or next(iter(self._good.values()))[1] <= over:
+            self._good.popitem(last=False)
 
     def _signed(self, token: str) -> tuple[NodeIdentity, float]:
         """Check the signature; return whom the credential was issued to and until when (Unix time)."""

@@ -13,7 +13,9 @@ from runnel.common.errors import InvalidInput
 from runnel.common.protocol import (
     MAX_DETAIL,
     MAX_LINE,
+    MOST_WITHIN_BYTES,
     Assignment,
+    BlobRef,
     Cancel,
     Close,
     Downward,
@@ -106,6 +108,7 @@ def _report_to_wire(report: Report) -> pb.Report:
         payload_kind=pb.PayloadKind.Value(f"PAYLOAD_KIND_{kind}"),
         payload=None if report.payload is None else blob_to_wire(report.payload),
         weight=report.weight,
+        payload_data=report.payload_data,
     )
 
 
@@ -159,7 +162,16 @@ def _report_from_wire(wire: pb.Report) -> Report:
         payload_kind=kind,
         payload=payload,
         weight=not_negative(wire.weight, "report.weight"),
+        payload_data=_within(wire.payload_data, payload, "report.payload_data"),
     )
+
+
+def _within(data: bytes, ref: BlobRef | None, field: str) -> bytes:
+    """Return the bytes of a blob that came within a message, if they may be those of ``ref``."""
+    if data and (ref is None or len(data) != ref.size_bytes or len(data) > MOST_WITHIN_BYTES):
+        wanted = "absent" if ref is None else f"as long as announced, and at most {MOST_WITHIN_BYTES:,} bytes"
+        raise bad_field(field, wanted, f"{len(data):,} bytes")
+    return data
 
 
 def _released_from_wire(wire: pb.Released) -> Released:
@@ -241,6 +253,9 @@ def _assignment_to_wire(order: Assignment) -> pb.Assignment:
         client_settings=text_to_wire(order.client_settings),
         remaining_ms=0 if order.remaining_s is None else _milliseconds(order.remaining_s),
         gather=pb.Gather.Value(f"GATHER_{order.gather.name}"),
+        compression=order.compression,
+        model_data=order.model_data,
+        payload_within=order.payload_within,
     )
 
 
@@ -260,16 +275,20 @@ def _assignment_from_wire(wire: pb.Assignment) -> Assignment:
     gather = Gather.SUM
     if wire.gather != pb.GATHER_UNSPECIFIED:
         gather = enum_from_wire(Gather, pb.Gather, "GATHER_", wire.gather, "assignment.gather")
+    package, model = (needed_blob(wire, name, "assignment") for name in ("package", "model"))
     return Assignment(
         order_id=id_from_wire(wire.order_id, "assignment.order_id"),
         key=key_from_wire(wire.key, "assignment.key"),
         clients=names_from_wire(wire.clients, "assignment.clients"),
-        package=needed_blob(wire, "package", "assignment"),
-        model=needed_blob(wire, "model", "assignment"),
+        package=package,
+        model=model,
         model_format=id_from_wire(wire.model_format, "assignment.model_format"),
         client_settings=wire.client_settings,
         remaining_s=wire.remaining_ms / 1000 if wire.remaining_ms else None,
         gather=gather,
+        compression=id_from_wire(wire.compression, "assignment.compression") if wire.compression else "none",
+        model_data=_within(wire.model_data, model, "assignment.model_data"),
+        payload_within=min(wire.payload_within, MOST_WITHIN_BYTES),
     )
 
 

@@ -27,6 +27,7 @@ STATUS: Mapping[type[RunnelError], tuple[grpc.StatusCode, int]] = {
     errors.EntryPointTimeout: (grpc.StatusCode.FAILED_PRECONDITION, 422),
     errors.EnvironmentFailed: (grpc.StatusCode.FAILED_PRECONDITION, 422),
     errors.NotFound: (grpc.StatusCode.NOT_FOUND, 404),
+    errors.Gone: (grpc.StatusCode.NOT_FOUND, 410),
     errors.Conflict: (grpc.StatusCode.ALREADY_EXISTS, 409),
     errors.IllegalState: (grpc.StatusCode.FAILED_PRECONDITION, 409),
     errors.NotEnoughClients: (grpc.StatusCode.FAILED_PRECONDITION, 409),
@@ -216,9 +217,13 @@ def from_rpc_error(error: grpc.aio.AioRpcError, *, peer: str) -> RunnelError:
     for key, value in error.trailing_metadata() or ():
         if key == METADATA_KEY:
             try:
-                return RunnelError.from_wire(json.loads(value))
+                told = RunnelError.from_wire(json.loads(value))
             except (ValueError, TypeError, AttributeError):
                 break  # not written by Runnel: the status code says enough
+            if isinstance(told, errors.StorageFull):
+                # It names a folder, and of those who read it on its way only this side knows whose folder that is.
+                told.message = f"{peer}: {told.message}"
+            return told
     code = error.code()
     kind = _BY_CODE.get(code, RunnelError)
     details = (error.details() or "").strip()

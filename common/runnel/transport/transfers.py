@@ -97,6 +97,9 @@ async def push_blob(attachment: Attachment, order_id: str, source: Path, ref: Bl
                 credential=attachment.credential,
                 peer=attachment.peer,
             )
+        except Unauthenticated as error:
+            attachment.end("credential refused", error)  # it is offered again over the next, with a new credential
+            raise
         except _TRANSIENT as error:
             log.info("push interrupted", via=attachment.peer, order_id=order_id, detail=str(error))
             offset = None

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from random import Random
 from types import TracebackType
@@ -13,11 +14,12 @@ from types import TracebackType
 import grpc
 import structlog
 
-from runnel.common.blobs import SpoolFile
+from runnel.common.blobs import SpoolFile, in_thread
 from runnel.common.errors import (
     BadSettings,
     Cancelled,
     Conflict,
+    CorruptData,
     DeadlineExceeded,
     Forbidden,
     InvalidInput,
@@ -180,6 +182,11 @@ class UplinkLink:
         """
         partial = target.with_name(f"{target.name}.{ref.sha256[:16]}.part")
         file = SpoolFile(partial=partial, whole=target, ref=ref, durable=False)
+        data = None if self._attachment is None else self._attachment.within.model(ref)
+        if data is not None and not file.held:
+            with suppress(CorruptData):  # fetched, it is verified again
+                await in_thread(_write_whole, file, data)
+                return
         try:
             async with asyncio.timeout(deadline_s):
                 await fetch_blob(self._present, file, self._delays)
@@ -197,6 +204,8 @@ class UplinkLink:
     async def push(self, order_id: str, source: Path, ref: BlobRef, *, deadline_s: float) -> None:
         """Push the file ``source`` as payload of an order; returns when the node above has verified all of it.
 
+        A small one of a client is not pushed where the order lets it go within the report: it is only kept for that.
+
         A call that breaks while the attachment lasts is taken up again where it broke. Pushing again what is there
         already costs one round trip.
 
@@ -210,6 +219,9 @@ class UplinkLink:
         attachment = self._attachment
         if attachment is None or attachment.lost.is_set():
             raise Unreachable("Not attached to the network at the moment.", hint="Offer it again when attached.")
+        if self._ask.kind is NodeKind.CLIENT and attachment.within.allows(order_id, ref):
+            attachment.within.keep(order_id, ref, await in_thread(_read_whole, source, ref))
+            return
         try:
             async with asyncio.timeout(deadline_s):
                 await attachment.while_attached(push_blob(attachment, order_id, source, ref, self._delays))
@@ -336,7 +348,9 @@ class UplinkLink:
             self._log.info("attached", via=welcome.name, address=address)
             try:
                 await self._emit(Attached(welcome=welcome, via=welcome.name, address=address))
-                await attachment.run(self._deliver, lambda: self._renewed(place.attach_to))
+                if channel is not self._directory:
+                    await self._leave_directory()
+                await attachment.run(self._deliver, lambda: self._renewed(place))
             finally:
                 attachment.end("left")
                 self._attachment = None
@@ -351,13 +365,34 @@ class UplinkLink:
         if not self._events.closed:
             await self._events.put(event)
 
-    async def _renewed(self, attached_to: str) -> Place:
+    async def _leave_directory(self) -> None:
+        """Close the connection to the directory until it is needed again: it holds one for each node otherwise."""
+        channel, self._directory = self._directory, None
+        if channel is not None:
+            await channel.close()
+
+    async def _renewed(self, place: Place) -> Place:
         delays = self._delays()
         while True:
             try:
-                return await self._join(attached_to=attached_to)
+                fresh = await self._join(attached_to=place.attach_to)
+                if place.address and place.address != self._network:
+                    await self._leave_directory()
+                return fresh  # noqa: TRY300 - whatever is raised above is handled in the same way
             except _FATAL:
                 raise
             except RunnelError as error:
                 self._log.warning("credential not renewed, trying again", network=self._network, detail=str(error))
             await asyncio.sleep(next(delays))
+
+
+def _write_whole(file: SpoolFile, data: bytes) -> None:
+    file.write(0, data)
+    file.finish()
+
+
+def _read_whole(source: Path, ref: BlobRef) -> bytes:
+    data = source.read_bytes()
+    if hashlib.sha256(data).hexdigest() != ref.sha256:
+        raise CorruptData(f"{source.name} is not the blob {ref.sha256[:12]}… any more.", sha256=ref.sha256)
+    return data

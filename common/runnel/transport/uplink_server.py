@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
+from collections import deque
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
@@ -38,7 +38,7 @@ from runnel.transport.wire_values import blob_from_wire, blob_to_wire, id_from_w
 UPLINK_SERVICE = "runnel.rpc.v1.Uplink"
 
 _FIRST_DEADLINE_S = 10.0
-_REMEMBERED_PUSHES = 65_536
+_REMEMBERED_PUSHES = 16  # of each node; its orders die with its attachment
 _CLOSING_S = 5.0
 
 M = TypeVar("M")
@@ -72,8 +72,11 @@ class UplinkHandler(Protocol):
         """
         ...
 
-    async def blob_file(self, ref: BlobRef, identity: NodeIdentity) -> Path:
-        """Return a file with the blob, fetching it first if needed; raise ``NotFound`` if there is none."""
+    def blob_file(self, ref: BlobRef, identity: NodeIdentity) -> AbstractAsyncContextManager[Path]:
+        """Give a file with the blob, fetching it first if needed, that stays while the block runs.
+
+        Raises ``NotFound`` if there is none.
+        """
         ...
 
     async def open_push(self, identity: NodeIdentity, order_id: str, ref: BlobRef) -> SpoolFile | None:
@@ -132,7 +135,7 @@ class UplinkServer(pb_grpc.UplinkServicer):
         self._by_name: dict[str, Child] = {}
         self._by_node: dict[str, Child] = {}
         self._pushing: dict[tuple[str, str], _Turn] = {}
-        self._pushed: OrderedDict[tuple[str, str, str], None] = OrderedDict()
+        self._pushed: dict[str, deque[tuple[str, str]]] = {}  # orders and digests by node
         self._tasks: asyncio.TaskGroup | None = None
         self._stack = AsyncExitStack()
         self._log = structlog.get_logger()
@@ -271,6 +274,7 @@ class UplinkServer(pb_grpc.UplinkServicer):
             child.leave("closing", None)
             if self._by_name.get(identity.name) is child:
                 del self._by_name[identity.name]
+                self._pushed.pop(identity.name, None)
             if self._by_node.get(identity.node_id) is child:
                 del self._by_node[identity.node_id]
             child.gone.set()
@@ -295,19 +299,21 @@ class UplinkServer(pb_grpc.UplinkServicer):
         offset = request.offset
         if offset > ref.size_bytes:
             raise InvalidInput(f"Field offset must be at most {ref.size_bytes}, not {offset}.", field="offset")
-        path = await self._handler.blob_file(ref, identity)
-        header = blob_to_wire(ref)
-        if offset == ref.size_bytes:
-            await context.write(pb.Chunk(blob=header, offset=offset))
-            return
-        first = True
-        chunks = read_chunks(path, offset, ref.size_bytes)
-        try:
-            async for data in chunks:
-                await context.write(pb.Chunk(blob=header, offset=offset, data=data) if first else pb.Chunk(data=data))
-                first = False
-        finally:
-            await chunks.aclose()
+        async with self._handler.blob_file(ref, identity) as path:
+            header = blob_to_wire(ref)
+            if offset == ref.size_bytes:
+                await context.write(pb.Chunk(blob=header, offset=offset))
+                return
+            first = True
+            chunks = read_chunks(path, offset, ref.size_bytes)
+            try:
+                async for data in chunks:
+                    await context.write(
+                        pb.Chunk(blob=header, offset=offset, data=data) if first else pb.Chunk(data=data)
+                    )
+                    first = False
+            finally:
+                await chunks.aclose()
 
     # ---- Push
 
@@ -323,8 +329,7 @@ class UplinkServer(pb_grpc.UplinkServicer):
         order_id = id_from_wire(header.order_id, "order_id")
         async with self._only_push(identity, order_id):
             file = await self._handler.open_push(identity, order_id, ref)
-            key = (identity.name, order_id, ref.sha256)
-            if file is None or key in self._pushed:
+            if file is None or (order_id, ref.sha256) in self._pushed.get(identity.name, ()):
                 return pb.Receipt(held_bytes=ref.size_bytes, complete=True)
             await self._take(file, header, request_iterator)
             if file.held < ref.size_bytes:
@@ -376,9 +381,8 @@ class UplinkServer(pb_grpc.UplinkServicer):
 
         async def hand_over() -> None:
             await self._handler.pushed(identity, order_id, ref, path)
-            self._pushed[(identity.name, order_id, ref.sha256)] = None
-            if len(self._pushed) > _REMEMBERED_PUSHES:
-                self._pushed.popitem(last=False)
+            remembered = self._pushed.setdefault(identity.name, deque(maxlen=_REMEMBERED_PUSHES))
+            remembered.append((order_id, ref.sha256))
 
         await to_its_end(hand_over())
 

@@ -122,9 +122,10 @@ def _weight_from_wire(number: float, field: str) -> float:
 def _numbers(mapping: Mapping[str, float], field: str) -> dict[str, float]:
     if len(mapping) > MAX_METRICS:
         raise bad_field(field, f"at most {MAX_METRICS} numbers", f"{len(mapping):,} of them")
+    # A map of the wire comes in any order, another one each time.
     return {
         text_from_wire(name, f"{field}: a name", MAX_METRIC_NAME): _finite(number, f"{field}[{name!r:.60}]")
-        for name, number in mapping.items()
+        for name, number in sorted(mapping.items())
     }
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import structlog
 
-from runnel.common.blobs import BlobStore, Spool
+from runnel.common.blobs import Spool
+from runnel.common.descriptors import raise_descriptor_limit
 from runnel.common.disk import state_folder, write_bytes
 from runnel.common.endpoints import remove_endpoints, write_endpoints
 from runnel.common.ids import new_id, new_secret
@@ -20,10 +21,12 @@ from runnel.reducer.operations import Operations
 from runnel.reducer.rpc.gateway import Gateway
 from runnel.reducer.settings import ReducerSettings
 from runnel.reducer.store import access
+from runnel.reducer.store.blob_place import opened_blobs
 from runnel.reducer.store.database import Database
 from runnel.reducer.store.database_url import database_url, sqlite_file
 from runnel.reducer.store.journal import Journal
 from runnel.reducer.store.state_lock import StateLock
+from runnel.reducer.uploads import Uploads
 from runnel.transport import (
     CredentialIssuer,
     CredentialVerifier,
@@ -31,11 +34,13 @@ from runnel.transport import (
     RpcServer,
     UplinkServer,
     load_or_create_key,
+    parse_address,
 )
 from runnel.transport.way_up import require_loopback, server_tls
 
 log = structlog.get_logger()
 
+_DESCRIPTORS = 16_384
 OPERATOR_TOKEN = "operator.token"  # noqa: S105 - the name of a file
 
 
@@ -69,10 +74,11 @@ async def serve_reducer(settings: ReducerSettings) -> AsyncIterator[ReducerServe
         allow_plaintext=settings.allow_plaintext or settings.insecure,
     )
     state = settings.state
+    # Every client asks here for its place, and many may do so at the same time.
+    raise_descriptor_limit(_DESCRIPTORS)
     async with contextlib.AsyncExitStack() as stack:
         await asyncio.to_thread(state_folder, state)
         stack.enter_context(StateLock(state))
-        blobs = await asyncio.to_thread(BlobStore, state / "blobs")
         spool = Spool(state / "spool")
         await asyncio.to_thread(spool.wipe)
         url = database_url(settings.database, state)
@@ -83,6 +89,15 @@ async def serve_reducer(settings: ReducerSettings) -> AsyncIterator[ReducerServe
             stack.enter_context(StateLock(file.parent, name=f"{file.name}.lock", what=f"the database {file}"))
         database = Database(url, name=settings.name, lease_s=settings.lease_s)
         await stack.enter_async_context(database)
+        # After the database, whose lease says that nobody else acts on its blobs.
+        blobs = await stack.enter_async_context(
+            opened_blobs(
+                settings.blobs,
+                state,
+                cache_bytes=settings.blob_cache_bytes,
+                allow_plaintext=settings.allow_plaintext,
+            )
+        )
         journal = Journal(database)
         if not settings.insecure:
             await _first_token(journal, state)
@@ -93,6 +108,7 @@ async def serve_reducer(settings: ReducerSettings) -> AsyncIterator[ReducerServe
             partials=state / "partials",
             name=settings.name,
             organisation=DEFAULT_ORGANISATION,
+            keep_models=settings.keep_models,
         )
         await stack.enter_async_context(engine)
         gateway = Gateway(
@@ -120,14 +136,21 @@ async def serve_reducer(settings: ReducerSettings) -> AsyncIterator[ReducerServe
             blobs=blobs,
             insecure=settings.insecure,
             rpc_address=lambda: rpc.address,
-            max_package_bytes=settings.max_package_bytes,
-            max_model_bytes=settings.max_model_bytes,
+            uploads=Uploads(
+                journal=journal,
+                blobs=blobs,
+                max_package_bytes=settings.max_package_bytes,
+                max_model_bytes=settings.max_model_bytes,
+            ),
         )
         await stack.enter_async_context(rpc)
         await stack.enter_async_context(uplink)
-        http = HttpServer(create_app(operations, insecure=settings.insecure), settings.http, tls)
+        http = HttpServer(
+            create_app(operations, insecure=settings.insecure), settings.http, tls, stop_s=settings.grace_s
+        )
         await stack.enter_async_context(http)
-        write_endpoints(state, rpc=rpc.address, http=http.address)
+        called = [str(parse_address(address).to_call()) for address in (rpc.address, http.address)]
+        write_endpoints(state, rpc=called[0], http=called[1])
         stack.callback(remove_endpoints, state)
         log.info("ready", rpc=rpc.address, http=http.url, state=str(state), insecure=settings.insecure)
         yield ReducerServer(rpc, http, engine)

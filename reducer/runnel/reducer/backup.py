@@ -36,6 +36,7 @@ from typing import IO, Any
 from runnel.common.blobs import storage_errors
 from runnel.common.disk import sync_folder
 from runnel.common.errors import Conflict, CorruptData, NotFound
+from runnel.reducer.store.bucket_url import bucket_of
 from runnel.reducer.store.database_url import DATABASE_FILE
 
 Progress = Callable[[int, int], None]
@@ -72,7 +73,7 @@ def back_up(state: Path, output: Path, progress: Progress | None = None) -> Back
     """Write a backup of the state folder to ``output``, with mode 0600, as it holds keys; the reducer may run.
 
     Raises:
-        NotFound: there is no embedded database in ``state``.
+        NotFound: there is no embedded database in ``state``, or its models are in a bucket.
         Conflict: ``output`` exists, or another backup of this folder is under way.
         CorruptData: a file of the state is not what it was when it was stored; it is named.
         StorageFull: no room; nothing is left at ``output``.
@@ -83,6 +84,14 @@ def back_up(state: Path, output: Path, progress: Progress | None = None) -> Back
             f"There is no {DATABASE_FILE} in {state}.",
             hint="Give the --state of a reducer. One whose --database is elsewhere is backed up by the means of that"
             " database, together with this folder.",
+            path=str(state),
+        )
+    bucket = bucket_of(state)
+    if bucket is not None:
+        raise NotFound(
+            f"The models and packages of {state} are not in it but in {bucket}; a backup is of one folder with all.",
+            hint="Save the database (sqlite3 reducer.db '.backup FILE') and credential.key, and after them the bucket"
+            " by its own means: versions, or a copy.",
             path=str(state),
         )
     if output.exists():
@@ -177,7 +186,10 @@ def _look(database: Path) -> _Rows:
         tables = {name for (name,) in read.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         if not {"alembic_version", "model", "package", "partial", "session"} <= tables:
             raise CorruptData(f"{DATABASE_FILE} is not the database of a reducer.", hint="Is --state the right folder?")
-        blobs = {digest for (digest,) in read.execute("SELECT digest FROM model UNION SELECT digest FROM package")}
+        columns = {column[1] for column in read.execute("PRAGMA table_info(model)")}
+        kept = "WHERE removed_at IS NULL" if "removed_at" in columns else ""  # a database of before is saved as well
+        named = f"SELECT digest FROM model {kept} UNION SELECT digest FROM package"  # noqa: S608
+        blobs = {digest for (digest,) in read.execute(named)}
         blobs |= {d for (d,) in read.execute("SELECT optimizer_state FROM model WHERE optimizer_state IS NOT NULL")}
         partials = {name for (name,) in read.execute("SELECT filename FROM partial")}
         ended = "('finished', 'stopped', 'failed')"

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from runnel.common.blobs import BlobStore
 from runnel.common.errors import IllegalState, Unauthenticated
 from runnel.common.ids import new_id, new_secret
 from runnel.common.protocol import BlobRef, NodeKind
-from runnel.common.tensors import open_npz
-from runnel.compute_package import Description, describe
 from runnel.reducer.authority import INITIATORS, OPERATORS, READERS, realm, require, require_realm
 from runnel.reducer.domain.session_rules import check_config
 from runnel.reducer.domain.values import (
@@ -36,8 +33,10 @@ from runnel.reducer.domain.values import (
 from runnel.reducer.engine.engine import Engine, wait_for
 from runnel.reducer.service import Caller
 from runnel.reducer.store import access, ledger, registry
+from runnel.reducer.store.blobs import Blobs
 from runnel.reducer.store.journal import Journal
-from runnel.reducer.store.tables import ModelRow, RoundRow, SessionRow
+from runnel.reducer.store.tables import RoundRow, SessionRow
+from runnel.reducer.uploads import Uploads
 
 
 class Operations:
@@ -49,8 +48,7 @@ class Operations:
         blobs: packages and models.
         insecure: anybody is operator.
         rpc_address: returns where nodes join.
-        max_package_bytes: of an uploaded archive.
-        max_model_bytes: of an uploaded seed model.
+        uploads: takes in what people upload.
     """
 
     def __init__(
@@ -58,19 +56,17 @@ class Operations:
         *,
         engine: Engine,
         journal: Journal,
-        blobs: BlobStore,
+        blobs: Blobs,
         insecure: bool,
         rpc_address: Callable[[], str],
-        max_package_bytes: int,
-        max_model_bytes: int,
+        uploads: Uploads,
     ) -> None:
         self._engine = engine
         self._journal = journal
         self._blobs = blobs
         self._insecure = insecure
         self._rpc_address = rpc_address
-        self._max_package_bytes = max_package_bytes
-        self._max_model_bytes = max_model_bytes
+        self._uploads = uploads
         self._started_at = datetime.now(UTC)
 
     async def authenticate(self, bearer: str | None) -> Caller:
@@ -86,7 +82,7 @@ class Operations:
             token = await access.find_token(tx, bearer)
         now = datetime.now(UTC)
         if token is None or token.revoked_at is not None or (token.expires_at is not None and token.expires_at < now):
-            state = "unknown" if token is None else "revoked" if token.revoked_at else "expired"
+            state = access.why_not(token, now)
             raise Unauthenticated(f"The token is {state}.", hint="Ask the operator for one (`runnel token create`).")
         return Caller(token_id=token.id, role=Role(token.role), organisation=token.organisation_id)
 
@@ -94,7 +90,7 @@ class Operations:
         """Return the network at a glance."""
         require(caller, READERS)
         if realm(caller) is None:
-            running, stored = self._engine.running, await asyncio.to_thread(self._blobs.total_bytes)
+            running, stored = self._engine.running, await self._blobs.total_bytes()
         else:
             async with self._journal.database.read() as tx:
                 running = await ledger.count_running(tx, caller.organisation)
@@ -116,32 +112,7 @@ class Operations:
     async def add_package(self, caller: Caller, filename: str, body: AsyncIterator[bytes]) -> PackageView:
         """Store and check an archive."""
         require(caller, INITIATORS)
-        ref = await self._blobs.put_stream(body, limit_bytes=self._max_package_bytes)
-        async with self._journal.database.read() as tx:
-            known = await registry.is_package(tx, caller.organisation, ref.sha256)
-        if not known:
-            try:
-                name = Path(filename).name.removesuffix(".gz").removesuffix(".tar") or None
-                described = await asyncio.to_thread(describe, self._blobs.path(ref), name=name)
-            except BaseException:
-                await self._drop_unused(ref)
-                raise
-            manifest = _manifest_json(described)
-        async with self._journal.transaction() as tx:
-            await access.ensure_organisation(tx.session, caller.organisation)
-            row, new = await registry.add_package(
-                tx.session,
-                organisation=caller.organisation,
-                digest=ref.sha256,
-                filename=filename[:300],
-                size_bytes=ref.size_bytes,
-                name="" if known else described.manifest.name,
-                version="" if known else described.manifest.version,
-                manifest={} if known else manifest,
-            )
-            if new:
-                await tx.record("package.added", caller.organisation, digest=row.digest, name=row.name)
-        return registry.package_view(row)
+        return await self._uploads.add_package(caller.organisation, filename, body)
 
     async def packages(self, caller: Caller, cursor: str | None, limit: int) -> Page[PackageView]:
         """List packages, newest first."""
@@ -155,42 +126,17 @@ class Operations:
         async with self._journal.database.read() as tx:
             return registry.package_view(await registry.find_package(tx, caller.organisation, digest))
 
-    async def package_file(self, caller: Caller, digest: str) -> Path:
-        """Return the archive's file."""
+    @asynccontextmanager
+    async def package_file(self, caller: Caller, digest: str) -> AsyncIterator[Path]:
+        """Give the archive's file."""
         view = await self.package(caller, digest)
-        return self._blobs.path(BlobRef(sha256=view.digest, size_bytes=view.size_bytes))
+        async with self._blobs.held(BlobRef(sha256=view.digest, size_bytes=view.size_bytes)) as file:
+            yield file
 
     async def add_model(self, caller: Caller, body: AsyncIterator[bytes]) -> ModelView:
         """Store and check a seed model."""
         require(caller, INITIATORS)
-        ref = await self._blobs.put_stream(body, limit_bytes=self._max_model_bytes)
-        try:
-            n_params, tensors = await asyncio.to_thread(_inspect_seed, self._blobs.path(ref))
-        except BaseException:
-            await self._drop_unused(ref)
-            raise
-        row = ModelRow(
-            id=new_id("mod"),
-            organisation_id=caller.organisation,
-            digest=ref.sha256,
-            size_bytes=ref.size_bytes,
-            format="npz",
-            n_params=n_params,
-            tensors=tensors,
-            metrics={},
-            created_at=datetime.now(UTC),
-        )
-        async with self._journal.transaction() as tx:
-            await access.ensure_organisation(tx.session, caller.organisation)
-            tx.session.add(row)
-            await tx.record("model.added", caller.organisation, model=row.id, digest=row.digest)
-        return registry.model_view(row)
-
-    async def _drop_unused(self, ref: BlobRef) -> None:
-        """Remove a file that was refused, unless it is somebody's under another name."""
-        async with self._journal.database.read() as tx:
-            if not await registry.is_used(tx, ref.sha256):
-                self._blobs.delete(ref.sha256)
+        return await self._uploads.add_model(caller.organisation, body)
 
     async def models(self, caller: Caller, session: str | None, cursor: str | None, limit: int) -> Page[ModelView]:
         """List the trail, newest first."""
@@ -207,10 +153,15 @@ class Operations:
             row = await registry.find_model(tx, caller.organisation, model)
             return registry.model_view(row, await registry.participants(tx, row))
 
-    async def model_file(self, caller: Caller, model: str) -> Path:
-        """Return the model's file."""
-        view = await self.model(caller, model)
-        return self._blobs.path(BlobRef(sha256=view.digest, size_bytes=view.size_bytes))
+    @asynccontextmanager
+    async def model_file(self, caller: Caller, model: str) -> AsyncIterator[Path]:
+        """Give the model's file."""
+        require(caller, READERS)
+        async with self._journal.database.read() as tx:
+            row = await registry.find_model(tx, caller.organisation, model)
+            await registry.require_file(tx, row)
+        async with self._blobs.held(BlobRef(sha256=row.digest, size_bytes=row.size_bytes)) as file:
+            yield file
 
     # ---- sessions
 
@@ -223,6 +174,7 @@ class Operations:
         async with self._journal.transaction() as tx:
             package_row = await registry.find_package(tx.session, caller.organisation, package)
             model_row = await registry.find_model(tx.session, caller.organisation, seed)
+            await registry.require_file(tx.session, model_row)
             session_id = new_id("ses")
             row = SessionRow(
                 id=session_id,
@@ -311,7 +263,9 @@ class Operations:
                 phase = SessionStatus.VALIDATING
             else:
                 phase = SessionStatus.SEEDED if row.round == 0 or not committed else SessionStatus.COMMITTED
-                row.round -= 0 if committed else 1
+                if not committed:
+                    await ledger.forget_round(tx.session, session_id, row.round)
+                    row.round -= 1
             row.phase, row.reason, row.finished_at = phase.value, None, None
             row.config = {**row.config, "rounds": rounds}
             await tx.record("session.resumed", caller.organisation, session_id, rounds=rounds, by=caller.token_id)
@@ -418,20 +372,3 @@ class Operations:
         """Store the answer to an idempotency key."""
         async with self._journal.database.write() as tx:
             await access.remember(tx, key, caller.token_id or caller.organisation, fingerprint, status, body)
-
-
-def _manifest_json(described: Description) -> dict[str, Any]:
-    manifest = described.manifest
-    return {
-        "recognised": described.recognised,
-        "entry_points": dict(manifest.entry_points),
-        "requirements": manifest.requirements,
-        "python_env": manifest.python_env,
-        "files": [{"name": file.name, "size_bytes": file.size_bytes} for file in described.files],
-    }
-
-
-def _inspect_seed(path: Path) -> tuple[int, int]:
-    with open_npz(path, source="the seed model") as model:
-        model.require_finite()
-        return model.schema.n_params, len(model.schema.tensors)

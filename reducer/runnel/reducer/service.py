@@ -7,6 +7,7 @@ store, and both can be tested without HTTP.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -56,8 +57,8 @@ class ReducerService(Protocol):
     async def package(self, caller: Caller, digest: str) -> PackageView:
         """Return one package."""
 
-    async def package_file(self, caller: Caller, digest: str) -> Path:
-        """Return the archive's file."""
+    def package_file(self, caller: Caller, digest: str) -> AbstractAsyncContextManager[Path]:
+        """Give the archive's file, which stays while the block runs."""
 
     async def add_model(self, caller: Caller, body: AsyncIterator[bytes]) -> ModelView:
         """Store and check a seed model. Raises BadModel, TooLarge."""
@@ -68,8 +69,11 @@ class ReducerService(Protocol):
     async def model(self, caller: Caller, model: str) -> ModelView:
         """Return one model with its participants."""
 
-    async def model_file(self, caller: Caller, model: str) -> Path:
-        """Return the model's file."""
+    def model_file(self, caller: Caller, model: str) -> AbstractAsyncContextManager[Path]:
+        """Give the model's file, which stays while the block runs.
+
+        Raises Gone when it was removed, as the session keeps only its newest models.
+        """
 
     async def start_session(
         self, caller: Caller, *, name: str, package: str, seed: str, config: SessionConfig
@@ -127,7 +131,8 @@ class ReducerService(Protocol):
         ``seq``: kind ``progress`` with ``{"round", "work", "asked", "counted", "failed", "stages": {client: stage}}``.
         Kinds of stored events: ``session.created``, ``session.phase`` (``{"phase", "round"}``), ``round.committed``
         (``data`` is the round as JSON), ``session.ended`` (``{"status", "reason"}``), ``client.failed``,
-        ``node.attached``, ``node.left``, ``package.added``, ``model.added``, ``token.created``, ``token.revoked``.
+        ``node.attached``, ``node.left``, ``package.added``, ``model.added``, ``model.removed`` (files of models that
+        are no longer kept: ``{"models", "kept"}``), ``token.created``, ``token.revoked``.
         """
 
     async def recall(self, caller: Caller, key: str, fingerprint: str) -> tuple[int, bytes] | None:

@@ -29,6 +29,15 @@ class ReducerSettings(BaseModel):
     lease_s: float = Field(
         15.0, ge=1, description="Another reducer may take over a PostgreSQL database after so many seconds of silence."
     )
+    blobs: str | None = Field(
+        None,
+        repr=False,  # a password does not belong there, and may be there nevertheless
+        description="URL of a bucket for models, packages and payloads, s3://bucket/prefix?endpoint=https://host; by"
+        " default the state folder.",
+    )
+    blob_cache_bytes: Bytes = Field(
+        4 << 30, description="Of a bucket's models and packages so much is kept as local files, beside those in use."
+    )
     name: Annotated[str, checked(valid_name)] = Field("reducer", description="Name of this reducer in the network.")
     insecure: bool = Field(False, description="No tokens and no TLS; on the loopback only.")
     allow_plaintext: bool = Field(False, description="Tokens, but no TLS, also beyond the loopback.")
@@ -41,4 +50,7 @@ class ReducerSettings(BaseModel):
     )
     max_package_bytes: Bytes = Field(1 << 30, description="Largest archive that is taken.")
     max_model_bytes: Bytes = Field(8 << 30, description="Largest seed model that is taken.")
+    keep_models: int = Field(
+        0, ge=0, description="Keep the files of so many newest models of a session that does not say itself; 0: of all."
+    )
     grace_s: float = Field(10.0, ge=0, description="Seconds to end what is under way when the process is told to stop.")

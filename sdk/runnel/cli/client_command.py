@@ -41,6 +41,10 @@ def client(
     tls_ca: CaOption = None,
     prefer: Annotated[str | None, typer.Option(metavar="NAME", help="The combiner that it would like.")] = None,
     parallel: Annotated[int | None, typer.Option(help="Entry points that may run at once. [default: 1]")] = None,
+    warm: Annotated[
+        bool | None,
+        typer.Option("--warm/--no-warm", help="Start runs from interpreters that are kept. [default: warm]"),
+    ] = None,
     run_timeout_s: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="The site's own limit for one run of an entry point.")
     ] = None,
@@ -69,6 +73,7 @@ def client(
         "tls_ca": tls_ca,
         "prefer": prefer,
         "parallel": parallel,
+        "warm": warm,
         "run_timeout_s": run_timeout_s,
         "grace_s": grace_s,
     }

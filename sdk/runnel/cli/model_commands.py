@@ -33,9 +33,8 @@ def list_models(
     made = table("model", "session", "round", "size", "made", "metrics", right=("round", "size"), fold=("metrics",))
     for model in models:
         at = "seed" if model.round is None else str(model.round)
-        made.add_row(
-            model.model, model.session or "", at, size(model.size_bytes), when(model.created_at), metrics(model.metrics)
-        )
+        file = size(model.size_bytes) if model.removed_at is None else "removed"
+        made.add_row(model.model, model.session or "", at, file, when(model.created_at), metrics(model.metrics))
     desk.console.print(made)
 
 
@@ -68,7 +67,7 @@ def get(
 
 
 def _step(model: Model) -> dict[str, object]:
-    names = ("model", "parent", "session", "round", "metrics")
+    names = ("model", "parent", "session", "round", "removed_at", "metrics")
     return {name: model.raw.get(name) for name in names} | {"participants": len(model.participants)}
 
 
@@ -79,12 +78,13 @@ def _shown(trail: list[Model]) -> RenderableType:
     from runnel.cli.tables import facts, metrics, number, size, table, when
 
     model = trail[0]
+    gone = f", removed {when(model.removed_at)}" if model.removed_at else ""
     parts: list[RenderableType] = [
         facts(
             [
                 ("model", model.model),
                 ("digest", model.digest),
-                ("file", f"{size(model.size_bytes)}, {model.format}"),
+                ("file", f"{size(model.size_bytes)}, {model.format}{gone}"),
                 ("parameters", f"{model.n_params:,} in {model.tensors} arrays"),
                 ("session", model.session),
                 ("round", model.round),

@@ -53,6 +53,14 @@ def run(
             " on the command line. [default: SQLite in DIR]",
         ),
     ] = None,
+    blobs: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="s3://BUCKET/PREFIX?endpoint=https://HOST for models and packages; credentials come from the AWS_…"
+            " variables. [default: files in DIR]",
+        ),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Name in the network. [default: reducer]")] = None,
     insecure: InsecureOption = None,
     allow_plaintext: PlaintextOption = None,
@@ -60,6 +68,13 @@ def run(
     tls_key: KeyOption = None,
     direct_clients: Annotated[
         int | None, typer.Option(help="Clients served here while no combiner has room. [default: 64]")
+    ] = None,
+    keep_models: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Keep the files of the newest N models of a session that does not say itself; 0: all. [default: 0]",
+        ),
     ] = None,
     grace_s: GraceOption = None,
     config: ConfigOption = None,
@@ -78,12 +93,14 @@ def run(
         "http": http,
         "state": state,
         "database": database,
+        "blobs": blobs,
         "name": name,
         "insecure": insecure,
         "allow_plaintext": allow_plaintext,
         "tls_cert": tls_cert,
         "tls_key": tls_key,
         "direct_clients": direct_clients,
+        "keep_models": keep_models,
         "grace_s": grace_s,
     }
     if ctx.invoked_subcommand is not None:

@@ -31,9 +31,10 @@ def start(
         str,
         typer.Option(
             "--strategy",
-            help="Of the mean: fedavg, fedavgm, fedadagrad, fedadam, fedyogi. Robust: median, trimmed_mean, krum, "
-            "multi_krum, bulyan, geometric_median, norm_clipping; these need every update at the reducer, so traffic "
-            "and disk grow with the number of clients there and at combiners.",
+            help="Of the mean: fedavg, fedavgm, fedadagrad, fedadam, fedyogi. Asynchronous: fedbuff, with --buffer. "
+            "Robust: median, trimmed_mean, krum, multi_krum, bulyan, geometric_median, norm_clipping. Asynchronous and "
+            "robust ones need every update at the reducer, so traffic and disk grow with the number of clients there "
+            "and at combiners.",
         ),
     ] = "fedavg",
     strategy_option: Annotated[
@@ -58,7 +59,12 @@ def start(
         float, typer.Option("--over-select", metavar="FACTOR", help="Ask so many times the sample; late ones are left.")
     ] = 1.0,
     buffer: Annotated[
-        int | None, typer.Option("--buffer", metavar="COUNT", help="Close a round when so many updates are in.")
+        int | None,
+        typer.Option(
+            "--buffer",
+            metavar="COUNT",
+            help="Close a round when so many updates are in; with fedbuff so many make a model.",
+        ),
     ] = None,
     retries: Annotated[
         int, typer.Option("--retries", help="How often a phase with too few updates is opened again.")
@@ -66,6 +72,15 @@ def start(
     validate_every: Annotated[
         int, typer.Option("--validate-every", metavar="N", help="Validate each N-th round and the last; 0: never.")
     ] = 1,
+    compress: Annotated[
+        str,
+        typer.Option(
+            "--compress",
+            metavar="HOW",
+            help="How clients compress their updates: none, fp16, bf16, int8, top-k[:FRACTION], zstd, or one of the "
+            "lossy ones +zstd.",
+        ),
+    ] = "none",
     stop_when: Annotated[
         str | None, typer.Option("--stop-when", metavar="RULE", help="End early, for example 'accuracy>=0.97'.")
     ] = None,
@@ -73,6 +88,15 @@ def start(
         str | None, typer.Option("--client-settings", metavar="JSON", help="Object that is handed to the package.")
     ] = None,
     random_seed: Annotated[int | None, typer.Option("--random-seed", help="Of the sampling of clients.")] = None,
+    keep_models: Annotated[
+        int | None,
+        typer.Option(
+            "--keep-models",
+            metavar="N",
+            help="Keep the files of the newest N models, the seed and the best by --stop-when; 0: all. "
+            "[default: as the reducer is set]",
+        ),
+    ] = None,
     watch: Watch = False,
 ) -> None:
     """Start a session, which goes on by itself."""
@@ -93,9 +117,11 @@ def start(
             round_timeout_s=round_timeout,
             retries=retries,
             validate_every=validate_every,
+            compress=compress,
             stop_when=stop_when,
             client_settings=settings,
             random_seed=random_seed,
+            keep_models=keep_models,
             progress=progress,
         )
     if watch:

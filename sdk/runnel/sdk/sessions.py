@@ -39,9 +39,11 @@ class Sessions:
         round_timeout_s: float = 600.0,
         retries: int = 3,
         validate_every: int = 1,
+        compress: str = "none",
         stop_when: str | None = None,
         client_settings: Mapping[str, Any] | None = None,
         random_seed: int | None = None,
+        keep_models: int | None = None,
         progress: Progress | None = None,
     ) -> Session:
         """Train ``seed`` with ``package`` for some rounds; returns at once, training goes on.
@@ -61,9 +63,13 @@ class Sessions:
             round_timeout_s: seconds from first request to close of a phase.
             retries: how often a phase with too few updates is opened again.
             validate_every: validate each n-th round and the last; 0: never.
+            compress: how clients compress their updates: none, fp16, bf16, int8, top-k[:FRACTION], zstd, or one of
+                the lossy ones ``+zstd``, for example ``"int8+zstd"``.
             stop_when: for example ``"accuracy>=0.97"``.
             client_settings: handed to the package as it is.
             random_seed: of the sampling of clients.
+            keep_models: keep the files of so many newest models, of the seed and of the best by ``stop_when``; 0: of
+                all; None: as the reducer is set.
             progress: told of the bytes that are pushed.
 
         Raises:
@@ -87,9 +93,11 @@ class Sessions:
             "round_timeout_s": round_timeout_s,
             "retries": retries,
             "validate_every": validate_every,
+            "compress": compress,
             "stop_when": stop_when,
             "client_settings": dict(client_settings or {}),
             "random_seed": random_seed,
+            "keep_models": keep_models,
         }
         return read(Session, self._connection.post("sessions", wanted))
 

@@ -15,7 +15,10 @@ V = TypeVar("V")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contribution:
-    """What one client gave to a round. ``status``: counted, failed, late or open; ``elapsed_s``: seconds by stage."""
+    """What one client gave to a round. ``status``: counted, failed, late or open; ``elapsed_s``: seconds by stage.
+
+    ``staleness``: by how many rounds the model that it was trained from was older than the newest.
+    """
 
     client: str
     work: str
@@ -24,6 +27,7 @@ class Contribution:
     metrics: Mapping[str, float]
     extra: Mapping[str, Any]
     elapsed_s: Mapping[str, float]
+    staleness: int
     error_code: str | None
     error: str | None
     log_tail: str | None
@@ -92,7 +96,10 @@ class Package:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """A model of the trail; a seed has neither parent nor session. ``digest`` is the SHA-256 of its file in hex."""
+    """A model of the trail; a seed has neither parent nor session. ``digest`` is the SHA-256 of its file in hex.
+
+    ``removed_at``: when the network removed its file, as the session keeps only its newest models; None: it is there.
+    """
 
     model: str
     digest: str
@@ -107,6 +114,7 @@ class Model:
     strategy: str | None
     organisation: str
     created_at: datetime
+    removed_at: datetime | None
     metrics: Mapping[str, float]
     participants: tuple[Contribution, ...]
     raw: Mapping[str, Any] = field(repr=False, compare=False)

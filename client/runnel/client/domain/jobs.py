@@ -59,9 +59,10 @@ class Abort:
 
 @dataclass(frozen=True, slots=True)
 class Forget:
-    """Drop what is held."""
+    """Drop what is held; ``counted``: it is part of a model now, or will be."""
 
     key: AssignmentKey
+    counted: bool = False
 
 
 Decision = Start | Offer | Abort | Forget
@@ -77,6 +78,7 @@ class JobBook:
 
     def __init__(self, *, parallel: int = 1, held: Iterable[AssignmentKey] = ()) -> None:
         self._parallel = parallel
+        self._draining = False
         self.jobs: dict[AssignmentKey, Job] = {
             key: Job(key=key, state=JobState.HELD, assignment=None, order_id=None) for key in held
         }
@@ -85,9 +87,15 @@ class JobBook:
         """Return what is under way or held, as a hello tells it."""
         return tuple(self.jobs)
 
+    def drain(self) -> None:
+        """Begin nothing any more. What runs may end and be offered; who asks for more asks somebody else, or later."""
+        self._draining = True
+
     def assigned(self, assignment: Assignment) -> list[Decision]:
         """Somebody wants this work: do it, or offer what is held; who asks again after a failure wants another try."""
         job = self.jobs.get(assignment.key)
+        if self._draining and (job is None or job.failed):
+            return []  # the order ends with the attachment, and the work is asked for again
         if job is None:
             job = Job(key=assignment.key, state=JobState.QUEUED, assignment=assignment, order_id=assignment.order_id)
             self.jobs[assignment.key] = job
@@ -108,8 +116,8 @@ class JobBook:
                 decisions.append(Offer(key, job.order_id))
         return decisions + self._start_next()
 
-    def dropped(self, key: AssignmentKey) -> list[Decision]:
-        """The network has settled the work or calls it off."""
+    def dropped(self, key: AssignmentKey, *, counted: bool = False) -> list[Decision]:
+        """The network has settled the work, which ``counted`` or not, or calls it off."""
         job = self.jobs.pop(key, None)
         if job is None:
             return []
@@ -119,7 +127,7 @@ class JobBook:
             case JobState.RUNNING:
                 return [Abort(key), *self._start_next()]
             case JobState.HELD:
-                return [Forget(key)]
+                return [Forget(key, counted)]
 
     def detached(self) -> None:
         """The way up is gone, and with it the orders; the work goes on."""
@@ -135,7 +143,7 @@ class JobBook:
         running = sum(job.state is JobState.RUNNING for job in self.jobs.values())
         decisions: list[Decision] = []
         for job in self.jobs.values():
-            if running >= self._parallel:
+            if self._draining or running >= self._parallel:
                 break
             if job.state is JobState.QUEUED and job.assignment is not None:
                 job.state = JobState.RUNNING

@@ -14,17 +14,22 @@ class ExitWatch:
 
     Linux tells through a file descriptor. Where there is none a thread of its own waits: a shared pool would be used up
     by a few long runs.
+
+    Args:
+        pid: of the child.
+        descriptor: of this process (``pidfd_open``), which need not be a child then; it is closed at the end.
     """
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, *, descriptor: int | None = None) -> None:
         self.exited = asyncio.Event()
         self._pid = pid
         self._loop = asyncio.get_running_loop()
-        self._descriptor: int | None = None
+        self._descriptor = descriptor
 
     def __enter__(self) -> ExitWatch:
         try:
-            self._descriptor = os.pidfd_open(self._pid)
+            if self._descriptor is None:
+                self._descriptor = os.pidfd_open(self._pid)
         except (AttributeError, OSError):  # not Linux, or a kernel or sandbox without it
             threading.Thread(target=self._wait, name=f"exit of {self._pid}", daemon=True).start()
         else:

@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -15,9 +15,10 @@ from typing import Self
 from runnel.client.runtimes.environment import EnvironmentCache
 from runnel.client.runtimes.guard import Guard
 from runnel.client.runtimes.log_capture import LogCapture
-from runnel.client.runtimes.process_group import DEFAULT_GRACE_S, run_group
+from runnel.client.runtimes.process_group import DEFAULT_GRACE_S, run_group, run_leader
 from runnel.client.runtimes.runtime import Call, Finished, LineSink, PackageFiles, Prepared
 from runnel.client.runtimes.variables import process_variables
+from runnel.client.runtimes.warm_starts import WarmStarts
 from runnel.common.errors import BadPackage, EntryPointFailed, EntryPointTimeout, EnvironmentFailed
 
 _HINTS = {
@@ -27,6 +28,9 @@ _HINTS = {
     signal.SIGABRT: "a crash in native code",
     signal.SIGILL: "a library that was built for another processor?",
 }
+
+# The others run once for a package, and startup may install what these import.
+_OFTEN = ("train", "validate", "predict")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,19 +47,31 @@ class ProcessRuntime:
     client's user, and a process that makes itself a daemon (a session of its own) is not found again. Where packages
     are not trusted that far, run them in containers.
 
+    A *warm* runtime forks ``train``, ``validate`` and ``predict`` from an interpreter that has imported their installed
+    modules already (a zygote), where that makes no difference but time; otherwise it starts them as any other.
+
     Use as an async context manager; runs are to be ended before it is left.
 
     Args:
         environments: folder of the environments that are built.
         environ: the client's variables.
         grace_s: seconds between SIGTERM and SIGKILL.
+        warm: whether to keep zygotes; only Linux has them.
     """
 
-    def __init__(self, *, environments: Path, environ: Mapping[str, str], grace_s: float = DEFAULT_GRACE_S) -> None:
+    def __init__(
+        self,
+        *,
+        environments: Path,
+        environ: Mapping[str, str],
+        grace_s: float = DEFAULT_GRACE_S,
+        warm: bool = False,
+    ) -> None:
         self._guard = Guard()
         self._environments = EnvironmentCache(environments, environ=environ, guard=self._guard)
         self._env = process_variables(environ)
         self._grace_s = grace_s
+        self._warm = WarmStarts(guard=self._guard) if warm and WarmStarts.supported() else None
 
     async def __aenter__(self) -> Self:
         return self
@@ -63,6 +79,8 @@ class ProcessRuntime:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._warm is not None:
+            await self._warm.close()
         await self._guard.close()
 
     async def prepare(self, package: PackageFiles, say: LineSink) -> PreparedProcess:
@@ -79,23 +97,13 @@ class ProcessRuntime:
         """
         if not isinstance(prepared, PreparedProcess):
             raise TypeError(f"prepared by another runtime: {prepared!r}")
-        root = prepared.package.root
         env = _with_python(self._env | dict(call.env), prepared.python)
         argv = prepared.package.manifest.argv(call.entry_point, call.arguments, python=str(prepared.python))
         argv[0] = _program(argv[0], call.entry_point, prepared, env["PATH"])
         capture = LogCapture(say, budget_bytes=call.limits.output_bytes)
         started = time.perf_counter()
         try:
-            status = await run_group(
-                argv,
-                cwd=root,
-                env=env,
-                guard=self._guard,
-                capture=capture,
-                limits=call.limits,
-                timeout_s=call.timeout_s,
-                grace_s=self._grace_s,
-            )
+            status = await self._run(prepared, call, argv, env, capture)
         except TimeoutError as error:
             raise EntryPointTimeout(
                 f"The entry point {call.entry_point} was still running after {call.timeout_s:g} s and was ended.",
@@ -107,6 +115,40 @@ class ProcessRuntime:
         if status:
             raise _failed(call.entry_point, status, capture.tail)
         return Finished(exit_status=status, elapsed_s=time.perf_counter() - started, log_tail=capture.tail)
+
+    async def _run(
+        self, prepared: PreparedProcess, call: Call, argv: Sequence[str], env: Mapping[str, str], capture: LogCapture
+    ) -> int:
+        root = prepared.package.root
+        scripts = _warm_scripts(prepared)
+        if self._warm is not None and call.entry_point in scripts:
+            leader = await self._warm.fork(argv, folder=root, env=env, limits=call.limits, scripts=scripts.values())
+            if leader is not None:
+                return await run_leader(
+                    leader, guard=self._guard, capture=capture, timeout_s=call.timeout_s, grace_s=self._grace_s
+                )
+        return await run_group(
+            argv,
+            cwd=root,
+            env=env,
+            guard=self._guard,
+            capture=capture,
+            limits=call.limits,
+            timeout_s=call.timeout_s,
+            grace_s=self._grace_s,
+        )
+
+
+def _warm_scripts(prepared: PreparedProcess) -> dict[str, str]:
+    """Return the script of each entry point that runs often and is ``python SCRIPT`` with arguments or none."""
+    found = {}
+    manifest = prepared.package.manifest
+    for name in _OFTEN:
+        if name in manifest.entry_points:
+            program, *words = manifest.argv(name, python=str(prepared.python))
+            if program == str(prepared.python) and words and not words[0].startswith("-"):
+                found[name] = words[0]
+    return found
 
 
 def _with_python(env: dict[str, str], python: Path) -> dict[str, str]:

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 import psutil
 import structlog
@@ -72,17 +72,60 @@ async def run_group(
         env=dict(env),
         start_new_session=True,
     )
-    with ExitWatch(process.pid) as watch:
-        group = _Group(process=process, exited=watch.exited, guard=guard, capture=capture)
+    leader = _OwnLeader(process)
+    return await run_leader(leader, guard=guard, capture=capture, timeout_s=timeout_s, grace_s=grace_s)
+
+
+class Leader(Protocol):
+    """The first process of a group, started and waiting until ``go`` and a line's end come through its gate.
+
+    ``watch`` tells when it has ended; until :meth:`reap` returns, its number belongs to nobody else.
+    """
+
+    pid: int
+    gate: IO[bytes]
+    stdout: IO[bytes]
+    stderr: IO[bytes]
+    watch: ExitWatch
+
+    async def reap(self) -> int:
+        """Return the exit status of this process, which has ended; negative the signal that ended it."""
+        ...
+
+
+async def run_leader(
+    leader: Leader,
+    *,
+    guard: Guard,
+    capture: LogCapture,
+    timeout_s: float | None = None,
+    grace_s: float = DEFAULT_GRACE_S,
+) -> int:
+    """Let ``leader`` go and do for its group what :func:`run_group` does; its pipes are closed at the end."""
+    with leader.watch as watch:
+        group = _Group(leader=leader, exited=watch.exited, guard=guard, capture=capture)
         try:
-            guard.watch(process.pid)
+            guard.watch(leader.pid)
             await group.connect()
             group.let_go()
             async with asyncio.timeout(timeout_s):
                 await watch.exited.wait()
         finally:
             await group.end(grace_s)
-    return process.returncode
+    return group.status
+
+
+class _OwnLeader:
+    """A child of this process."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+        self.pid = process.pid
+        self.gate, self.stdout, self.stderr = map(_pipe, (process.stdin, process.stdout, process.stderr))
+        self.watch = ExitWatch(process.pid)
+
+    async def reap(self) -> int:
+        return self._process.wait()
 
 
 class _Lines(asyncio.Protocol):
@@ -104,27 +147,28 @@ class _Lines(asyncio.Protocol):
 class _Group:
     """One running process group."""
 
-    process: subprocess.Popen[bytes]
+    leader: Leader
     exited: asyncio.Event
     guard: Guard
     capture: LogCapture
     readers: list[tuple[asyncio.BaseTransport, _Lines]] = field(default_factory=list)
     cancelled: asyncio.CancelledError | None = None
+    status: int = 0
 
     async def connect(self) -> None:
         """Start reading what the group prints."""
         loop = asyncio.get_running_loop()
-        for stream, pipe in (("stdout", self.process.stdout), ("stderr", self.process.stderr)):
+        for stream, pipe in (("stdout", self.leader.stdout), ("stderr", self.leader.stderr)):
             transport, lines = await loop.connect_read_pipe(partial(_Lines, stream, self.capture), pipe)
             self.readers.append((transport, lines))
 
     def let_go(self) -> None:
         """Let the gate become the command."""
-        gate = _pipe(self.process.stdin)
+        gate = self.leader.gate
         try:
             os.write(gate.fileno(), b"go\n")
         except BrokenPipeError:
-            log.warning("a run was killed before it began", pid=self.process.pid)  # its exit status tells
+            log.warning("a run was killed before it began", pid=self.leader.pid)  # its exit status tells
         gate.close()
 
     async def end(self, grace_s: float) -> None:
@@ -135,10 +179,10 @@ class _Group:
                 async with asyncio.timeout(grace_s):
                     await self.exited.wait()
                     # A shell ends at once, and what it started may still be saving its work.
-                    while await in_thread(_alive, self.process.pid):  # noqa: ASYNC110 (nobody tells)
+                    while await in_thread(_alive, self.leader.pid):  # noqa: ASYNC110 (nobody tells)
                         await asyncio.sleep(_LOOK_AGAIN_S)
             except TimeoutError:
-                log.info("a run did not end when asked to and is killed", pid=self.process.pid, grace_s=grace_s)
+                log.info("a run did not end when asked to and is killed", pid=self.leader.pid, grace_s=grace_s)
             except asyncio.CancelledError as error:
                 self.cancelled = error
         self._signal(signal.SIGKILL)
@@ -146,9 +190,9 @@ class _Group:
         await self._insist(self._drain)
         for transport, _ in self.readers:
             transport.close()
-        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
-            _pipe(pipe).close()
-        self.guard.forget(self.process.pid)
+        for pipe in (self.leader.gate, self.leader.stdout, self.leader.stderr):
+            pipe.close()
+        self.guard.forget(self.leader.pid)
         self.capture.close()
         if self.cancelled is not None:
             raise self.cancelled
@@ -156,9 +200,9 @@ class _Group:
     def _signal(self, number: signal.Signals) -> None:
         # The leader is not reaped yet, so the number of the group is still its own.
         try:
-            os.killpg(self.process.pid, number)
+            os.killpg(self.leader.pid, number)
         except (ProcessLookupError, PermissionError):  # macOS refuses when only the zombie of the leader is left
-            log.debug("no process to signal", pid=self.process.pid, signal=number.name)
+            log.debug("no process to signal", pid=self.leader.pid, signal=number.name)
 
     async def _insist(self, wait: Callable[[], Awaitable[None]]) -> None:
         """Await ``wait`` to its end although the task is cancelled meanwhile."""
@@ -174,12 +218,12 @@ class _Group:
             async with asyncio.timeout(_SLOW_DEATH_S):
                 await self.exited.wait()
         except TimeoutError:
-            log.warning("a killed run does not die; waiting on", pid=self.process.pid)
+            log.warning("a killed run does not die; waiting on", pid=self.leader.pid)
             await self.exited.wait()
-        self.process.wait()
+        self.status = await self.leader.reap()
         pause_s = 0.001
-        while _exists(self.process.pid):
-            if pause_s > 0.01 and not await in_thread(_alive, self.process.pid):
+        while _exists(self.leader.pid):
+            if pause_s > 0.01 and not await in_thread(_alive, self.leader.pid):
                 return
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, 0.1)
@@ -190,19 +234,28 @@ class _Group:
                 for _, lines in self.readers:
                     await lines.closed.wait()
         except TimeoutError:
-            log.warning("a process that left its group keeps the output of a run open", pid=self.process.pid)
+            log.warning("a process that left its group keeps the output of a run open", pid=self.leader.pid)
+
+
+def resource_limits(limits: Limits) -> list[tuple[int, int, int]]:
+    """Return (kind, soft, hard) for ``setrlimit``, never above what the client itself may have."""
+    found = []
+    if limits.memory_bytes is not None:
+        # The shell counts in KiB.
+        size = _at_most(limits.memory_bytes, resource.RLIMIT_DATA) // 1024 * 1024
+        found.append((resource.RLIMIT_DATA, size, size))
+    if limits.cpu_s is not None:
+        seconds = _at_most(max(1, math.ceil(limits.cpu_s)), resource.RLIMIT_CPU)
+        found.append((resource.RLIMIT_CPU, seconds, _at_most(seconds + _CPU_GRACE_S, resource.RLIMIT_CPU)))
+    return found
 
 
 def _limit_commands(limits: Limits) -> str:
-    """The shell's words for ``limits``, never above what the client itself may have."""
+    """The shell's words for ``limits``."""
     commands = ""
-    if limits.memory_bytes is not None:
-        kib = _at_most(limits.memory_bytes, resource.RLIMIT_DATA) // 1024
-        commands += f"ulimit -d {kib} || exit 125; "
-    if limits.cpu_s is not None:
-        seconds = _at_most(max(1, math.ceil(limits.cpu_s)), resource.RLIMIT_CPU)
-        last = _at_most(seconds + _CPU_GRACE_S, resource.RLIMIT_CPU)
-        commands += f"ulimit -S -t {seconds} && ulimit -H -t {last} || exit 125; "
+    for kind, soft, hard in resource_limits(limits):
+        flag, unit = {resource.RLIMIT_DATA: ("d", 1024), resource.RLIMIT_CPU: ("t", 1)}[kind]
+        commands += f"ulimit -S -{flag} {soft // unit} && ulimit -H -{flag} {hard // unit} || exit 125; "
     return commands
 
 

@@ -39,6 +39,9 @@ class SlotState(Enum):
     RELEASED = "released"
 
 
+_UNDER_WAY = frozenset({SlotState.WAITING, SlotState.FOLDING})
+
+
 @dataclass(frozen=True, slots=True)
 class SendUp:
     """Say something to the node above."""
@@ -75,18 +78,32 @@ Decision = SendUp | SendDown | Fold | Finish
 
 @dataclass(slots=True, kw_only=True)
 class Order:
-    """An order from above. ``child_of``: through whom each client was asked."""
+    """An order from above.
+
+    ``child_of``: through whom each client was asked; ``clients_of``: the other way round; ``under_way``: whose answer
+    is waited for or being folded. The last two only spare looking through all slots with each answer.
+    """
 
     assignment: Assignment
     slots: dict[str, SlotState] = field(default_factory=dict)
     child_of: dict[str, str] = field(default_factory=dict)
+    clients_of: dict[str, list[str]] = field(default_factory=dict)
+    under_way: dict[str, None] = field(default_factory=dict)
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     closing: bool = False
     finished: bool = False
 
     def under(self, child: str, *states: SlotState) -> list[str]:
         """Return the clients asked through ``child`` whose slot is in one of ``states``."""
-        return [c for c, via in self.child_of.items() if via == child and self.slots[c] in states]
+        return [client for client in self.clients_of.get(child, ()) if self.slots[client] in states]
+
+    def turn(self, client: str, state: SlotState) -> None:
+        """Put the slot of a client into another state."""
+        self.slots[client] = state
+        if state in _UNDER_WAY:
+            self.under_way[client] = None
+        else:
+            self.under_way.pop(client, None)
 
     @property
     def weight(self) -> float:
@@ -112,21 +129,20 @@ class OrderBook:
     def assigned(self, assignment: Assignment) -> list[Decision]:
         """Fan an order out; clients that are not attached (any more) are released at once."""
         order = Order(assignment=assignment)
-        by_child: dict[str, list[str]] = {}
         missing = []
         for client in assignment.clients:
             child = self._route(client)
             if child is None:
                 missing.append(client)
-                order.slots[client] = SlotState.RELEASED
+                order.turn(client, SlotState.RELEASED)
             else:
-                by_child.setdefault(child, []).append(client)
-                order.slots[client] = SlotState.WAITING
+                order.turn(client, SlotState.WAITING)
                 order.child_of[client] = child
+                order.clients_of.setdefault(child, []).append(client)
         self.orders[assignment.order_id] = order
         decisions: list[Decision] = [
             SendDown(child, dataclasses.replace(assignment, clients=tuple(clients)))
-            for child, clients in by_child.items()
+            for child, clients in order.clients_of.items()
         ]
         if missing:
             decisions.append(SendUp(Released(order_id=assignment.order_id, clients=tuple(missing))))
@@ -198,11 +214,11 @@ class OrderBook:
         if order.closing and not self._is_combiner(child):
             return []
         for outcome in report.outcomes:
-            order.slots[outcome.client] = SlotState.FOLDING
+            order.turn(outcome.client, SlotState.FOLDING)
         if self._is_combiner(child):
             # What a combiner below left out of its one report was late there.
             for client in waiting - {o.client for o in report.outcomes}:
-                order.slots[client] = SlotState.RELEASED
+                order.turn(client, SlotState.RELEASED)
         if report.key.work is Work.TRAIN and any(o.failure is None for o in report.outcomes):
             return [Fold(report.order_id, child, report)]
         return self.folded(report.order_id, report, None)
@@ -216,7 +232,7 @@ class OrderBook:
         for outcome in report.outcomes:
             noted = outcome if failure is None or outcome.failure else dataclasses.replace(outcome, failure=failure)
             order.outcomes[outcome.client] = noted
-            order.slots[outcome.client] = SlotState.COUNTED if noted.failure is None else SlotState.FAILED
+            order.turn(outcome.client, SlotState.COUNTED if noted.failure is None else SlotState.FAILED)
             decisions.append(
                 SendUp(
                     Progress(
@@ -242,17 +258,16 @@ class OrderBook:
         if not given_up:
             return []
         for client in given_up:
-            order.slots[client] = SlotState.RELEASED
+            order.turn(client, SlotState.RELEASED)
         message = Released(order_id=order.assignment.order_id, clients=given_up)
         return [SendUp(message), *self._finish_if_done(order)]
 
     def _finish_if_done(self, order: Order) -> list[Decision]:
-        waited_for = {SlotState.WAITING, SlotState.FOLDING}
-        for client, state in order.slots.items():
-            if order.closing and state is SlotState.WAITING and not self._is_combiner(order.child_of[client]):
-                continue  # too late
-            if state in waited_for:
+        for client in order.under_way:
+            waiting = order.slots[client] is SlotState.WAITING
+            if not (order.closing and waiting and not self._is_combiner(order.child_of[client])):
                 return []
+            # else it is too late
         if order.finished:
             return []
         order.finished = True

@@ -18,7 +18,8 @@ _LEFT_OUT = json.dumps({"left_out": "The report of the combiner had no room for 
 
 def in_order(outcomes: Mapping[str, Outcome], folded: Sequence[str]) -> list[Outcome]:
     """Return the outcomes of the clients ``folded``, in that order, and then those of all others."""
-    return [outcomes[client] for client in folded] + [o for name, o in outcomes.items() if name not in set(folded)]
+    first = dict.fromkeys(folded)
+    return [outcomes[client] for client in folded] + [o for name, o in outcomes.items() if name not in first]
 
 
 def fitting(outcomes: Iterable[Outcome], most_bytes: int = MOST_BYTES) -> tuple[Outcome, ...]:

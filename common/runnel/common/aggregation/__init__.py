@@ -3,6 +3,7 @@
 Everything here is synchronous: call it in a thread.
 """
 
+from runnel.common.aggregation.buffered import FedBuff
 from runnel.common.aggregation.coordinate_rules import Median, TrimmedMean
 from runnel.common.aggregation.distance_rules import Bulyan, Krum, MultiKrum
 from runnel.common.aggregation.float64_file import Float64File
@@ -34,6 +35,7 @@ __all__ = [
     "FedAdam",
     "FedAvg",
     "FedAvgM",
+    "FedBuff",
     "FedYogi",
     "Float64File",
     "GatheredFile",

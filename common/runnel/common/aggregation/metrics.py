@@ -20,7 +20,7 @@ def weighted_mean_metrics(items: Iterable[tuple[float, Mapping[str, float]]]) ->
         items: weight and metrics of each client. A weight of 0 contributes nothing.
 
     Returns:
-        Metrics by name, in order of first appearance.
+        Metrics by name, in alphabetical order: the wire does not keep any other.
 
     Raises:
         InvalidInput: a weight is negative, NaN or infinite.
@@ -35,7 +35,7 @@ def weighted_mean_metrics(items: Iterable[tuple[float, Mapping[str, float]]]) ->
         for name, value in metrics.items():
             if weight > 0 and math.isfinite(value):
                 columns.setdefault(name, []).append((float(weight), float(value)))
-    return {name: _mean(column) for name, column in columns.items()}
+    return {name: _mean(column) for name, column in sorted(columns.items())}
 
 
 def _mean(column: list[tuple[float, float]]) -> float:

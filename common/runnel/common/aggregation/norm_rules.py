@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runnel.common.aggregation.coordinate_rules import Median
-from runnel.common.aggregation.robust import beyond_float64, require_between, require_whole
+from runnel.common.aggregation.robust import beyond_float64, mixed, require_between, require_whole
 from runnel.common.aggregation.update_stack import Columns, UpdateStack
 
 Vector = NDArray[np.float64]
@@ -51,12 +51,12 @@ class GeometricMedian:
         for _ in range(self.iterations):
             squares = np.zeros(updates.k)
             for columns in updates.columns():
-                centre = Median.of(columns.rows) if shares is None else _mixed(columns, shares)
+                centre = Median.of(columns.rows) if shares is None else mixed(columns, shares)
                 squares += _squared_norms(columns, centre)
             shares = self.shares(updates.weights, np.sqrt(squares))
         assert shares is not None
         for columns in updates.columns():
-            yield _mixed(columns, shares)
+            yield mixed(columns, shares)
 
     def shares(self, weights: Vector, distances: Vector) -> Vector:
         """Return the shares float64[k] of the updates in the next mean, which sum to 1.
@@ -107,7 +107,7 @@ class NormClipping:
         shares = weights / weights.sum() * self.factors(np.sqrt(squares))
         rest = 1.0 - shares.sum()
         for columns in updates.columns():
-            yield _mixed(columns, shares) if (squares <= self.max_norm**2).all() else _mixed(columns, shares, rest)
+            yield mixed(columns, shares) if (squares <= self.max_norm**2).all() else mixed(columns, shares, rest)
 
     def factors(self, norms: Vector) -> Vector:
         """Return by what the differences of these norms, float64[k], are multiplied; 0 for an infinite norm."""
@@ -119,16 +119,3 @@ def _squared_norms(columns: Columns, centre: Vector) -> Vector:
         apart = columns.rows - centre
         squares: Vector = np.einsum("ij,ij->i", apart, apart)
     return squares
-
-
-def _mixed(columns: Columns, shares: Vector, rest: float = 0.0) -> Vector:
-    """Return the sum of the updates times their shares, and of the global model times ``rest``.
-
-    Without ``rest`` it is a mean, and stays within the numbers of the updates that have a share.
-    """
-    total: Vector = shares @ columns.rows
-    if rest:
-        return total + rest * columns.base
-    part = columns.rows[shares > 0]
-    bounded: Vector = np.clip(total, part.min(axis=0), part.max(axis=0))
-    return bounded

@@ -10,6 +10,7 @@ blocks; states are blocks as well and live in files.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import ClassVar, Protocol
@@ -104,7 +105,7 @@ class FedAvgM:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Adaptive:
+class _Adaptive(ABC):
     r"""What the three rules of Algorithm 2 share.
 
     :math:`m_t = \beta_1 m_{t-1} + (1 - \beta_1) \Delta_t`, :math:`v_t` as each rule says,
@@ -129,9 +130,9 @@ class _Adaptive:
         second = self.second_moment(state[1], delta * delta)
         return base + self.learning_rate * first / (np.sqrt(second) + self.tau), (first, second)
 
+    @abstractmethod
     def second_moment(self, before: Vector, square: Vector) -> Vector:
         """Return the next second moment from the one before and the squared update."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

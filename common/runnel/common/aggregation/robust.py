@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from runnel.common.aggregation.optimizers import FedAvg, ServerOptimizer
 from runnel.common.aggregation.reduce import Reduced
-from runnel.common.aggregation.update_stack import Update, UpdateStack
+from runnel.common.aggregation.update_stack import Columns, Update, UpdateStack
 from runnel.common.errors import BadModel, BadSettings, NotEnoughClients
 from runnel.common.tensors import NpzWriter, cast_block, magnitude
 
@@ -107,6 +107,19 @@ def plain_mean(rows: Matrix) -> Vector:
         if not np.isfinite(mean).all():
             mean = (rows / len(rows)).sum(axis=0)
     bounded: Vector = np.clip(mean, rows.min(axis=0), rows.max(axis=0))
+    return bounded
+
+
+def mixed(columns: Columns, shares: Vector, rest: float = 0.0) -> Vector:
+    """Return the sum of the updates times their shares, and of the global model times ``rest``.
+
+    Without ``rest`` it is a mean, and stays within the numbers of the updates that have a share.
+    """
+    total: Vector = shares @ columns.rows
+    if rest:
+        return total + rest * columns.base
+    part = columns.rows[shares > 0]
+    bounded: Vector = np.clip(total, part.min(axis=0), part.max(axis=0))
     return bounded
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
+from runnel.common.aggregation.buffered import FedBuff
 from runnel.common.aggregation.coordinate_rules import Median, TrimmedMean
 from runnel.common.aggregation.distance_rules import Bulyan, Krum, MultiKrum
 from runnel.common.aggregation.norm_rules import GeometricMedian, NormClipping
@@ -14,7 +15,10 @@ from runnel.common.aggregation.optimizers import OPTIMIZERS, FedAvg, ServerOptim
 from runnel.common.aggregation.robust import RobustRule
 from runnel.common.errors import BadSettings
 
-_RULES: Mapping[str, type[Median | TrimmedMean | Krum | MultiKrum | Bulyan | GeometricMedian | NormClipping]] = {
+_RULES: Mapping[
+    str, type[FedBuff | Median | TrimmedMean | Krum | MultiKrum | Bulyan | GeometricMedian | NormClipping]
+] = {
+    "fedbuff": FedBuff,
     "median": Median,
     "trimmed_mean": TrimmedMean,
     "krum": Krum,
@@ -29,6 +33,7 @@ _SUMMARIES: Mapping[str, str] = {
     "fedadagrad": "weighted mean, Adagrad at the server",
     "fedadam": "weighted mean, Adam at the server",
     "fedyogi": "weighted mean, Yogi at the server",
+    "fedbuff": "asynchronous: a model for each buffer of updates, whichever model they were trained from",
     "median": "median of each element",
     "trimmed_mean": "mean of each element without the share beta of the smallest and of the largest",
     "krum": "the update that is closest to its neighbours, with f bad ones expected",
@@ -37,7 +42,7 @@ _SUMMARIES: Mapping[str, str] = {
     "geometric_median": "point with the smallest weighted sum of distances to all updates",
     "norm_clipping": "weighted mean of updates that are shortened to max_norm",
 }
-_WHOLE = frozenset({"f", "m", "iterations"})
+_WHOLE = frozenset({"f", "m", "iterations", "max_staleness"})
 _STEP = "learning_rate"
 
 
@@ -67,6 +72,11 @@ class Strategy:
     def gathers(self) -> bool:
         """Whether it needs every update, so that combiners forward them instead of summing."""
         return self.rule is not None
+
+    @property
+    def buffered(self) -> FedBuff | None:
+        """How updates of earlier rounds count; None: they do not."""
+        return self.rule if isinstance(self.rule, FedBuff) else None
 
     @property
     def least_updates(self) -> int:

@@ -42,6 +42,9 @@ class Update:
         weight: such as the number of examples; finite, above 0. Most robust rules do not look at it.
         place: which of the gathered updates it is; None for a model ``.npz``.
         gathered: how many updates the gathered file holds.
+        base: the model that it was trained from, if that is not the present global model: its difference to that one
+            counts, as an update of the present model.
+        discount: factor of the difference to the model that it was trained from.
     """
 
     path: Path
@@ -49,6 +52,8 @@ class Update:
     weight: float = 1.0
     place: int | None = None
     gathered: int = 0
+    base: Path | None = None
+    discount: float = 1.0
 
 
 class Columns(NamedTuple):
@@ -93,7 +98,7 @@ class UpdateStack:
         total = 0.0
         for update in updates:
             total += require_weight(update.weight, source=update.source, so_far=total)
-        self._sources = [update.source for update in updates]
+        self._updates = list(updates)
         self._weights = np.array([update.weight for update in updates], np.float64)
         fitting = max(_LEAST_BLOCK, _MATRIX_PARAMS // len(updates))
         self.block_params = min(BLOCK_PARAMS, fitting) if block_params is None else block_params
@@ -101,6 +106,10 @@ class UpdateStack:
             self._base = stack.enter_context(open_npz(base, source="the present global model"))
             self.schema = self._base.schema
             self._readers = _open_all(updates, self.schema, scratch, stack)
+            self._bases = {
+                path: stack.enter_context(open_npz(path, source="an earlier global model", expect=self.schema))
+                for path in {update.base for update in updates if update.base is not None}
+            }
             self._stack = stack.pop_all()
 
     def __enter__(self) -> Self:
@@ -114,7 +123,7 @@ class UpdateStack:
     @property
     def k(self) -> int:
         """Number of updates."""
-        return len(self._sources)
+        return len(self._updates)
 
     @property
     def weights(self) -> Vector:
@@ -134,12 +143,18 @@ class UpdateStack:
             BadModel: an update has NaN or infinity, or was cut off; ``fields["source"]`` says whose.
         """
         streams = [self._stream(reader) for reader in self._readers]
+        earlier = {path: self._stream(model) for path, model in self._bases.items()}
         spans = self.schema.spans(self.block_params)
         for span, base, *rows in zip(spans, self.base_blocks(), *streams, strict=True):
             matrix = np.empty((self.k, span.count))
-            for row, values, source in zip(matrix, rows, self._sources, strict=True):
-                magnitude(values, self.schema, span.tensor, source)
+            bases = {path: next(blocks).astype(np.float64) for path, blocks in earlier.items()}
+            for row, values, update in zip(matrix, rows, self._updates, strict=True):
+                magnitude(values, self.schema, span.tensor, update.source)
                 row[:] = values
+                if update.base is not None or update.discount != 1.0:
+                    row -= base if update.base is None else bases[update.base]
+                    row *= update.discount
+                    row += base
             yield Columns(span, base, matrix)
 
     def _stream(self, reader: _Reader) -> Iterator[NDArray[Any]]:

@@ -1,20 +1,24 @@
 """Files named by the SHA-256 of their bytes: models, packages and payloads on disk."""
 
 from runnel.common.blobs.digests import BLOCK_BYTES, EMPTY, digest_file, is_sha256
+from runnel.common.blobs.leftovers import KEPT_HEARTBEATS, Leftovers
 from runnel.common.blobs.spool import Spool, SpoolFile
-from runnel.common.blobs.storage import storage_errors
+from runnel.common.blobs.storage import require_room, storage_errors
 from runnel.common.blobs.store import BlobStore
 from runnel.common.blobs.threads import in_thread, to_its_end
 
 __all__ = [
     "BLOCK_BYTES",
     "EMPTY",
+    "KEPT_HEARTBEATS",
     "BlobStore",
+    "Leftovers",
     "Spool",
     "SpoolFile",
     "digest_file",
     "in_thread",
     "is_sha256",
+    "require_room",
     "storage_errors",
     "to_its_end",
 ]

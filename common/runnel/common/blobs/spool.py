@@ -8,8 +8,8 @@ import shutil
 from pathlib import Path
 
 from runnel.common.blobs.digests import update_digest
-from runnel.common.blobs.storage import storage_errors, sync_file
-from runnel.common.errors import CorruptData
+from runnel.common.blobs.storage import require_room, storage_errors, sync_file
+from runnel.common.errors import CorruptData, StorageFull
 from runnel.common.protocol import BlobRef
 
 _PARTIAL = ".part"
@@ -55,6 +55,18 @@ class SpoolFile:
     def verified(self) -> bool:
         """Whether all is here and was found right."""
         return self._verified
+
+    def require_room(self) -> None:
+        """Look whether the rest fits on the disk; it blocks no longer than a directory entry.
+
+        Raises:
+            StorageFull: it does not. What is here of it is dropped, for others may need the room.
+        """
+        try:
+            require_room(self.partial, self.ref.size_bytes - self._held)
+        except StorageFull:
+            self.drop()
+            raise
 
     def write(self, offset: int, data: bytes) -> None:
         """Append ``data``, whose first byte is at ``offset`` of the payload.
@@ -169,7 +181,7 @@ class Spool:
 
         Cheap: what is held is read again only with the first write.
         """
-        hashed = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:40]
+        hashed = _hashed(key)
         stem = f"{hashed}-{ref.sha256}"
         partial = self.root / (stem + _PARTIAL)
         whole = self.root / (stem + _WHOLE)
@@ -182,10 +194,23 @@ class Spool:
 
     def forget(self, key: str) -> None:
         """Remove what is left of ``key`` that was not verified."""
-        hashed = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:40]
+        hashed = _hashed(key)
         partial = self._begun.pop(hashed, None)
         if partial is not None:
             partial.unlink(missing_ok=True)
+
+    def begun(self, key: str) -> str | None:
+        """Return the digest of what is here under ``key`` and not verified, or None."""
+        partial = self._begun.get(_hashed(key))
+        return partial.stem.rpartition("-")[2] if partial is not None and partial.exists() else None
+
+    def move(self, key: str, other: str) -> None:
+        """Let what is here under ``key`` and not verified be that of ``other``, for which nothing is under way."""
+        partial = self._begun.pop(_hashed(key), None)
+        if partial is not None and partial.exists():
+            place = self.root / f"{_hashed(other)}-{partial.stem.rpartition('-')[2]}{_PARTIAL}"
+            partial.replace(place)
+            self._begun[_hashed(other)] = place
 
     def wipe(self) -> None:
         """Remove everything, verified or not."""
@@ -193,6 +218,10 @@ class Spool:
         self._begun.clear()
         with storage_errors(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
+
+
+def _hashed(key: str) -> str:
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:40]
 
 
 def _size(path: Path) -> int:

@@ -30,6 +30,17 @@ def storage_errors(path: Path, *, need_bytes: int | None = None) -> Iterator[Non
         raise storage_full(path, need_bytes=need_bytes) from error
 
 
+def require_room(path: Path, need_bytes: int) -> None:
+    """Look whether ``need_bytes`` more fit where ``path`` is, before the first of them takes room from others there.
+
+    Raises:
+        StorageFull: they do not.
+    """
+    folder = path if path.is_dir() else path.parent
+    if shutil.disk_usage(folder).free < need_bytes:
+        raise storage_full(path, need_bytes=need_bytes)
+
+
 def storage_full(path: Path, *, need_bytes: int | None = None) -> StorageFull:
     """Make the error that says that the folder of ``path`` has no room."""
     folder = path if path.is_dir() else path.parent

@@ -90,20 +90,33 @@ class NpzModel:
         Raises:
             BadModel: a deflated member does not inflate to what was promised, or the file was cut off meanwhile.
         """
-        for tensor, (header, offset) in enumerate(zip(self._headers, self.schema.offsets, strict=True)):
-            reader = self._reader(tensor, check_crc=check_crc)
-            reader.skip(header.nbytes)
-            count = self.schema.tensors[tensor].n_params
-            if header.fortran:
-                # Column by column on disk, row by row wanted: only the whole tensor can be read in the other order.
-                whole = _take(reader, header.dtype, count).reshape(header.shape, order="F")
-                for at in range(0, count, block_params):
-                    yield Block(tensor, offset + at, whole.flat[at : at + block_params])
-                del whole
-            else:
-                for at in range(0, count, block_params):
-                    yield Block(tensor, offset + at, _take(reader, header.dtype, min(block_params, count - at)))
-            reader.finish()
+        for tensor, offset in enumerate(self.schema.offsets):
+            at = offset
+            for values in self.tensor_blocks(tensor, block_params, check_crc=check_crc):
+                yield Block(tensor, at, values)
+                at += len(values)
+
+    def tensor_blocks(
+        self, tensor: int, block_params: int = BLOCK_PARAMS, *, check_crc: bool = False
+    ) -> Iterator[NDArray[Any]]:
+        """Hand out the elements of tensor number ``tensor``, as :meth:`blocks` does; several may be read side by side.
+
+        Raises:
+            BadModel: as for :meth:`blocks`.
+        """
+        header, count = self._headers[tensor], self.schema.tensors[tensor].n_params
+        reader = self._reader(tensor, check_crc=check_crc)
+        reader.skip(header.nbytes)
+        if header.fortran:
+            # Column by column on disk, row by row wanted: only the whole tensor can be read in the other order.
+            whole = _take(reader, header.dtype, count).reshape(header.shape, order="F")
+            for at in range(0, count, block_params):
+                yield whole.flat[at : at + block_params]
+            del whole
+        else:
+            for at in range(0, count, block_params):
+                yield _take(reader, header.dtype, min(block_params, count - at))
+        reader.finish()
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Load the whole model: arrays by name, in C order and native byte order. For small models and tests.

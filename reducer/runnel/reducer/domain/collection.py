@@ -36,11 +36,12 @@ class SlotState(Enum):
 
 @dataclass(slots=True, kw_only=True)
 class Slot:
-    """One client's work; ``order_id`` of the living order it is under."""
+    """One client's work; ``order_id`` of the living order it is under, ``told`` what was heard of it last."""
 
     client: str
     state: SlotState = SlotState.OPEN
     order_id: str | None = None
+    told: str = ""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -73,39 +74,46 @@ class Collection:
         key: names the work.
         wanted: close when this many answers are in; None: when all have answered.
         new_order_id: makes identities of orders.
+        singly: make an order for each client, so that none waits for another's answer.
     """
 
     key: AssignmentKey
     wanted: int | None
     new_order_id: Callable[[], str]
+    singly: bool = False
     slots: dict[str, Slot] = field(default_factory=dict)
     orders: dict[str, Order] = field(default_factory=dict)
+    # How many slots are in each state: asked with each answer, and there are as many answers as slots.
+    _tally: dict[SlotState, int] = field(init=False, default_factory=lambda: dict.fromkeys(SlotState, 0))
 
     # ---- events
 
     def invite(self, clients: Iterable[str]) -> None:
         """Open slots for clients that have none yet."""
         for client in clients:
-            self.slots.setdefault(client, Slot(client=client))
+            if client not in self.slots:
+                self._add(Slot(client=client))
 
     def restore(self, states: Mapping[str, SlotState]) -> None:
         """Take over slots as they were stored; whatever was under an order is open again."""
         lasting = {SlotState.COUNTED, SlotState.FAILED}
         for client, state in states.items():
-            self.slots[client] = Slot(client=client, state=state if state in lasting else SlotState.OPEN)
+            self._add(Slot(client=client, state=state if state in lasting else SlotState.OPEN))
 
     def place(self, route: Callable[[str], str | None]) -> list[Order]:
         """Make orders for all open slots whose client is attached, one for each directly attached node."""
-        by_child: dict[str, list[Slot]] = {}
+        if not self._tally[SlotState.OPEN]:
+            return []
+        together: dict[tuple[str, str], list[Slot]] = {}
         for slot in self.slots.values():
             if slot.state is SlotState.OPEN and (child := route(slot.client)) is not None:
-                by_child.setdefault(child, []).append(slot)
+                together.setdefault((child, slot.client if self.singly else ""), []).append(slot)
         made = []
-        for child, slots in by_child.items():
+        for (child, _), slots in together.items():
             order = Order(order_id=self.new_order_id(), child=child, clients=frozenset(s.client for s in slots))
             self.orders[order.order_id] = order
             for slot in slots:
-                slot.state, slot.order_id = SlotState.ASKED, order.order_id
+                self._turn(slot, SlotState.ASKED, order.order_id)
             made.append(order)
         return made
 
@@ -114,16 +122,26 @@ class Collection:
         slot = self.slots.get(client)
         if slot is not None and slot.order_id == order_id and slot.state is SlotState.ASKED:
             if stage is Stage.COUNTED:
-                slot.state = SlotState.NOTED
+                self._turn(slot, SlotState.NOTED, order_id)
             elif stage is Stage.FAILED:
-                slot.state = SlotState.FAILED
+                self._turn(slot, SlotState.FAILED, order_id)
+
+    def heard(self, client: str, detail: str) -> None:
+        """Remember what was said about a client's work, for people who ask why its answer does not come."""
+        if detail and (slot := self.slots.get(client)) is not None:
+            slot.told = detail
+
+    def unanswered(self) -> dict[str, str]:
+        """Return what was heard last of those whose answer is missing; nothing of those of whom nothing was."""
+        answered = {SlotState.COUNTED, SlotState.FAILED}
+        return {slot.client: slot.told for slot in self.slots.values() if slot.told and slot.state not in answered}
 
     def released(self, order_id: str, clients: Iterable[str]) -> None:
         """Open the slots that a node gives up."""
         for client in clients:
             slot = self.slots.get(client)
             if slot is not None and slot.order_id == order_id and order_id in self.orders:
-                slot.state, slot.order_id = SlotState.OPEN, None
+                self._turn(slot, SlotState.OPEN, None)
 
     def child_gone(self, child: str) -> list[Order]:
         """Kill the orders of a node that detached; what it had not reported is open again."""
@@ -131,7 +149,7 @@ class Collection:
         for order in dead:
             del self.orders[order.order_id]
             for slot in self._slots_of(order):
-                slot.state, slot.order_id = SlotState.OPEN, None
+                self._turn(slot, SlotState.OPEN, None)
         return dead
 
     def require_order(self, order_id: str, child: str) -> Order:
@@ -163,34 +181,33 @@ class Collection:
                 child=child,
             )
         del self.orders[order_id]
+        told = dict.fromkeys(failed, SlotState.FAILED) | dict.fromkeys(counted, SlotState.COUNTED)
         late = []
         for slot in self._slots_of(order):
-            if slot.client in counted:
-                slot.state = SlotState.COUNTED
-            elif slot.client in failed:
-                slot.state = SlotState.FAILED
+            if slot.client in told:
+                self._turn(slot, told[slot.client], order_id)
             else:
-                slot.state = SlotState.LATE
+                self._turn(slot, SlotState.LATE, order_id)
                 late.append(slot.client)
         return late
 
     def refused(self, order: Order) -> None:
         """Count the clients of an order that was taken out as failed, because its report can't be used."""
         for slot in self._slots_of(order):
-            slot.state, slot.order_id = SlotState.FAILED, None
+            self._turn(slot, SlotState.FAILED, None)
 
     def late(self, order: Order) -> None:
         """Take a living order out, because nobody waits for its answer any more."""
         del self.orders[order.order_id]
         for slot in self._slots_of(order):
-            slot.state = SlotState.LATE
+            self._turn(slot, SlotState.LATE, order.order_id)
 
     def unreported(self, order_id: str) -> None:
         """Take back what :meth:`reported` did, because it could not be made durable; the slots are open again."""
         self.orders.pop(order_id, None)
         for slot in self.slots.values():
             if slot.order_id == order_id:
-                slot.state, slot.order_id = SlotState.OPEN, None
+                self._turn(slot, SlotState.OPEN, None)
 
     def fence(self) -> list[Order]:
         """Kill all orders, so that nothing that still comes up is taken; return them."""
@@ -210,7 +227,7 @@ class Collection:
         forgotten = [slot.client for slot in self.slots.values() if slot.state is SlotState.FAILED]
         for slot in self.slots.values():
             if slot.state in {SlotState.FAILED, SlotState.LATE}:
-                slot.state, slot.order_id = SlotState.OPEN, None
+                self._turn(slot, SlotState.OPEN, None)
         return forgotten
 
     # ---- what can be asked
@@ -231,9 +248,7 @@ class Collection:
     @property
     def counts(self) -> Counts:
         """How far the phase is."""
-        by_state = dict.fromkeys(SlotState, 0)
-        for slot in self.slots.values():
-            by_state[slot.state] += 1
+        by_state = self._tally
         return Counts(
             asked=len(self.slots),
             counted=by_state[SlotState.COUNTED],
@@ -246,22 +261,33 @@ class Collection:
     @property
     def enough(self) -> bool:
         """Whether the wanted number of answers is in, here or in reports to come."""
-        counts = self.counts
-        return self.wanted is not None and counts.counted + counts.noted >= self.wanted
+        in_or_to_come = self._tally[SlotState.COUNTED] + self._tally[SlotState.NOTED]
+        return self.wanted is not None and in_or_to_come >= self.wanted
 
     @property
     def answered(self) -> bool:
         """Whether nobody is left who could still answer and all reports are in."""
-        return not self.orders and not any(s.state is SlotState.OPEN for s in self.slots.values())
+        return not self.orders and not self._tally[SlotState.OPEN]
 
     @property
     def only_missing_left(self) -> bool:
         """Whether all that is left to wait for are clients that are attached nowhere."""
-        return not self.orders and any(s.state is SlotState.OPEN for s in self.slots.values())
+        return not self.orders and self._tally[SlotState.OPEN] > 0
 
     def clients_in(self, *states: SlotState) -> list[str]:
         """Return the clients whose slot is in one of ``states``, by name."""
         return sorted(slot.client for slot in self.slots.values() if slot.state in states)
+
+    def _add(self, slot: Slot) -> None:
+        if (earlier := self.slots.get(slot.client)) is not None:
+            self._tally[earlier.state] -= 1
+        self.slots[slot.client] = slot
+        self._tally[slot.state] += 1
+
+    def _turn(self, slot: Slot, state: SlotState, order_id: str | None) -> None:
+        self._tally[slot.state] -= 1
+        self._tally[state] += 1
+        slot.state, slot.order_id = state, order_id
 
     def _slots_of(self, order: Order) -> list[Slot]:
         return [self.slots[c] for c in sorted(order.clients) if self.slots[c].order_id == order.order_id]

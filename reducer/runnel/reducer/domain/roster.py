@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -35,6 +36,11 @@ class Roster:
     def __init__(self) -> None:
         self._branches: dict[str, Branch] = {}
         self._known_by: dict[str, list[str]] = {}  # branches by name of a node, the last arrival last
+        # Kept with each change, as each of thousands of newcomers asks for them: who counts as below whom in which
+        # branch, how many there are of each, and the combiners.
+        self._below: dict[str, tuple[str, str]] = {}
+        self._loads: Counter[tuple[str, str]] = Counter()
+        self._combiners: dict[str, None] = {}
 
     def attach(self, member: Member, below: Iterable[Member]) -> list[Member]:
         """Add a directly attached node with all below it; return those that arrived."""
@@ -55,6 +61,7 @@ class Roster:
             self._lost(member.name, child)
             branch.members[member.name] = member
             self._known_by.setdefault(member.name, []).append(child)
+            self._recount(member.name)
         return arrived
 
     def leave(self, child: str, left: Iterable[str]) -> list[Member]:
@@ -70,7 +77,24 @@ class Roster:
             known_by.remove(child)
         if not known_by:
             self._known_by.pop(name, None)
+        self._recount(name)
         return not known_by
+
+    def _recount(self, name: str) -> None:
+        """Bring up to date what is kept about a node whose place may have changed."""
+        if (before := self._below.pop(name, None)) is not None:
+            self._loads[before] -= 1
+            if not self._loads[before]:
+                del self._loads[before]
+        child = self.route(name)
+        member = None if child is None else self._branches[child].members[name]
+        if child is not None and member is not None and name != child:
+            now = self._below[name] = (child, member.parent or child)
+            self._loads[now] += 1
+        if member is not None and member.kind is NodeKind.COMBINER:
+            self._combiners[name] = None
+        else:
+            self._combiners.pop(name, None)
 
     # ---- what can be asked
 
@@ -115,18 +139,12 @@ class Roster:
 
     def combiners(self) -> list[Member]:
         """Return all attached combiners."""
-        return [m for m in self.members() if m.kind is NodeKind.COMBINER]
+        return [member for name in self._combiners if (member := self.find(name)) is not None]
 
     def load(self, combiner: str) -> int:
         """Return how many nodes are attached directly to ``combiner``."""
         child = self.route(combiner)
-        if child is None:
-            return 0
-        return sum(
-            (member.parent or child) == combiner
-            for name, member in self._branches[child].members.items()
-            if name not in (combiner, child) and self.route(name) == child
-        )
+        return 0 if child is None else self._loads[(child, combiner)]
 
     def parent_for(self, name: str, wanted: str) -> Member:
         """Return the combiner ``wanted``, to which the combiner ``name`` is to attach.
@@ -161,9 +179,9 @@ class Roster:
     ) -> Spot:
         """Return where a client is to attach.
 
-        It stays where it is when that still stands, else goes where it prefers, else to the combiner with the least
-        share of its capacity taken; to the reducer itself only when no combiner has room. Places in ``avoid`` come
-        last.
+        It stays where it is when that still stands, else goes where it prefers if there is room, else to the combiner
+        with the least share of its capacity taken; to the reducer itself only when no combiner has room. Places in
+        ``avoid`` come last.
         ``underway``: by combiner, how many were sent there and have not arrived yet.
 
         Raises:
@@ -172,11 +190,12 @@ class Roster:
         combiners = {m.name: m for m in self.combiners() if m.address}
         if stay == own_name and not combiners:
             return Spot(member=None)
-        for name in (stay, prefer):
-            if name in combiners and name not in avoid:
-                return Spot(member=combiners[name])
+        if stay in combiners and stay not in avoid:
+            return Spot(member=combiners[stay])
         load = {name: self.load(name) + underway.get(name, 0) for name in combiners}
         free = [m for m in combiners.values() if m.capacity == 0 or load[m.name] < m.capacity]
+        if prefer not in avoid and (preferred := [m for m in free if m.name == prefer]):
+            return Spot(member=preferred[0])
         if free:
             best = min(free, key=lambda m: (m.name in avoid, load[m.name] / (m.capacity or 1024), m.name))
             if best.name not in avoid:

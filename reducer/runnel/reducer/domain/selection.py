@@ -47,14 +47,18 @@ def wanted_updates(config: SessionConfig, asked: int) -> int | None:
     return max(min(sampled, asked), config.min_clients)
 
 
-def select_clients(config: SessionConfig, round_number: int, attached: Collection[str], seed: int) -> list[str] | None:
+def select_clients(
+    config: SessionConfig, round_number: int, attached: Collection[str], seed: int, *, busy: Collection[str] = ()
+) -> list[str] | None:
     """Draw the clients of a round, or return None while fewer than ``min_clients`` are attached.
 
     The draw depends on nothing but ``seed``, the round and the names, so that a reducer that was restarted in between
-    asks the same clients. Without replacement, uniformly; sorted by name.
+    asks the same clients. Without replacement, uniformly; sorted by name. Who is ``busy`` for an earlier round is not
+    asked and counts as one of those wanted.
     """
     if len(attached) < config.min_clients:
         return None
-    names = sorted(attached)
-    drawn = random.Random(f"{seed}/{round_number}").sample(names, wanted_clients(config, len(names)))  # noqa: S311
+    idle = sorted(set(attached) - set(busy))
+    wanted = wanted_clients(config, len(attached)) - len(set(attached) & set(busy))
+    drawn = random.Random(f"{seed}/{round_number}").sample(idle, max(0, min(wanted, len(idle))))  # noqa: S311
     return sorted(drawn)

@@ -6,6 +6,7 @@ import math
 import re
 
 from runnel.common.aggregation import make_strategy
+from runnel.common.compression import parse_compression
 from runnel.common.errors import InvalidInput
 from runnel.reducer.domain.values import SessionConfig, StopRule
 
@@ -86,8 +87,9 @@ def check_config(config: SessionConfig) -> None:
     _in_range("min_clients", config.min_clients, 1, None)
     _in_range("retries", config.retries, 0, None)
     _in_range("validate_every", config.validate_every, 0, None)
-    if config.random_seed is not None:
-        _in_range("random_seed", config.random_seed, 0, MAX_RANDOM_SEED)
+    parse_compression(config.compress)
+    _in_range("random_seed", config.random_seed, 0, MAX_RANDOM_SEED)
+    _in_range("keep_models", config.keep_models, 0, None)
     if not (math.isfinite(config.round_timeout_s) and config.round_timeout_s > 0):
         raise _refused("round_timeout_s", config.round_timeout_s, "a finite number of seconds above 0")
     for name, option in config.strategy_options.items():
@@ -111,7 +113,10 @@ def check_config(config: SessionConfig) -> None:
 
 
 def _check_strategy(config: SessionConfig) -> None:
-    least = make_strategy(config.strategy, config.strategy_options).least_updates
+    strategy = make_strategy(config.strategy, config.strategy_options)
+    if strategy.buffered is not None and config.buffer is None:
+        raise _refused("buffer", config.buffer, f"given for the strategy {config.strategy}: updates for each model")
+    least = strategy.least_updates
     if config.min_clients < least:
         told = ", ".join([config.strategy, *(f"{name}={value:g}" for name, value in config.strategy_options.items())])
         raise _refused("min_clients", config.min_clients, f"{least} or more for the strategy {told}")
@@ -124,7 +129,10 @@ def _check_count(config: SessionConfig, count: int) -> None:
         raise _refused("buffer", config.buffer, f"at most sample, which is a count of {count}")
 
 
-def _in_range(name: str, value: int, low: int, high: int | None) -> None:
+def _in_range(name: str, value: int | None, low: int, high: int | None) -> None:
+    """Refuse a number beyond the bounds; None, where it may come, is none."""
+    if value is None:
+        return
     if value < low or (high is not None and value > high):
         allowed = f"an integer of {low} or more" if high is None else f"an integer from {low} to {high}"
         raise _refused(name, value, allowed)

@@ -76,9 +76,11 @@ class SessionConfig:
     asked have answered. ``round_timeout_s``: seconds from the first request of a phase to its close. ``retries``: how
     often a phase that ended with too few updates is opened again before the session fails; what was counted stays
     counted.
-    ``validate_every``: validate each n-th round and the last; 0 never. ``strategy_options``: see
+    ``validate_every``: validate each n-th round and the last; 0 never. ``compress``: how clients compress their
+    updates, as :func:`runnel.common.compression.parse_compression` reads it. ``strategy_options``: see
     :mod:`runnel.common.aggregation.strategies`. ``client_settings``: handed to the package as it is.
-    ``random_seed``: of the sampling; None draws one, which is kept with the session.
+    ``random_seed``: of the sampling; None draws one, which is kept with the session. ``keep_models``: files of so many
+    newest models are kept, see :mod:`runnel.reducer.engine.retention`; 0: of all, None: as the reducer is set.
     """
 
     rounds: int
@@ -91,14 +93,19 @@ class SessionConfig:
     round_timeout_s: float = 600.0
     retries: int = 3
     validate_every: int = 1
+    compress: str = "none"
     stop_when: StopRule | None = None
     client_settings: Mapping[str, Any] = field(default_factory=dict)
     random_seed: int | None = None
+    keep_models: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientContribution:
-    """What one client gave to a round. ``status``: counted, failed, late or open."""
+    """What one client gave to a round. ``status``: counted, failed, late or open.
+
+    ``staleness``: by how many rounds the model that it was trained from was older than the newest.
+    """
 
     client: str
     work: str
@@ -107,6 +114,7 @@ class ClientContribution:
     metrics: Mapping[str, float] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
     elapsed_s: Mapping[str, float] = field(default_factory=dict)
+    staleness: int = 0
     error_code: str | None = None
     error: str | None = None
     log_tail: str | None = None
@@ -166,7 +174,10 @@ class PackageView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelView:
-    """A model of the trail. A seed has neither parent nor session. ``participants``: updates by client, with weight."""
+    """A model of the trail. A seed has neither parent nor session. ``participants``: updates by client, with weight.
+
+    ``removed_at``: when its file was removed because the session keeps only its newest models; None: it is here.
+    """
 
     model: str
     digest: str
@@ -181,6 +192,7 @@ class ModelView:
     strategy: str | None
     organisation: str
     created_at: datetime
+    removed_at: datetime | None = None
     metrics: Mapping[str, float]
     participants: tuple[ClientContribution, ...] = ()
 

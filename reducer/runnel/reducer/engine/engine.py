@@ -11,7 +11,6 @@ from types import TracebackType
 
 import structlog
 
-from runnel.common.blobs import BlobStore
 from runnel.common.errors import IllegalState, RunnelError, Unauthenticated, Unreachable
 from runnel.common.ids import new_id
 from runnel.common.protocol import (
@@ -36,8 +35,10 @@ from runnel.reducer.domain.roster import Roster
 from runnel.reducer.engine.exchange import Exchange
 from runnel.reducer.engine.log_writer import LogWriter
 from runnel.reducer.engine.position import position_of
+from runnel.reducer.engine.retention import Retention
 from runnel.reducer.engine.runner import SessionRunner
 from runnel.reducer.store import access, ledger
+from runnel.reducer.store.blobs import Blobs
 from runnel.reducer.store.journal import Journal
 
 log = structlog.get_logger()
@@ -56,14 +57,25 @@ class Engine:
         partials: folder of payloads that wait for their round to be reduced.
         name: of this reducer.
         organisation: whose events those about nodes are.
+        keep_models: files of so many newest models of a session are kept if it does not say itself; 0: of all.
     """
 
-    def __init__(self, *, journal: Journal, blobs: BlobStore, partials: Path, name: str, organisation: str) -> None:
+    def __init__(
+        self,
+        *,
+        journal: Journal,
+        blobs: Blobs,
+        partials: Path,
+        name: str,
+        organisation: str,
+        keep_models: int = 0,
+    ) -> None:
         self.roster = Roster()
         self.name = name
         self._journal = journal
         self._blobs = blobs
         self._partials = partials
+        self._retention = Retention(journal, blobs, keep_models)
         self._organisation = organisation
         self._runners: dict[str, SessionRunner] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -79,9 +91,8 @@ class Engine:
         async with self._journal.database.read() as tx:
             wanted = await ledger.all_partial_files(tx)
             running = await ledger.running_sessions(tx)
-        for path in self._partials.iterdir():
-            if path.name not in wanted:
-                path.unlink()
+        await self._blobs.sweep_payloads(self._partials, wanted)
+        await self._retention.remove_files()
         await self._group.__aenter__()
         self._group.create_task(self._logs.run(), name="log writer")
         for session_id in running:
@@ -119,6 +130,7 @@ class Engine:
                         journal=self._journal,
                         blobs=self._blobs,
                         partials=self._partials,
+                        retention=self._retention,
                         new_order_id=lambda: new_id("ord"),
                     )
                     self._runners[session_id] = runner
@@ -190,6 +202,10 @@ class Engine:
             self._orders.pop(order_id, None)
 
     # ---- what comes from below
+
+    def has_order(self, order_id: str) -> bool:
+        """Whether a report for this order is waited for."""
+        return order_id in self._orders
 
     def require_order(self, order_id: str, child: str) -> Exchange:
         """Return where a living order of ``child`` belongs; raises :class:`IllegalState`."""
@@ -270,7 +286,7 @@ class Engine:
             raise
         except RunnelError as err:
             if payload is not None:
-                await asyncio.to_thread(payload.unlink, missing_ok=True)
+                await self._blobs.drop_payloads(payload)
             if exchange is not None:
                 # The node can't mend its report; a retry of the round asks its clients again.
                 exchange.refused(report.order_id)
@@ -326,8 +342,7 @@ class Engine:
         if collection is None:
             async with self._journal.database.read() as tx:
                 stored = await ledger.slot_state(tx, key, client)
-                session = key.session_id in self._tasks and await ledger.require_session(tx, key.session_id)
-            if session and stored == "open" and session.round == key.round:
+            if stored == "open" and key.session_id in self._tasks:
                 return  # the session is about to open this phase
             verdict = SlotState.LATE if stored is None else SlotState(stored)
             collection = self._collection(key)  # it may have been opened while we looked

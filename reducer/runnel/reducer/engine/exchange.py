@@ -11,7 +11,6 @@ from typing import Protocol
 
 import structlog
 
-from runnel.common.blobs import BlobStore
 from runnel.common.crash_points import CrashPoint, reach
 from runnel.common.errors import IllegalState, Unreachable
 from runnel.common.payload_limits import require_fitting_payload
@@ -36,6 +35,7 @@ from runnel.reducer.domain.roster import Roster
 from runnel.reducer.engine.position import Position
 from runnel.reducer.engine.reduction import check_payload
 from runnel.reducer.store import ledger
+from runnel.reducer.store.blobs import Blobs
 from runnel.reducer.store.journal import Journal
 
 log = structlog.get_logger()
@@ -73,6 +73,7 @@ class Exchange:
         journal: the durable state.
         blobs: where the global model lies.
         wake: is called after each change, so that who waits looks again.
+        show: tells people how far the work is; None: as the collection counts.
     """
 
     def __init__(
@@ -82,8 +83,9 @@ class Exchange:
         position: Position,
         network: Network,
         journal: Journal,
-        blobs: BlobStore,
+        blobs: Blobs,
         wake: Callable[[], None],
+        show: Callable[[], None] | None = None,
     ) -> None:
         self.collection = collection
         self.position = position
@@ -92,10 +94,19 @@ class Exchange:
         self._blobs = blobs
         self._wake = wake
         self._gather = position.gather if collection.key.work is Work.TRAIN else Gather.SUM
-        self._stages: dict[str, str] = {}
+        self._show = show or self._show_counts
+        self._buffered = position.buffered is not None and collection.key.work is Work.TRAIN
+        self.stages: dict[str, str] = {}
         self._entering = 0
         self._fenced: list[Order] = []
         self._unsure: Unreachable | None = None
+        self.begin()
+
+    def begin(self) -> None:
+        """Let the time of the phase begin, for the first attempt or another one."""
+        self._deadline = time.monotonic() + self.position.config.round_timeout_s
+        self._closed_at: float | None = None
+        self._missing_since: float | None = None
 
     # ---- news from below
 
@@ -117,7 +128,8 @@ class Exchange:
         if progress.client in order.clients:
             reach(CrashPoint.ASSIGNMENT_ARRIVED)
             self.collection.progressed(progress.order_id, progress.client, progress.stage)
-            self._stages[progress.client] = progress.detail or progress.stage.value
+            self.collection.heard(progress.client, progress.detail)
+            self.stages[progress.client] = progress.detail or progress.stage.value
             self._show()
             self._wake()
 
@@ -158,7 +170,16 @@ class Exchange:
         """
         collection = self.collection
         collection.require_order(report.order_id, child)
-        report = await check_payload(report, child, payload, self._blobs.path(self.position.model), self._gather)
+        try:
+            async with self._blobs.held(self.position.model) as base:
+                report = await check_payload(report, child, payload, base, self._gather, self.position.config.compress)
+            if payload is not None and report.payload_kind is not PayloadKind.NONE:
+                await self._blobs.keep_payload(payload)
+        except Unreachable:
+            if payload is not None:
+                # The ledger has nothing of it, and the node offers it again.
+                await asyncio.to_thread(payload.unlink, missing_ok=True)
+            raise
         counted = [o.client for o in report.outcomes if o.failure is None]
         failed = [o.client for o in report.outcomes if o.failure is not None]
         reach(CrashPoint.REPORT_RECEIVED)
@@ -183,7 +204,7 @@ class Exchange:
         self.settle(counted, Settlement.COUNTED)
         self.settle(failed, Settlement.DISCARDED)
         for outcome in report.outcomes:
-            self._stages[outcome.client] = "failed" if outcome.failure else "counted"
+            self.stages[outcome.client] = "failed" if outcome.failure else "counted"
         log.debug("report", key=str(report.key), child=child, counted=len(counted), failed=len(failed), late=len(late))
         if payload is not None and report.payload_kind is PayloadKind.NONE:
             await asyncio.to_thread(payload.unlink, missing_ok=True)  # it was found bad, and is its client's failure
@@ -194,10 +215,13 @@ class Exchange:
         """Write a report into the ledger; the clients that it left out are late."""
         counted = [o.client for o in report.outcomes if o.failure is None]
         failed = {o.client: o.failure for o in report.outcomes if o.failure is not None}
+        counted_in = None
         async with self._journal.transaction() as tx:
-            await ledger.note_outcomes(tx.session, report.key, report.order_id, report.outcomes)
+            if self._buffered:
+                counted_in = await ledger.counting_round(tx.session, report.key.session_id)
+            await ledger.note_outcomes(tx.session, report.key, report.order_id, report.outcomes, counted_in)
             if payload is not None and report.payload_kind is not PayloadKind.NONE:
-                await ledger.add_partial(tx.session, report, child, payload.name)
+                await ledger.add_partial(tx.session, report, child, payload.name, counted_in)
             for client, failure in failed.items():
                 await tx.record(
                     "client.failed",
@@ -240,36 +264,38 @@ class Exchange:
             woken: waits for a change, or until a time (monotonic seconds).
             missing_grace_s: wait no longer than this for clients that are attached nowhere; None: until the time-out.
         """
-        collection, timeout_s = self.collection, self.position.config.round_timeout_s
-        deadline = time.monotonic() + timeout_s
-        closed_at: float | None = None
-        missing_since: float | None = None
-        while True:
-            if self._unsure is not None:
-                raise self._unsure
-            now = time.monotonic()
-            closed = collection.enough or now >= deadline
-            if closed:
-                closed_at = now if closed_at is None else closed_at
-                self._close()
-            else:
-                self._place(deadline - now)
-            # What is being written now may still turn out not to be durable.
-            if not self._entering and (collection.answered or (closed and not collection.orders)):
-                return
-            # Whoever was told to report has the time of a round for it; a node that never does can't hold it up longer.
-            until = deadline if closed_at is None else closed_at + timeout_s
-            if missing_grace_s is not None and collection.only_missing_left:
-                missing_since = missing_since or now
-                if now >= missing_since + missing_grace_s:
-                    return
-                until = min(until, missing_since + missing_grace_s)
-            else:
-                missing_since = None
-            if closed_at is not None and now >= closed_at + timeout_s:
-                self._give_up()
-                return
+        self.begin()
+        while (until := self.advance(missing_grace_s)) is not None:
             await woken(until)
+
+    def advance(self, missing_grace_s: float | None = None) -> float | None:
+        """Do what is to be done now; return until when to wait for news (monotonic seconds), None at the end."""
+        if self._unsure is not None:
+            raise self._unsure
+        collection, timeout_s = self.collection, self.position.config.round_timeout_s
+        now = time.monotonic()
+        closed = collection.enough or now >= self._deadline
+        if closed:
+            self._closed_at = now if self._closed_at is None else self._closed_at
+            self._close()
+        else:
+            self._place(self._deadline - now)
+        # What is being written now may still turn out not to be durable.
+        if not self._entering and (collection.answered or (closed and not collection.orders)):
+            return None
+        # Whoever was told to report has the time of a round for it; a node that never does can't hold it up longer.
+        until = self._deadline if self._closed_at is None else self._closed_at + timeout_s
+        if missing_grace_s is not None and collection.only_missing_left:
+            self._missing_since = self._missing_since or now
+            if now >= self._missing_since + missing_grace_s:
+                return None
+            until = min(until, self._missing_since + missing_grace_s)
+        else:
+            self._missing_since = None
+        if self._closed_at is not None and now >= self._closed_at + timeout_s:
+            self._give_up()
+            return None
+        return until
 
     def _close(self) -> None:
         """Ask combiners for what they have; a client that is attached here has nothing yet, so it is late."""
@@ -296,6 +322,7 @@ class Exchange:
                     client_settings=json.dumps(position.config.client_settings, sort_keys=True),
                     remaining_s=remaining_s,
                     gather=self._gather,
+                    compression=position.config.compress,
                 ),
             )
 
@@ -313,7 +340,7 @@ class Exchange:
                 routes.setdefault(child, []).append(client)
         return {child: tuple(names) for child, names in routes.items()}
 
-    def _show(self) -> None:
+    def _show_counts(self) -> None:
         counts = self.collection.counts
         self._journal.show(
             self.position.session_id,
@@ -324,6 +351,6 @@ class Exchange:
                 "asked": counts.asked,
                 "counted": counts.counted + counts.noted,
                 "failed": counts.failed,
-                "stages": dict(self._stages),
+                "stages": dict(self.stages),
             },
         )

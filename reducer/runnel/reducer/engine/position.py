@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from runnel.common.aggregation import make_strategy
+from runnel.common.aggregation import FedBuff, make_strategy
 from runnel.common.protocol import BlobRef, Gather
 from runnel.reducer.domain.values import SessionConfig, SessionStatus
 from runnel.reducer.store import ledger
@@ -29,12 +29,18 @@ class Position:
     round: int
     history: tuple[SessionStatus, ...]
     phase_since: float = field(default_factory=time.monotonic)
+    round_since: float | None = None  # when this process began the round, if it did
 
     @property
     def gather(self) -> Gather:
         """What combiners answer a training order with."""
         strategy = make_strategy(self.config.strategy, self.config.strategy_options)
         return Gather.UPDATES if strategy.gathers else Gather.SUM
+
+    @property
+    def buffered(self) -> FedBuff | None:
+        """How updates of earlier rounds count; None: they do not."""
+        return make_strategy(self.config.strategy, self.config.strategy_options).buffered
 
     @property
     def phase(self) -> SessionStatus:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from runnel.common.aggregation import GatheredFile, Part, Update, make_strategy, reduce_round, reduce_updates
 from runnel.common.aggregation.float64_file import Float64File
 from runnel.common.aggregation.mean import part_magnitude, require_weight, update_magnitude
-from runnel.common.blobs import BlobStore
+from runnel.common.blobs import BlobStore, require_room
+from runnel.common.compression import NO_COMPRESSION, decode_in_place, parse_compression
 from runnel.common.errors import BadModel, CorruptData, InvalidInput
 from runnel.common.protocol import BlobRef, Failure, Gather, PayloadKind, Report, Work
 from runnel.common.tensors import ModelSchema, open_npz
+from runnel.reducer.store.blobs import Blobs
 from runnel.reducer.store.tables import PartialRow
 
 
@@ -27,10 +30,17 @@ class ReducedModel:
     n_params: int
     tensors: int
 
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """The blobs that were made."""
+        return (self.model.sha256,) if self.optimizer_state is None else (self.model.sha256, self.optimizer_state)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reduction:
-    """The inputs of a reduce step: where payloads lie, the global model that they update, the optimizer's state."""
+    """The inputs of a reduce step, all local files: where blobs and payloads lie, the global model that the payloads
+    update, the optimizer's state.
+    """
 
     blobs: BlobStore
     folder: Path
@@ -43,11 +53,14 @@ class Reduction:
         *,
         strategy: str,
         options: Mapping[str, float],
-        weights: Mapping[str, float],
+        weights: Mapping[tuple[int, str], float],
+        round_number: int,
+        bases: Mapping[int, BlobRef],
     ) -> ReducedModel:
         """Reduce ``partials`` block by block; the result depends on nothing but its inputs.
 
-        ``weights``: of each update by client; what was summed has its weight with it.
+        ``weights``: of each update by the round that it was trained for and its client; what was summed has its weight
+        with it. ``bases``: the model that updates of a round were trained from.
         """
         chosen = make_strategy(strategy, options)
         optimizer = chosen.optimizer
@@ -60,6 +73,8 @@ class Reduction:
         if self.optimizer_state is not None and (ref := self.blobs.find(self.optimizer_state)) is not None:
             state_in = self.blobs.path(ref)
         model_out, state_out = self.blobs.temporary(), self.blobs.temporary()
+        # Not to take the last of the disk, which the database and other sessions need, for half a model.
+        require_room(model_out, self.base.size_bytes)
         try:
             if chosen.rule is None:
                 reduce_round(
@@ -71,7 +86,9 @@ class Reduction:
                     state_out=state_out if optimizer.slots else None,
                 )
             else:
-                updates = self._updates(partials, weights)
+                ages = {p.round: round_number - p.round for p in partials}
+                discounts = {n: 1.0 if chosen.buffered is None else chosen.buffered.discount(ages[n]) for n in ages}
+                updates = self._updates(partials, weights, bases, discounts)
                 reduce_updates(updates, base, chosen.rule, model_out, optimizer=optimizer)
             state = self.blobs.adopt(state_out).sha256 if optimizer.slots else None
             model = self.blobs.adopt(model_out)
@@ -81,23 +98,36 @@ class Reduction:
         schema = schema_of(base)
         return ReducedModel(model=model, optimizer_state=state, n_params=schema.n_params, tensors=len(schema.tensors))
 
-    def _updates(self, partials: Sequence[PartialRow], weights: Mapping[str, float]) -> list[Update]:
+    def _updates(
+        self,
+        partials: Sequence[PartialRow],
+        weights: Mapping[tuple[int, str], float],
+        bases: Mapping[int, BlobRef],
+        discounts: Mapping[int, float],
+    ) -> list[Update]:
         """Return every update by name of its client, so that the result does not depend on who was attached where."""
         found = []
         for partial in partials:
             clients = partial.clients or []
             gathered = partial.kind == PayloadKind.UPDATES.value
+            base = bases[partial.round]
             found += [
-                Update(
-                    path=self.folder / partial.filename,
-                    source=client,
-                    weight=weights[client],
-                    place=place if gathered else None,
-                    gathered=len(clients) if gathered else 0,
+                (
+                    client,
+                    partial.round,
+                    Update(
+                        path=self.folder / partial.filename,
+                        source=client,
+                        weight=weights[partial.round, client],
+                        place=place if gathered else None,
+                        gathered=len(clients) if gathered else 0,
+                        base=None if base == self.base else self.blobs.path(base),
+                        discount=discounts[partial.round],
+                    ),
                 )
                 for place, client in enumerate(clients)
             ]
-        return sorted(found, key=lambda update: update.source)
+        return [update for _, _, update in sorted(found, key=lambda each: each[:2])]
 
 
 def schema_of(model: Path) -> ModelSchema:
@@ -106,11 +136,13 @@ def schema_of(model: Path) -> ModelSchema:
         return opened.schema
 
 
-async def check_payload(report: Report, child: str, payload: Path | None, base: Path, gather: Gather) -> Report:
+async def check_payload(
+    report: Report, child: str, payload: Path | None, base: Path, gather: Gather, compression: str = NO_COMPRESSION
+) -> Report:
     """Return the report with what its payload is worth.
 
-    A bad update of a client that is attached straight to the reducer becomes that client's failure. A bad weighted sum
-    is refused whole: a combiner checks each update before it folds it.
+    The update of a client that is attached straight to the reducer is decoded where it lies; a bad one becomes that
+    client's failure. A bad weighted sum is refused whole: a combiner checks each update before it folds it.
 
     Raises:
         RunnelError: the report is refused.
@@ -143,7 +175,7 @@ async def check_payload(report: Report, child: str, payload: Path | None, base: 
             hint="It may run another version of Runnel.",
         )
     try:
-        await asyncio.to_thread(_check_update, payload, base, child, report.weight)
+        await asyncio.to_thread(_check_update, payload, base, child, report.weight, compression)
     except BadModel as err:
         bad = dataclasses.replace(report.outcomes[0], failure=Failure(code=err.code, message=str(err)))
         return dataclasses.replace(report, outcomes=(bad,), payload_kind=PayloadKind.NONE, payload=None, weight=0.0)
@@ -161,6 +193,33 @@ def _check_updates(payload: Path, base: Path, source: str, count: int) -> None:
         updates.require_finite()
 
 
-def _check_update(payload: Path, base: Path, source: str, weight: float) -> None:
+def _check_update(payload: Path, base: Path, source: str, weight: float, compression: str) -> None:
+    decode_in_place(payload, compression=parse_compression(compression), base=base, source=source)
     with open_npz(payload, source=source, expect=schema_of(base)) as update:
         update_magnitude(update, weight)
+
+
+@contextlib.asynccontextmanager
+async def inputs_here(
+    blobs: Blobs, models: Iterable[BlobRef], optimizer_state: str | None, payloads: Iterable[Path]
+) -> AsyncIterator[None]:
+    """Have all that a reduction reads as local files while the block runs.
+
+    Args:
+        blobs: where it comes from.
+        models: the global model and those that buffered updates were trained from.
+        optimizer_state: SHA-256 of its blob.
+        payloads: what was pushed for the round.
+
+    Raises:
+        Unreachable: the store of files does not answer.
+    """
+    refs = set(models)
+    if optimizer_state is not None and (found := await blobs.find(optimizer_state)) is not None:
+        refs.add(found)
+    async with contextlib.AsyncExitStack() as held:
+        for ref in refs:
+            await held.enter_async_context(blobs.held(ref))
+        for payload in payloads:
+            await blobs.bring_payload(payload)
+        yield

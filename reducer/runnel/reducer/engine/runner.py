@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,32 +15,32 @@ from typing import Any
 import structlog
 
 from runnel.common.aggregation import weighted_mean_metrics
-from runnel.common.blobs import BlobStore
 from runnel.common.crash_points import CrashPoint, reach
-from runnel.common.errors import NotEnoughClients, RunnelError, Unreachable
-from runnel.common.protocol import (
-    AssignmentKey,
-    Work,
-)
+from runnel.common.errors import NotEnoughClients, RunnelError, StorageFull, Unreachable
+from runnel.common.protocol import AssignmentKey, BlobRef, Work
 from runnel.reducer.domain.collection import Collection, SlotState
-from runnel.reducer.domain.lifecycle import require_transition
 from runnel.reducer.domain.selection import select_clients, wanted_updates
 from runnel.reducer.domain.values import SessionStatus
 from runnel.reducer.engine.exchange import Exchange, Network
+from runnel.reducer.engine.exchanges import Exchanges
 from runnel.reducer.engine.position import Position
-from runnel.reducer.engine.reduction import Reduction
+from runnel.reducer.engine.reduction import Reduction, inputs_here
+from runnel.reducer.engine.retention import Retention
+from runnel.reducer.engine.transitions import Change, Step, Transitions
 from runnel.reducer.store import ledger
+from runnel.reducer.store.blobs import Blobs
 from runnel.reducer.store.journal import Journal, Transaction
 from runnel.reducer.store.tables import ModelRow, RoundRow, SessionRow
 
 log = structlog.get_logger()
 
-Change = Callable[[Transaction, SessionRow], Coroutine[Any, Any, None]]
-"""What is written together with a transition."""
-
 # A validation waits so long for clients that are attached nowhere; it changes no model.
 MISSING_GRACE_S = 10.0
 RETRY_PAUSE_S = 1.0
+
+
+class _Vanished(Exception):
+    """Raised inside the runner when what was just stored is gone: an equal file of elsewhere was given up meanwhile."""
 
 
 class _Stopped(Exception):
@@ -56,8 +56,9 @@ class SessionRunner:
         *,
         network: Network,
         journal: Journal,
-        blobs: BlobStore,
+        blobs: Blobs,
         partials: Path,
+        retention: Retention,
         new_order_id: Callable[[], str],
     ) -> None:
         self.position = position
@@ -65,10 +66,14 @@ class SessionRunner:
         self._journal = journal
         self._blobs = blobs
         self._partials = partials
+        self._buffer_rule = position.buffered
+        self._transitions = Transitions(position, journal, retention)
         self._new_order_id = new_order_id
         self._wake = asyncio.Event()
         self._stopping = False
-        self._exchange: Exchange | None = None
+        self._exchanges = Exchanges(
+            position, network=network, journal=journal, blobs=blobs, new_order_id=new_order_id, wake=self._wake.set
+        )
 
     # ---- events, called on the loop by the engine
 
@@ -88,8 +93,8 @@ class SessionRunner:
 
     def abandon(self) -> None:
         """Take nothing more from below: this runner has ended, and another may begin where the ledger stands."""
-        if self._exchange is not None:
-            self._exchange.fence()
+        for exchange in self._exchanges:
+            exchange.fence()
 
     def roster_changed(self) -> None:
         """Somebody came or went."""
@@ -97,13 +102,13 @@ class SessionRunner:
 
     def child_gone(self, child: str) -> None:
         """A directly attached node detached."""
-        if self._exchange is not None:
-            self._exchange.child_gone(child)
+        for exchange in self._exchanges:
+            exchange.child_gone(child)
 
     def collects(self, key: AssignmentKey) -> Collection | None:
         """Return the collection of this work if it is under way."""
-        collection = None if self._exchange is None else self._exchange.collection
-        return collection if collection is not None and collection.key == key else None
+        exchange = self._exchanges.find(key)
+        return None if exchange is None else exchange.collection
 
     # ---- the session
 
@@ -116,74 +121,43 @@ class SessionRunner:
         phases: Mapping[SessionStatus, Callable[[], Coroutine[Any, Any, None]]] = {
             SessionStatus.SEEDED: self._next_round,
             SessionStatus.SELECTING: self._select,
-            SessionStatus.TRAINING: self._train,
+            SessionStatus.TRAINING: self._train if self._buffer_rule is None else self._fill_buffer,
             SessionStatus.REDUCING: self._reduce,
             SessionStatus.VALIDATING: self._validate,
             SessionStatus.COMMITTED: self._next_round,
         }
         try:
+            if self._buffer_rule is not None:
+                await self._exchanges.take_up_earlier_rounds()
             while not self.position.phase.ended:
                 if self._stopping:
                     raise _Stopped
-                await phases[self.position.phase]()
+                with contextlib.suppress(_Vanished):  # and then once more, from where the phase began
+                    await phases[self.position.phase]()
         except _Stopped:
             await self._end(SessionStatus.STOPPED, "stopped on request")
         except Unreachable:
             raise  # the state does not answer: no fault of the session, which goes on from where it stands there
         except RunnelError as err:
             log.error("session failed", session_id=self.session_id, error=str(err))
-            await self._end(SessionStatus.FAILED, str(err))
+            # Of a disk the error names only the folder, and here it is the reducer's.
+            whose = "The reducer: " if isinstance(err, StorageFull) else ""
+            await self._end(SessionStatus.FAILED, f"{whose}{err}")
         finally:
             self._journal.forget(self.session_id)
 
-    async def _move(self, to: SessionStatus, change: Change | None = None) -> None:
-        """Commit a transition with all that belongs to it."""
-        position = self.position
-        require_transition(self.session_id, position.history, to)
-        now = time.monotonic()
-        async with self._journal.transaction() as tx:
-            row = await ledger.require_session(tx.session, self.session_id)
-            if change is not None:
-                await change(tx, row)
-            current = await tx.session.get(RoundRow, (self.session_id, row.round))
-            if current is not None and not to.ended:
-                if position.phase is not SessionStatus.COMMITTED:
-                    name = position.phase.value
-                    current.phases = {
-                        **current.phases,
-                        name: current.phases.get(name, 0.0) + now - position.phase_since,
-                    }
-                if to is SessionStatus.COMMITTED:
-                    current.seconds = (datetime.now(UTC) - current.started_at).total_seconds()
-                if to is not SessionStatus.FINISHED:
-                    current.status = to.value
-            row.phase = to.value
-            if to.ended:
-                row.finished_at = datetime.now(UTC)
-                await tx.record(
-                    "session.ended", position.organisation, self.session_id, status=to.value, reason=row.reason
-                )
-            else:
-                await tx.record(
-                    "session.phase", position.organisation, self.session_id, phase=to.value, round=row.round
-                )
-            if to is SessionStatus.COMMITTED:
-                await tx.session.flush()
-                view = await ledger.one_round(tx.session, self.session_id, row.round)
-                data = dataclasses.asdict(view)
-                del data["clients"]
-                await tx.record("round.committed", position.organisation, self.session_id, **data)
-        position.round, position.history = row.round, (*position.history[-20:], to)
-        position.phase_since = now
-        if to is SessionStatus.COMMITTED:
-            reach(CrashPoint.ROUND_COMMITTED)
-        log.info("session phase", session_id=self.session_id, phase=to.value, round=row.round)
-
     async def _end(self, status: SessionStatus, reason: str | None) -> None:
-        async def change(_tx: Transaction, row: SessionRow) -> None:
-            row.reason = reason
+        spare: list[str] = []
 
-        await self._close(status, reason or status.value, change)
+        async def change(tx: Transaction, row: SessionRow) -> Sequence[Step]:
+            row.reason = reason
+            await ledger.mark_all_late(tx.session, self.session_id)
+            if status is SessionStatus.FINISHED:
+                spare[:] = await ledger.drop_spare(tx.session, self.session_id, row.round)
+            return ()
+
+        await self._close(status, reason or status.value, change, *self._exchanges)
+        await self._blobs.drop_payloads(*(self._partials / filename for filename in spare))
 
     async def _next_round(self) -> None:
         if self.position.round >= self.position.config.rounds:
@@ -193,20 +167,43 @@ class SessionRunner:
             await self._end(SessionStatus.FINISHED, reason)
             return
 
-        async def change(tx: Transaction, row: SessionRow) -> None:
-            row.round += 1
-            await ledger.begin_round_anew(tx.session, self.session_id, row.round)
+        await self._transitions.commit(*self._opening())
+
+    def _following(self, metrics: Mapping[str, float]) -> Sequence[Step]:
+        """Return the steps that begin the round after a committed one in the same breath; none if it is not clear."""
+        config = self.position.config
+        if self._stopping or self.position.round >= config.rounds:
+            return ()
+        if config.stop_when is not None and config.stop_when.holds(metrics):
+            return ()
+        return self._opening()
+
+    def _opening(self) -> Sequence[Step]:
+        """Return the steps into the next round: as far as its clients, if they are here."""
+        number = self.position.round + 1
+
+        async def begin(tx: Transaction, row: SessionRow) -> Sequence[Step]:
+            row.round = number
             tx.session.add(
                 RoundRow(
                     session_id=self.session_id,
-                    number=row.round,
+                    number=number,
                     status=SessionStatus.SELECTING.value,
                     started_at=datetime.now(UTC),
                     phases={},
                 )
             )
+            clients = self._draw(number) if self._buffer_rule is None else None
+            return () if clients is None else (self._asking(number, clients),)
 
-        await self._move(SessionStatus.SELECTING, change)
+        return (Step(to=SessionStatus.SELECTING, change=begin),)
+
+    def _asking(self, number: int, clients: Iterable[str]) -> Step:
+        async def change(tx: Transaction, _row: SessionRow) -> Sequence[Step]:
+            await ledger.add_slots(tx.session, self._key(Work.TRAIN, number), clients)
+            return ()
+
+        return Step(to=SessionStatus.TRAINING, change=change)
 
     async def _stop_reason(self) -> str | None:
         rule = self.position.config.stop_when
@@ -220,8 +217,10 @@ class SessionRunner:
 
     async def _select(self) -> None:
         position = self.position
+        if self._buffer_rule is not None:
+            await self._exchanges.call_off_stale(self._buffer_rule.max_staleness)
         deadline = time.monotonic() + position.config.round_timeout_s
-        while (chosen := self._draw()) is None:
+        while (chosen := self._draw(position.round)) is None:
             attached = len(self._network.clients(position.organisation))
             self._journal.show(
                 self.session_id,
@@ -243,50 +242,27 @@ class SessionRunner:
                     hint="Start clients (`runnel client`), look at `runnel node list`, then `runnel session resume`.",
                     session=self.session_id,
                 )
-        clients = chosen
+        await self._transitions.commit(self._asking(position.round, chosen))
 
-        async def change(tx: Transaction, _row: SessionRow) -> None:
-            await ledger.open_slots(tx.session, self._key(Work.TRAIN), clients)
-
-        await self._move(SessionStatus.TRAINING, change)
-        reach(CrashPoint.SLOTS_STORED)
-
-    def _draw(self) -> list[str] | None:
+    def _draw(self, number: int) -> list[str] | None:
         position = self.position
-        return select_clients(
-            position.config, position.round, self._network.clients(position.organisation), position.seed
-        )
+        attached = self._network.clients(position.organisation)
+        return select_clients(position.config, number, attached, position.seed, busy=self._exchanges.busy())
 
-    def _key(self, work: Work) -> AssignmentKey:
-        return AssignmentKey(session_id=self.session_id, round=self.position.round, work=work)
+    def _key(self, work: Work, number: int | None = None) -> AssignmentKey:
+        return AssignmentKey(session_id=self.session_id, round=number or self.position.round, work=work)
 
-    async def _open(self, work: Work, wanted: int | None) -> Exchange:
-        """Take over the slots of the present phase as they are stored."""
-        collection = Collection(key=self._key(work), wanted=wanted, new_order_id=self._new_order_id)
-        async with self._journal.database.read() as tx:
-            collection.restore({row.client: SlotState(row.state) for row in await ledger.slots(tx, collection.key)})
-        self._exchange = Exchange(
-            collection,
-            position=self.position,
-            network=self._network,
-            journal=self._journal,
-            blobs=self._blobs,
-            wake=self._wake.set,
-        )
-        return self._exchange
-
-    async def _close(self, to: SessionStatus, reason: str, change: Change) -> None:
+    async def _close(self, to: SessionStatus, reason: str, change: Change, *exchanges: Exchange) -> None:
         """Leave a phase: take nothing more, commit, and only then tell the clients to forget what was not counted."""
-        if self._exchange is not None:
-            self._exchange.fence()
-        await self._move(to, change)
-        if self._exchange is not None:
-            self._exchange.call_off(reason)
-            self._exchange = None
+        for exchange in exchanges:
+            exchange.fence()
+        await self._transitions.commit(Step(to=to, change=change))
+        for exchange in exchanges:
+            self._exchanges.end(exchange, reason)
 
     async def _train(self) -> None:
         config = self.position.config
-        exchange = await self._open(Work.TRAIN, None)
+        exchange = await self._exchanges.open(self._key(Work.TRAIN))
         collection = exchange.collection
         collection.wanted = wanted_updates(config, len(collection.slots))
         for attempt in range(config.retries + 1):
@@ -298,17 +274,40 @@ class SessionRunner:
         else:
             raise await self._too_few(collection)
 
-        async def change(tx: Transaction, _row: SessionRow) -> None:
+        async def change(tx: Transaction, _row: SessionRow) -> Sequence[Step]:
             await ledger.mark_late(tx.session, collection.key)
+            return ()
 
-        await self._close(SessionStatus.REDUCING, "the round is closed", change)
+        await self._close(SessionStatus.REDUCING, "the round is closed", change, exchange)
+
+    async def _fill_buffer(self) -> None:
+        """Wait for a buffer of updates, of this round or of those before; whoever is at work stays at it."""
+        config = self.position.config
+        exchange = await self._exchanges.open(self._key(Work.TRAIN))
+        for attempt in range(config.retries + 1):
+            exchange.begin()
+            if await self._buffered(exchange) >= config.min_clients:
+                break
+            if attempt < config.retries:
+                await self._try_again(exchange.collection, attempt)
+        else:
+            raise await self._too_few(exchange.collection)
+        await self._transitions.commit(Step(to=SessionStatus.REDUCING))
+
+    async def _buffered(self, current: Exchange) -> int:
+        """Return the number of updates for this round, once the buffer is full or nobody is left who could answer."""
+        while True:
+            updates, until = await self._exchanges.look(current)
+            if updates >= (self.position.config.buffer or 1) or until is None:
+                return updates
+            await self._woken(until)
 
     async def _try_again(self, collection: Collection, attempt: int) -> None:
         """Open what failed or is late once more and ask those who came meanwhile; what is counted stays counted."""
         counts = collection.counts
         log.warning("round tried again", session_id=self.session_id, round=collection.key.round, attempt=attempt + 1)
         collection.reopen()
-        collection.invite(self._draw() or ())
+        collection.invite(self._draw(self.position.round) or ())
         async with self._journal.transaction() as tx:
             await ledger.open_slots(tx.session, collection.key, collection.clients_in(SlotState.OPEN))
             await tx.record(
@@ -330,6 +329,7 @@ class SessionRunner:
             rows = await ledger.slots(tx, collection.key)
         counts = collection.counts
         failures = [f"{row.client}: {(row.error or '').splitlines()[0][:200]}" for row in rows if row.error]
+        failures += [f"{client}, last heard: {told[:200]}" for client, told in collection.unanswered().items()]
         attempts = self.position.config.retries + 1
         return NotEnoughClients(
             f"Round {collection.key.round} has {counts.counted} of at least {self.position.config.min_clients} updates"
@@ -359,25 +359,36 @@ class SessionRunner:
         position = self.position
         async with self._journal.database.read() as tx:
             rows = await ledger.partials(tx, self.session_id, position.round)
-            slots = await ledger.slots(tx, self._key(Work.TRAIN))
+            counted = await ledger.counted_slots(tx, self.session_id, position.round)
+            bases = {n: await ledger.base_of_round(tx, self.session_id, n) for n in {row.round for row in rows}}
+        models = {n: BlobRef(sha256=row.digest, size_bytes=row.size_bytes) for n, row in bases.items()}
         reduction = Reduction(
-            blobs=self._blobs, folder=self._partials, base=position.model, optimizer_state=position.optimizer_state
+            blobs=self._blobs.files,
+            folder=self._partials,
+            base=position.model,
+            optimizer_state=position.optimizer_state,
         )
-        reduced = await asyncio.to_thread(
-            functools.partial(
-                reduction.run,
-                rows,
-                strategy=position.config.strategy,
-                options=position.config.strategy_options,
-                weights={s.client: s.weight or 0.0 for s in slots if s.state == "counted"},
+        payloads = [self._partials / row.filename for row in rows]
+        async with inputs_here(self._blobs, [position.model, *models.values()], position.optimizer_state, payloads):
+            reduced = await asyncio.to_thread(
+                functools.partial(
+                    reduction.run,
+                    rows,
+                    strategy=position.config.strategy,
+                    options=position.config.strategy_options,
+                    weights={(s.round, s.client): s.weight or 0.0 for s in counted},
+                    round_number=position.round,
+                    bases=models,
+                )
             )
-        )
+        await self._blobs.keep(*reduced.digests)
         reach(CrashPoint.MODEL_STORED)
-        counted = [s for s in slots if s.state == "counted"]
-        validates = self._validates()
+        validates, asked_for = self._validates(), self._key(Work.TRAIN)
         model_id = self._new_order_id().replace("ord-", "mod-")
 
-        async def change(tx: Transaction, row: SessionRow) -> None:
+        async def change(tx: Transaction, row: SessionRow) -> Sequence[Step]:
+            if not await asyncio.to_thread(self._blobs.lasts, *reduced.digests):
+                raise _Vanished
             tx.session.add(
                 ModelRow(
                     id=model_id,
@@ -400,20 +411,20 @@ class SessionRunner:
             current = await tx.session.get_one(RoundRow, (self.session_id, row.round))
             current.model_id = model_id
             current.train_metrics = weighted_mean_metrics((s.weight or 0.0, s.metrics) for s in counted)
-            await ledger.drop_partials(tx.session, self.session_id)
+            await ledger.drop_partials(tx.session, self.session_id, row.round)
             if validates:
-                # Whoever was asked to train and is here now is asked to validate.
-                attached = [s.client for s in slots if self._network.roster.route(s.client) is not None]
-                asked = attached or [s.client for s in counted]
-                await ledger.open_slots(tx.session, self._key(Work.VALIDATE), asked)
-            else:
-                row.model_id = model_id
+                # Whoever was asked to train, is here now and has nothing else to do is asked to validate.
+                trained = {s.client for s in counted} | {s.client for s in await ledger.slots(tx.session, asked_for)}
+                here = {c for c in trained - self._exchanges.busy() if self._network.roster.route(c) is not None}
+                await ledger.add_slots(tx.session, self._key(Work.VALIDATE), here or {s.client for s in counted})
+                return ()
+            row.model_id = model_id
+            return self._following({})
 
-        await self._move(SessionStatus.VALIDATING if validates else SessionStatus.COMMITTED, change)
-        for partial in rows:
-            # Committed above: the payloads are part of the model now. A file that stays is removed at the next start.
-            with contextlib.suppress(OSError):
-                (self._partials / partial.filename).unlink()
+        to = SessionStatus.VALIDATING if validates else SessionStatus.COMMITTED
+        await self._transitions.commit(Step(to=to, change=change))
+        # Committed above: the payloads are part of the model now.
+        await self._blobs.drop_payloads(*payloads)
         position.optimizer_state = reduced.optimizer_state
         position.model_id, position.model = model_id, reduced.model
 
@@ -422,11 +433,11 @@ class SessionRunner:
         return every > 0 and (self.position.round % every == 0 or self.position.round >= rounds)
 
     async def _validate(self) -> None:
-        exchange = await self._open(Work.VALIDATE, None)
+        exchange = await self._exchanges.open(self._key(Work.VALIDATE))
         await exchange.collect(self._woken, MISSING_GRACE_S)
         key = exchange.collection.key
 
-        async def change(tx: Transaction, row: SessionRow) -> None:
+        async def change(tx: Transaction, row: SessionRow) -> Sequence[Step]:
             await ledger.mark_late(tx.session, key)
             counted = [s for s in await ledger.slots(tx.session, key) if s.state == "counted"]
             current = await tx.session.get_one(RoundRow, (self.session_id, row.round))
@@ -434,5 +445,6 @@ class SessionRunner:
             row.model_id = current.model_id or row.model_id
             model = await tx.session.get_one(ModelRow, row.model_id)
             model.metrics = current.metrics
+            return self._following(current.metrics)
 
-        await self._close(SessionStatus.COMMITTED, "the round is closed", change)
+        await self._close(SessionStatus.COMMITTED, "the round is closed", change, exchange)

@@ -49,6 +49,9 @@ class Contribution(BaseModel):
     metrics: dict[str, float]
     extra: dict[str, Any]
     elapsed_s: dict[str, float]
+    staleness: int = Field(
+        description="By how many rounds the model that it was trained from was older than the newest."
+    )
     error_code: str | None
     error: str | None
     log_tail: str | None
@@ -93,9 +96,11 @@ class Config(BaseModel):
     round_timeout_s: float
     retries: int
     validate_every: int
+    compress: str
     stop_when: str | None
     client_settings: dict[str, Any]
     random_seed: int | None
+    keep_models: int | None
 
     @classmethod
     def of(cls, config: SessionConfig) -> Config:
@@ -111,9 +116,11 @@ class Config(BaseModel):
             round_timeout_s=config.round_timeout_s,
             retries=config.retries,
             validate_every=config.validate_every,
+            compress=config.compress,
             stop_when=None if config.stop_when is None else str(config.stop_when),
             client_settings=dict(config.client_settings),
             random_seed=config.random_seed,
+            keep_models=config.keep_models,
         )
 
 
@@ -187,6 +194,9 @@ class Model(BaseModel):
     strategy: str | None
     organisation: str
     created_at: datetime
+    removed_at: datetime | None = Field(
+        description="When its file was removed, as its session keeps only its newest models; null: it is here."
+    )
     metrics: dict[str, float]
     participants: list[Contribution] = Field(description="Updates by client, with their weights.")
 

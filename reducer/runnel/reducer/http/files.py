@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from fastapi import Depends
 from fastapi.responses import FileResponse
+
+
+async def _held() -> AsyncIterator[AsyncExitStack]:
+    async with AsyncExitStack() as stack:
+        yield stack
+
+
+Held = Annotated[AsyncExitStack, Depends(_held, scope="request")]
+"""What is entered here is left when the answer has been sent, or can't be."""
 
 
 def upload_schema(description: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from fastapi.responses import FileResponse, Response
 
 from runnel.reducer.http.access import CallerDep, Cursor, Limit, Service
 from runnel.reducer.http.answers import Listing, Model, listing
-from runnel.reducer.http.files import file_answer, upload_schema
+from runnel.reducer.http.files import Held, file_answer, upload_schema
 from runnel.reducer.http.idempotency import OnceDep
 from runnel.reducer.http.uploads import body_blocks, request_identity
 
@@ -51,8 +51,8 @@ async def model_entry(model: str, service: Service, caller: CallerDep) -> Model:
 
 
 @router.get("/{model}/content", response_class=FileResponse, summary="Download a model")
-async def model_content(model: str, service: Service, caller: CallerDep) -> FileResponse:
+async def model_content(model: str, service: Service, caller: CallerDep, held: Held) -> FileResponse:
     """The file, byte for byte; `Range` is served."""
     view = await service.model(caller, model)
-    file = await service.model_file(caller, view.model)
+    file = await held.enter_async_context(service.model_file(caller, view.model))
     return file_answer(file, sha256=view.digest, filename=f"{view.model}.{view.format}")

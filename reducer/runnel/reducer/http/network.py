@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
@@ -9,14 +11,18 @@ from runnel.reducer.http.access import CallerDep, Cursor, Limit, Service
 from runnel.reducer.http.answers import Listing, Node, Status, Token, listing
 from runnel.reducer.http.idempotency import OnceDep
 from runnel.reducer.http.requests import TokenRequest
+from runnel.transport import parse_address
 
 router = APIRouter(tags=["network"])
 
 
 @router.get("/status", response_model=Status, summary="Show the network at a glance")
-async def status(service: Service, caller: CallerDep) -> Status:
+async def status(request: Request, service: Service, caller: CallerDep) -> Status:
     """Version, addresses and how much is going on."""
-    return Status.of(await service.status(caller))
+    view = await service.status(caller)
+    # Where it listens on all addresses, the one by which this caller came is one that can be called.
+    bound = parse_address(view.rpc_address)
+    return Status.of(dataclasses.replace(view, rpc_address=str(bound.to_call(request.url.hostname or ""))))
 
 
 @router.get("/nodes", response_model=Listing[Node], summary="List clients and combiners")

@@ -9,7 +9,7 @@ from fastapi.responses import FileResponse, Response
 
 from runnel.reducer.http.access import CallerDep, Cursor, Limit, Service
 from runnel.reducer.http.answers import Listing, Package, listing
-from runnel.reducer.http.files import file_answer, upload_schema
+from runnel.reducer.http.files import Held, file_answer, upload_schema
 from runnel.reducer.http.idempotency import OnceDep
 from runnel.reducer.http.uploads import body_blocks, request_identity
 
@@ -56,8 +56,8 @@ async def package(digest: str, service: Service, caller: CallerDep) -> Package:
 
 
 @router.get("/{digest}/content", response_class=FileResponse, summary="Download a compute package")
-async def package_content(digest: str, service: Service, caller: CallerDep) -> FileResponse:
+async def package_content(digest: str, service: Service, caller: CallerDep, held: Held) -> FileResponse:
     """The archive, byte for byte; `Range` is served."""
     view = await service.package(caller, digest)
-    file = await service.package_file(caller, view.digest)
+    file = await held.enter_async_context(service.package_file(caller, view.digest))
     return file_answer(file, sha256=view.digest, filename=f"{view.name or view.digest[:12]}.tar.gz")

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from runnel.common.aggregation import STRATEGIES
+from runnel.common.compression import COMPRESSIONS, parse_compression
 from runnel.reducer.domain.session_rules import MAX_RANDOM_SEED, MAX_ROUNDS, check_config, parse_sample, parse_stop_rule
 from runnel.reducer.domain.values import Role, SessionConfig
 
@@ -38,16 +39,30 @@ class SessionRequest(_Request):
     over_select: float = Field(
         default=1.0, description="Ask so many times the sample, and close the round when the sample is in; 1 to 10."
     )
-    buffer: Count | None = Field(default=None, description="Close a round when this many updates are in.")
+    buffer: Count | None = Field(
+        default=None, description="Close a round when this many updates are in; with fedbuff so many make a model."
+    )
     round_timeout_s: float = Field(default=600.0, gt=0, description="Seconds from first request to close of a phase.")
     retries: int = Field(default=3, ge=0, description="How often a phase with too few updates is opened again.")
     validate_every: int = Field(default=1, ge=0, description="Validate each n-th round and the last; 0: never.")
+    compress: str = Field(
+        default="none",
+        max_length=40,
+        description=f"How clients compress their updates: {COMPRESSIONS}.",
+        examples=["int8+zstd", "top-k:0.01"],
+    )
     stop_when: str | None = Field(
         default=None, description="End early when a validated metric compares so.", examples=["accuracy>=0.97"]
     )
     client_settings: dict[str, Any] = Field(default_factory=dict, description="Handed to the package as it is.")
     random_seed: int | None = Field(
         default=None, ge=0, le=MAX_RANDOM_SEED, description="Of the sampling of clients; null draws one."
+    )
+    keep_models: int | None = Field(
+        default=None,
+        ge=0,
+        description="Keep the files of so many newest models, of the seed and of the best by `stop_when`; 0: of all; "
+        "null: as the reducer is set.",
     )
 
     def config(self) -> SessionConfig:
@@ -63,9 +78,11 @@ class SessionRequest(_Request):
             round_timeout_s=self.round_timeout_s,
             retries=self.retries,
             validate_every=self.validate_every,
+            compress=str(parse_compression(self.compress)),
             stop_when=None if self.stop_when is None else parse_stop_rule(self.stop_when),
             client_settings=self.client_settings,
             random_seed=self.random_seed,
+            keep_models=self.keep_models,
         )
         check_config(config)
         return config

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 
 import structlog
 
-from runnel.common.blobs import BlobStore, Spool, SpoolFile
-from runnel.common.errors import Conflict, Forbidden, IllegalState, Unauthenticated
+from runnel.common.blobs import KEPT_HEARTBEATS, Leftovers, Spool, SpoolFile
+from runnel.common.errors import Conflict, Forbidden, IllegalState, StorageFull, Unauthenticated
 from runnel.common.protocol import BlobRef, Drain, Hello, NodeKind, Report, Upward, Welcome
 from runnel.reducer.domain.values import DEFAULT_ORGANISATION, Role
 from runnel.reducer.engine.engine import Engine
 from runnel.reducer.store import access
+from runnel.reducer.store.blobs import Blobs
 from runnel.reducer.store.journal import Journal
 from runnel.transport import Child, CredentialIssuer, JoinAsk, NodeIdentity, Place
 
 log = structlog.get_logger()
 
 _SENT_AND_EXPECTED_S = 15.0
+_LOOK_LATER_S = 0.1  # than what was left is over
 _ROLE_OF_KIND = {NodeKind.CLIENT: Role.CLIENT, NodeKind.COMBINER: Role.COMBINER}
 
 
@@ -44,7 +47,7 @@ class Gateway:
         *,
         engine: Engine,
         journal: Journal,
-        blobs: BlobStore,
+        blobs: Blobs,
         spool: Spool,
         partials: Path,
         issuer: CredentialIssuer,
@@ -62,6 +65,8 @@ class Gateway:
         self._issuer = issuer
         self._insecure = insecure
         self._heartbeat_s = heartbeat_s
+        self._keep_s = KEPT_HEARTBEATS * heartbeat_s
+        self._left = Leftovers(spool, self._keep_s)
         self._credential_ttl_s = credential_ttl_s
         self._direct_capacity = direct_capacity
         self._max_overhead_bytes = max_overhead_bytes
@@ -90,7 +95,7 @@ class Gateway:
                 token = await access.find_token(tx, bearer) if bearer else None
                 now = datetime.now(UTC)
                 if token is None or token.revoked_at or (token.expires_at and token.expires_at < now):
-                    state = "unknown" if token is None else "revoked" if token.revoked_at else "expired"
+                    state = access.why_not(token, now)
                     raise Unauthenticated(
                         f"The {ask.kind.value} {ask.name} came with "
                         + (f"a token that is {state}." if bearer else "no token."),
@@ -180,7 +185,11 @@ class Gateway:
             _, payload = self._pushed.pop(key)
             await asyncio.to_thread(payload.unlink, missing_ok=True)
         for order_id in self._begun.pop(name, ()):
-            await asyncio.to_thread(self._spool.forget, f"{order_id}/{name}")
+            if self._engine.has_order(order_id):
+                self._left.leave(f"{order_id}/{name}", name)
+                asyncio.get_running_loop().call_later(self._keep_s + _LOOK_LATER_S, self._left.expire)
+            else:
+                self._spool.forget(f"{order_id}/{name}")
         await self._engine.detached(name)
         log.info("node left", name=name, reason=reason)
 
@@ -195,9 +204,9 @@ class Gateway:
                 payload = None
         await self._engine.received(name, message, payload)
 
-    async def blob_file(self, ref: BlobRef, identity: NodeIdentity) -> Path:
-        """Return a model or a package."""
-        return self._blobs.path(ref)
+    def blob_file(self, ref: BlobRef, identity: NodeIdentity) -> AbstractAsyncContextManager[Path]:
+        """Give a model or a package."""
+        return self._blobs.held(ref)
 
     async def open_push(self, identity: NodeIdentity, order_id: str, ref: BlobRef) -> SpoolFile | None:
         """Return where a payload for a living order goes."""
@@ -207,7 +216,14 @@ class Gateway:
             return None
         if identity.name in self._children:
             self._begun.setdefault(identity.name, set()).add(order_id)
-        return await asyncio.to_thread(self._spool.open, f"{order_id}/{identity.name}", ref)
+        self._left.take_up(f"{order_id}/{identity.name}", identity.name, ref.sha256)
+        file = await asyncio.to_thread(self._spool.open, f"{order_id}/{identity.name}", ref)
+        try:
+            await asyncio.to_thread(file.require_room)
+        except StorageFull as err:
+            log.error("no room for a payload", child=identity.name, order_id=order_id, error=str(err))
+            raise
+        return file
 
     async def pushed(self, identity: NodeIdentity, order_id: str, ref: BlobRef, file: Path) -> None:
         """Take a verified payload: it waits in the partials' folder for its report."""

@@ -64,6 +64,16 @@ async def add_token(
     return token_view(row, secret)
 
 
+def why_not(token: TokenRow | None, now: datetime) -> str:
+    """Say what is wrong with a token that is not good (any more) at ``now``."""
+    if token is None:
+        return "unknown"
+    if token.revoked_at is not None or token.expires_at is None:
+        return "revoked"
+    until, clock = (moment.isoformat(sep=" ", timespec="seconds") for moment in (token.expires_at, now))
+    return f"expired: it was good until {until}, and the reducer's clock says {clock}"
+
+
 async def find_token(tx: AsyncSession, secret: str) -> TokenRow | None:
     """Return the token with this secret, whatever its state."""
     return await tx.scalar(select(TokenRow).where(TokenRow.secret_sha256 == hash_secret(secret)))

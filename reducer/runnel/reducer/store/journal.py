@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import math
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from runnel.reducer.store.database import Database
 from runnel.reducer.store.tables import EventRow
 
 GENESIS = "0" * 64
+
+_SHOW_EACH_S = 0.1
 
 
 def event_hash(
@@ -79,6 +82,8 @@ class Journal:
         self._changed = asyncio.Event()
         self._passing: dict[str, tuple[int, str, Mapping[str, Any]]] = {}
         self._passing_count = 0
+        self._shown_at = -math.inf
+        self._showing: asyncio.TimerHandle | None = None
         self._head: tuple[int, str] | None = None
 
     @asynccontextmanager
@@ -97,9 +102,19 @@ class Journal:
             self._wake()
 
     def show(self, session_id: str, organisation: str, passing: Mapping[str, Any]) -> None:
-        """Show followers something that is not worth keeping; only the newest for each session is."""
+        """Show followers something that is not worth keeping; only the newest for each session is.
+
+        It may come with each message of each of a thousand clients: followers see it ten times a second at most.
+        """
         self._passing_count += 1
         self._passing[session_id] = (self._passing_count, organisation, passing)
+        if self._showing is None:
+            loop = asyncio.get_running_loop()
+            self._showing = loop.call_at(max(loop.time(), self._shown_at + _SHOW_EACH_S), self._show_now)
+
+    def _show_now(self) -> None:
+        self._showing = None
+        self._shown_at = asyncio.get_running_loop().time()
         self._wake()
 
     def forget(self, session_id: str) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy import ColumnElement, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from runnel.common.errors import IllegalState, InvalidInput
@@ -25,7 +26,7 @@ from runnel.reducer.domain.values import (
 )
 from runnel.reducer.store.pages import after_cursor, decode_cursor, encode_cursor, page_of
 from runnel.reducer.store.registry import by_prefix, contribution_of
-from runnel.reducer.store.tables import LogRow, PartialRow, RoundRow, SessionRow, SlotRow
+from runnel.reducer.store.tables import LogRow, ModelRow, PartialRow, RoundRow, SessionRow, SlotRow
 
 _LAST_MS = 253_402_300_799_000  # the end of the year 9999; clocks of others may say anything
 ENDED = [s.value for s in SessionStatus if s.ended]
@@ -45,19 +46,23 @@ def config_from_json(data: dict[str, Any]) -> SessionConfig:
 def round_view(row: RoundRow, slots: Iterable[SlotRow], *, clients: bool) -> RoundView:
     """Return a round with what its training slots amount to."""
     slots = list(slots)
-    states = [s.state for s in slots if s.work == Work.TRAIN.value]
+    states = Counter(s.state for s in slots if s.work == Work.TRAIN.value)
+    return _round_view(row, states, contributions(slots) if clients else ())
+
+
+def _round_view(row: RoundRow, states: Mapping[str, int], clients: tuple[ClientContribution, ...] = ()) -> RoundView:
     return RoundView(
         round=row.number,
         status=row.status,
         seconds=row.seconds,
         phases=row.phases,
-        updates=states.count("counted"),
-        late=states.count("late"),
-        failed=states.count("failed"),
+        updates=states.get("counted", 0),
+        late=states.get("late", 0),
+        failed=states.get("failed", 0),
         model=row.model_id,
         metrics=row.metrics,
         train_metrics=row.train_metrics,
-        clients=tuple(contribution_of(s) for s in slots) if clients else (),
+        clients=clients,
     )
 
 
@@ -120,39 +125,70 @@ async def session_with_rounds(tx: AsyncSession, row: SessionRow, *, clients: boo
     slots: dict[int, list[SlotRow]] = {}
     query = select(SlotRow).where(SlotRow.session_id == row.id).order_by(SlotRow.work, SlotRow.client)
     for slot in await tx.scalars(query):
-        slots.setdefault(slot.round, []).append(slot)
+        slots.setdefault(slot.round if slot.counted_in is None else slot.counted_in, []).append(slot)
     return session_view(row, tuple(round_view(r, slots.get(r.number, ()), clients=clients) for r in numbers))
 
 
 async def one_round(tx: AsyncSession, session_id: str, number: int) -> RoundView:
     """Return a round without its clients."""
     row = await tx.get_one(RoundRow, (session_id, number))
-    slots = await tx.scalars(select(SlotRow).where(SlotRow.session_id == session_id, SlotRow.round == number))
-    return round_view(row, slots, clients=False)
+    # Counted by the database: rows of a thousand clients are most of what committing a round would cost.
+    belongs = func.coalesce(SlotRow.counted_in, SlotRow.round) == number
+    query = select(SlotRow.state, func.count()).where(
+        SlotRow.session_id == session_id, SlotRow.work == Work.TRAIN.value, belongs
+    )
+    states = {state: int(count) for state, count in await tx.execute(query.group_by(SlotRow.state))}
+    return _round_view(row, states)
 
 
 # ---- slots and partials
 
 
+async def add_slots(tx: AsyncSession, key: AssignmentKey, clients: Iterable[str]) -> None:
+    """Store that these clients are asked, of whom nothing is stored for this work yet."""
+    common = {"session_id": key.session_id, "round": key.round, "work": key.work.value, "state": "open"}
+    if rows := [common | {"client": client} for client in sorted(clients)]:
+        await tx.execute(insert(SlotRow), rows)
+
+
 async def open_slots(tx: AsyncSession, key: AssignmentKey, clients: Iterable[str]) -> None:
     """Store that clients are asked; those stored before are open again unless they are counted."""
-    stored = {row.client: row for row in await slots(tx, key)}
-    for client in clients:
-        row = stored.get(client)
-        if row is None:
-            tx.add(
-                SlotRow(session_id=key.session_id, round=key.round, work=key.work.value, client=client, state="open")
-            )
-        elif row.state != "counted":
-            row.state, row.error_code, row.error, row.log_tail = "open", None, None, None
+    stored = await _states(tx, key)
+    asked = list(dict.fromkeys(clients))
+    new = [_slot(key, client) | {"state": "open"} for client in asked if client not in stored]
+    forgotten = {"state": "open", "error_code": None, "error": None, "log_tail": None}
+    again = [_slot(key, client) | forgotten for client in asked if stored.get(client, "counted") != "counted"]
+    if new:
+        await tx.execute(insert(SlotRow), new)
+    if again:
+        await tx.execute(update(SlotRow), again)
 
 
 async def slots(tx: AsyncSession, key: AssignmentKey) -> list[SlotRow]:
     """Return the slots of a phase by client."""
+    return list(await tx.scalars(select(SlotRow).where(*_of(key)).order_by(SlotRow.client)))
+
+
+def _of(key: AssignmentKey) -> tuple[ColumnElement[bool], ...]:
+    return SlotRow.session_id == key.session_id, SlotRow.round == key.round, SlotRow.work == key.work.value
+
+
+def _slot(key: AssignmentKey, client: str) -> dict[str, Any]:
+    return {"session_id": key.session_id, "round": key.round, "work": key.work.value, "client": client}
+
+
+async def _states(tx: AsyncSession, key: AssignmentKey) -> dict[str, str]:
+    """Return the states of the slots of a phase by client."""
+    found = await tx.execute(select(SlotRow.client, SlotRow.state).where(*_of(key)))
+    return {row.client: row.state for row in found}
+
+
+async def counted_slots(tx: AsyncSession, session_id: str, number: int) -> list[SlotRow]:
+    """Return the slots whose updates are part of a round's model, by client."""
     query = select(SlotRow).where(
-        SlotRow.session_id == key.session_id, SlotRow.round == key.round, SlotRow.work == key.work.value
+        SlotRow.session_id == session_id, SlotRow.work == Work.TRAIN.value, SlotRow.counted_in == number
     )
-    return list(await tx.scalars(query.order_by(SlotRow.client)))
+    return list(await tx.scalars(query.order_by(SlotRow.client, SlotRow.round)))
 
 
 async def slot_state(tx: AsyncSession, key: AssignmentKey, client: str) -> str | None:
@@ -161,29 +197,60 @@ async def slot_state(tx: AsyncSession, key: AssignmentKey, client: str) -> str |
     return None if row is None else row.state
 
 
-async def note_outcomes(tx: AsyncSession, key: AssignmentKey, order_id: str, outcomes: Iterable[Outcome]) -> None:
+async def open_rounds(tx: AsyncSession, session_id: str) -> list[int]:
+    """Return the rounds in which a client's update may still come, oldest first."""
+    query = select(SlotRow.round).where(
+        SlotRow.session_id == session_id, SlotRow.work == Work.TRAIN.value, SlotRow.state == "open"
+    )
+    return sorted(set(await tx.scalars(query)))
+
+
+async def counting_round(tx: AsyncSession, session_id: str) -> int:
+    """Return the round in which an update counts that comes now: the next one, once the present one is closed."""
+    row = await require_session(tx, session_id)
+    open_to_updates = row.phase in {SessionStatus.SELECTING.value, SessionStatus.TRAINING.value}
+    return row.round if open_to_updates else row.round + 1
+
+
+async def note_outcomes(
+    tx: AsyncSession, key: AssignmentKey, order_id: str, outcomes: Iterable[Outcome], counted_in: int | None = None
+) -> None:
     """Enter a report's outcomes in the ledger.
+
+    ``counted_in``: the round of whose model the updates are to be part; None: that of ``key``.
 
     Raises:
         IllegalState: a client is already counted in this round; nothing of the report may count then.
     """
-    rows = {row.client: row for row in await slots(tx, key)}
+    stored = await _states(tx, key)
+    noted = []
     for outcome in outcomes:
-        row = rows.get(outcome.client)
-        if row is None or row.state == "counted":
+        if stored.get(outcome.client, "counted") == "counted":
             raise IllegalState(
-                f"{outcome.client} is {'counted already' if row else 'not asked'} for {key}.",
+                f"{outcome.client} is {'counted already' if outcome.client in stored else 'not asked'} for {key}.",
                 client=outcome.client,
                 order_id=order_id,
             )
         failure = outcome.failure
-        row.state = "counted" if failure is None else "failed"
-        row.order_id = order_id
-        row.weight = outcome.weight if failure is None else None
-        row.metrics, row.elapsed_s = dict(outcome.metrics), dict(outcome.elapsed_s)
-        row.extra = _extra(outcome.extra_json)
-        if failure is not None:
-            row.error_code, row.error, row.log_tail = failure.code[:64], failure.message, failure.log_tail
+        stored[outcome.client] = "counted" if failure is None else "failed"
+        noted.append(
+            _slot(key, outcome.client)
+            | {
+                "state": stored[outcome.client],
+                "order_id": order_id,
+                "counted_in": (counted_in or key.round) if failure is None else None,
+                "weight": outcome.weight if failure is None else None,
+                "metrics": dict(outcome.metrics),
+                "elapsed_s": dict(outcome.elapsed_s),
+                "extra": _extra(outcome.extra_json),
+                "error_code": None if failure is None else failure.code[:64],
+                "error": None if failure is None else failure.message,
+                "log_tail": None if failure is None else failure.log_tail,
+            }
+        )
+    if noted:
+        # In bulk: an object for each of a thousand clients takes several times as long.
+        await tx.execute(update(SlotRow), noted)
 
 
 def _extra(text: str) -> dict[str, Any]:
@@ -208,13 +275,22 @@ async def mark_late(tx: AsyncSession, key: AssignmentKey) -> None:
     )
 
 
-async def add_partial(tx: AsyncSession, report: Report, child: str, filename: str) -> None:
-    """Store where the payload of a durable report lies."""
+async def mark_all_late(tx: AsyncSession, session_id: str) -> None:
+    """Store that whoever has not answered by the end of a session is late."""
+    open_ones = (SlotRow.session_id == session_id, SlotRow.state == "open")
+    await tx.execute(update(SlotRow).where(*open_ones).values(state="late"))
+
+
+async def add_partial(
+    tx: AsyncSession, report: Report, child: str, filename: str, counted_in: int | None = None
+) -> None:
+    """Store where the payload of a durable report lies, and for which round it is."""
     tx.add(
         PartialRow(
             order_id=report.order_id,
             session_id=report.key.session_id,
             round=report.key.round,
+            counted_in=counted_in or report.key.round,
             child=child,
             kind=report.payload_kind.value,
             weight=report.weight,
@@ -225,9 +301,18 @@ async def add_partial(tx: AsyncSession, report: Report, child: str, filename: st
 
 
 async def partials(tx: AsyncSession, session_id: str, number: int) -> list[PartialRow]:
-    """Return the payloads that wait to be reduced, by order."""
-    query = select(PartialRow).where(PartialRow.session_id == session_id, PartialRow.round == number)
+    """Return the payloads of which a round's model is made, by order."""
+    query = select(PartialRow).where(PartialRow.session_id == session_id, PartialRow.counted_in == number)
     return list(await tx.scalars(query.order_by(PartialRow.order_id)))
+
+
+async def base_of_round(tx: AsyncSession, session_id: str, number: int) -> ModelRow:
+    """Return the model that the clients of a round were given: the newest of an earlier round, or the seed."""
+    query = select(ModelRow).where(ModelRow.session_id == session_id, ModelRow.round < number)
+    newest = await tx.scalar(query.order_by(ModelRow.round.desc(), ModelRow.created_at.desc()).limit(1))
+    if newest is not None:
+        return newest
+    return await tx.get_one(ModelRow, (await require_session(tx, session_id)).seed_id)
 
 
 async def all_partial_files(tx: AsyncSession) -> set[str]:
@@ -235,14 +320,26 @@ async def all_partial_files(tx: AsyncSession) -> set[str]:
     return set(await tx.scalars(select(PartialRow.filename)))
 
 
-async def drop_partials(tx: AsyncSession, session_id: str) -> None:
-    """Forget the payloads of a session: reduced, or its round begins anew."""
-    await tx.execute(delete(PartialRow).where(PartialRow.session_id == session_id))
+async def drop_partials(tx: AsyncSession, session_id: str, number: int) -> None:
+    """Forget the payloads of a round, which are part of its model now."""
+    await tx.execute(delete(PartialRow).where(PartialRow.session_id == session_id, PartialRow.counted_in <= number))
 
 
-async def begin_round_anew(tx: AsyncSession, session_id: str, number: int) -> None:
-    """Forget what an uncommitted round had: its slots, payloads and times."""
-    await drop_partials(tx, session_id)
+async def drop_spare(tx: AsyncSession, session_id: str, last: int) -> list[str]:
+    """Forget what came too late for the ``last`` round and was buffered for one that will not be; returns its files."""
+    beyond = (PartialRow.session_id == session_id, PartialRow.counted_in > last)
+    files = list(await tx.scalars(delete(PartialRow).where(*beyond).returning(PartialRow.filename)))
+    spare = (SlotRow.session_id == session_id, SlotRow.counted_in > last)
+    await tx.execute(update(SlotRow).where(*spare).values(state="late", counted_in=None))
+    return files
+
+
+async def forget_round(tx: AsyncSession, session_id: str, number: int) -> None:
+    """Forget what an uncommitted round had: its slots, payloads and times.
+
+    Updates of earlier rounds that are to count in it stay.
+    """
+    await tx.execute(delete(PartialRow).where(PartialRow.session_id == session_id, PartialRow.round == number))
     await tx.execute(delete(SlotRow).where(SlotRow.session_id == session_id, SlotRow.round == number))
     await tx.execute(delete(RoundRow).where(RoundRow.session_id == session_id, RoundRow.number == number))
 

@@ -8,10 +8,12 @@ from typing import Any
 from sqlalchemy import and_, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from runnel.common.errors import Conflict, NotFound
+from runnel.common.errors import Conflict, Gone, NotFound
 from runnel.reducer.domain.values import ClientContribution, ModelView, PackageView, Page
 from runnel.reducer.store.pages import after_cursor, page_of
 from runnel.reducer.store.tables import ModelRow, PackageRow, SlotRow
+
+_KEPT_NAMED = 5
 
 
 def package_view(row: PackageRow) -> PackageView:
@@ -43,6 +45,7 @@ def model_view(row: ModelRow, participants: tuple[ClientContribution, ...] = ())
         strategy=row.strategy,
         organisation=row.organisation_id,
         created_at=row.created_at,
+        removed_at=row.removed_at,
         metrics=row.metrics,
         participants=participants,
     )
@@ -58,6 +61,7 @@ def contribution_of(row: SlotRow) -> ClientContribution:
         metrics=row.metrics,
         extra=row.extra,
         elapsed_s=row.elapsed_s,
+        staleness=0 if row.counted_in is None else row.counted_in - row.round,
         error_code=row.error_code,
         error=row.error,
         log_tail=row.log_tail,
@@ -70,18 +74,20 @@ async def is_package(tx: AsyncSession, organisation: str, digest: str) -> bool:
 
 
 async def is_used(tx: AsyncSession, digest: str) -> bool:
-    """Whether any package, model or optimizer's state, of whomever, is this file."""
-    models = select(ModelRow.id).where(or_(ModelRow.digest == digest, ModelRow.optimizer_state == digest)).limit(1)
+    """Whether any package, kept model or optimizer's state, of whomever, is this file."""
+    kept = and_(ModelRow.digest == digest, ModelRow.removed_at.is_(None))
+    models = select(ModelRow.id).where(or_(kept, ModelRow.optimizer_state == digest)).limit(1)
     packages = select(PackageRow.digest).where(PackageRow.digest == digest).limit(1)
     return await tx.scalar(models) is not None or await tx.scalar(packages) is not None
 
 
 async def stored_bytes(tx: AsyncSession, organisation: str) -> int:
-    """Return the bytes of an organisation's packages and models."""
-    total = 0
-    for table in (PackageRow, ModelRow):
-        total += await tx.scalar(select(func.sum(table.size_bytes)).where(table.organisation_id == organisation)) or 0
-    return total
+    """Return the bytes of an organisation's packages and kept models."""
+    packages = select(func.sum(PackageRow.size_bytes)).where(PackageRow.organisation_id == organisation)
+    models = select(func.sum(ModelRow.size_bytes)).where(
+        ModelRow.organisation_id == organisation, ModelRow.removed_at.is_(None)
+    )
+    return (await tx.scalar(packages) or 0) + (await tx.scalar(models) or 0)
 
 
 async def add_package(
@@ -123,6 +129,26 @@ async def find_model(tx: AsyncSession, organisation: str, model: str) -> ModelRo
     """Return the model whose id starts with ``model``."""
     row: ModelRow = await by_prefix(tx, ModelRow, ModelRow.id, organisation, model, "model")
     return row
+
+
+async def require_file(tx: AsyncSession, row: ModelRow) -> None:
+    """Refuse a model whose file was removed.
+
+    Raises:
+        Gone: it was; the hint names models of the same session that are kept.
+    """
+    if row.removed_at is None:
+        return
+    query = select(ModelRow).where(ModelRow.session_id == row.session_id, ModelRow.removed_at.is_(None))
+    kept = list(await tx.scalars(query.order_by(ModelRow.created_at.desc(), ModelRow.id.desc()).limit(_KEPT_NAMED)))
+    named = ", ".join(f"{model.id} (round {model.round})" for model in kept)
+    raise Gone(
+        f"The file of model {row.id} was removed at {row.removed_at:%Y-%m-%d %H:%M:%S} UTC, because session"
+        f" {row.session_id} keeps only its newest models.",
+        hint=f"Kept are, the newest first: {named}." if named else "",
+        model=row.id,
+        session=row.session_id,
+    )
 
 
 async def by_prefix(
@@ -173,6 +199,8 @@ async def participants(tx: AsyncSession, model: ModelRow) -> tuple[ClientContrib
     if model.session_id is None:
         return ()
     query = select(SlotRow).where(
-        SlotRow.session_id == model.session_id, SlotRow.round == model.round, SlotRow.work == "train"
+        SlotRow.session_id == model.session_id,
+        func.coalesce(SlotRow.counted_in, SlotRow.round) == model.round,
+        SlotRow.work == "train",
     )
     return tuple(contribution_of(row) for row in await tx.scalars(query.order_by(SlotRow.client)))

@@ -20,6 +20,7 @@ from sqlalchemy import (
     LargeBinary,
     String,
     Text,
+    text,
 )
 from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -27,6 +28,11 @@ from sqlalchemy.types import TypeDecorator
 
 # SQLite increments only INTEGER keys by itself; elsewhere the logs deserve 64 bits.
 _BigKey = BigInteger().with_variant(Integer(), "sqlite")
+
+
+def _where(condition: str) -> dict[str, Any]:
+    """Return the arguments of an index over only the rows of which ``condition`` is true."""
+    return {"sqlite_where": text(condition), "postgresql_where": text(condition)}
 
 
 class UtcTime(TypeDecorator[datetime]):
@@ -139,6 +145,20 @@ class ModelRow(Base):
     optimizer_state: Mapped[str | None] = mapped_column(String(64))  # SHA-256 of a blob
     metrics: Mapped[dict[str, Any]] = mapped_column(default=dict)
     created_at: Mapped[datetime] = mapped_column(index=True)
+    removed_at: Mapped[datetime | None]  # when its file was given up; the row stays in the trail
+    __table_args__ = (
+        # What retention asks each round must not take longer the longer the trail is.
+        Index("ix_model_kept", "session_id", **_where("removed_at IS NULL")),
+        Index("ix_model_with_state", "session_id", **_where("optimizer_state IS NOT NULL")),
+        Index("ix_model_optimizer_state", "optimizer_state"),
+    )
+
+
+class RemovalRow(Base):
+    """A blob that retention has given up and whose file may still be there."""
+
+    __tablename__ = "removal"
+    digest: Mapped[str] = mapped_column(String(64), primary_key=True)
 
 
 class SessionRow(Base):
@@ -188,6 +208,7 @@ class SlotRow(Base):
     client: Mapped[str] = mapped_column(String(64), primary_key=True)
     state: Mapped[str] = mapped_column(String(16))  # open, counted, failed, late
     order_id: Mapped[str | None] = mapped_column(String(32))  # of the report that counted it
+    counted_in: Mapped[int | None]  # round whose model it is part of; with a buffer it may be a later one
     weight: Mapped[float | None] = mapped_column(Float)
     metrics: Mapped[dict[str, Any]] = mapped_column(default=dict)
     extra: Mapped[dict[str, Any]] = mapped_column(default=dict)
@@ -204,12 +225,13 @@ class PartialRow(Base):
     order_id: Mapped[str] = mapped_column(String(32), primary_key=True)
     session_id: Mapped[str] = mapped_column(ForeignKey("session.id"))
     round: Mapped[int] = mapped_column(Integer)
+    counted_in: Mapped[int] = mapped_column(Integer)  # round that it is reduced in
     child: Mapped[str] = mapped_column(String(64))
     kind: Mapped[str] = mapped_column(String(16))
     weight: Mapped[float] = mapped_column(Float)
     filename: Mapped[str] = mapped_column(String(128))
     clients: Mapped[list[str] | None] = mapped_column(JSON)  # whose updates are in it, in their order
-    __table_args__ = (Index("ix_partial_session_round", "session_id", "round"),)
+    __table_args__ = (Index("ix_partial_session_counted", "session_id", "counted_in"),)
 
 
 class EventRow(Base):

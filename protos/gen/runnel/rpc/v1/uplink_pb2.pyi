@@ -107,7 +107,7 @@ class _PayloadKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PayloadKi
     PAYLOAD_KIND_UNSPECIFIED: _PayloadKind.ValueType  # 0
     """no payload"""
     PAYLOAD_KIND_UPDATE: _PayloadKind.ValueType  # 1
-    """a model in the session's format"""
+    """a model in the session's format, compressed as the assignment says"""
     PAYLOAD_KIND_WEIGHTED_SUM: _PayloadKind.ValueType  # 2
     """float64[n_params], little-endian: sum of weight * update, entries in model order"""
     PAYLOAD_KIND_UPDATES: _PayloadKind.ValueType  # 3
@@ -121,7 +121,7 @@ class PayloadKind(_PayloadKind, metaclass=_PayloadKindEnumTypeWrapper): ...
 PAYLOAD_KIND_UNSPECIFIED: PayloadKind.ValueType  # 0
 """no payload"""
 PAYLOAD_KIND_UPDATE: PayloadKind.ValueType  # 1
-"""a model in the session's format"""
+"""a model in the session's format, compressed as the assignment says"""
 PAYLOAD_KIND_WEIGHTED_SUM: PayloadKind.ValueType  # 2
 """float64[n_params], little-endian: sum of weight * update, entries in model order"""
 PAYLOAD_KIND_UPDATES: PayloadKind.ValueType  # 3
@@ -600,7 +600,8 @@ Global___LogLine: _TypeAlias = LogLine  # noqa: Y015
 @_typing.final
 class Report(_message.Message):
     """The answer to an order. A client answers for itself; a combiner answers with the weighted sum of all updates that it
-    folded, or with all of them (as the order's `gather` says), and one outcome for each client. The payload was pushed before, under the same order_id.
+    folded, or with all of them (as the order's `gather` says), and one outcome for each client. The payload
+    was pushed before, under the same order_id, or is within.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -611,10 +612,13 @@ class Report(_message.Message):
     PAYLOAD_KIND_FIELD_NUMBER: _builtins.int
     PAYLOAD_FIELD_NUMBER: _builtins.int
     WEIGHT_FIELD_NUMBER: _builtins.int
+    PAYLOAD_DATA_FIELD_NUMBER: _builtins.int
     order_id: _builtins.str
     payload_kind: Global___PayloadKind.ValueType
     weight: _builtins.float
     """sum of the weights of the updates in the payload"""
+    payload_data: _builtins.bytes
+    """the payload itself, where the order allows that (payload_within)"""
     @_builtins.property
     def key(self) -> Global___AssignmentKey: ...
     @_builtins.property
@@ -630,10 +634,11 @@ class Report(_message.Message):
         payload_kind: Global___PayloadKind.ValueType = ...,
         payload: Global___BlobRef | None = ...,
         weight: _builtins.float = ...,
+        payload_data: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "payload", b"payload"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "order_id", b"order_id", "outcomes", b"outcomes", "payload", b"payload", "payload_kind", b"payload_kind", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "order_id", b"order_id", "outcomes", b"outcomes", "payload", b"payload", "payload_data", b"payload_data", "payload_kind", b"payload_kind", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -706,7 +711,7 @@ class Outcome(_message.Message):
 
     @_builtins.property
     def elapsed_s(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """seconds by stage: "prepare", "fetch", "run", "push" """
+        """seconds by stage: "prepare", "fetch", "run", "compress", "push" """
 
     def __init__(
         self,
@@ -869,7 +874,10 @@ class Assignment(_message.Message):
     MODEL_FORMAT_FIELD_NUMBER: _builtins.int
     CLIENT_SETTINGS_FIELD_NUMBER: _builtins.int
     GATHER_FIELD_NUMBER: _builtins.int
+    COMPRESSION_FIELD_NUMBER: _builtins.int
     REMAINING_MS_FIELD_NUMBER: _builtins.int
+    MODEL_DATA_FIELD_NUMBER: _builtins.int
+    PAYLOAD_WITHIN_FIELD_NUMBER: _builtins.int
     order_id: _builtins.str
     model_format: _builtins.str
     """"npz" """
@@ -877,8 +885,18 @@ class Assignment(_message.Message):
     """JSON object, handed to the package"""
     gather: Global___Gather.ValueType
     """what a combiner answers with; clients don't look at it"""
+    compression: _builtins.str
+    """How a client compresses its update: "none" (empty means that too), "fp16", "bf16", "int8", "top-k:FRACTION", "zstd",
+    or one of the lossy ones + "+zstd". Whoever takes the update of a client decodes it; what combiners push is plain.
+    """
     remaining_ms: _builtins.int
     """time left for the round; who hears nothing for twice as long ends the work; 0: no limit"""
+    model_data: _builtins.bytes
+    """The model itself, where it is small: calls of their own for a few kilobytes are most of what a round of a thousand
+    clients would cost. Who does not find it here fetches it.
+    """
+    payload_within: _builtins.int
+    """A client's payload of at most so many bytes may come within its report; 0: it is pushed, as larger ones are."""
     @_builtins.property
     def key(self) -> Global___AssignmentKey: ...
     @_builtins.property
@@ -900,11 +918,14 @@ class Assignment(_message.Message):
         model_format: _builtins.str = ...,
         client_settings: _builtins.str = ...,
         gather: Global___Gather.ValueType = ...,
+        compression: _builtins.str = ...,
         remaining_ms: _builtins.int = ...,
+        model_data: _builtins.bytes = ...,
+        payload_within: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "model", b"model", "package", b"package"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_settings", b"client_settings", "clients", b"clients", "gather", b"gather", "key", b"key", "model", b"model", "model_format", b"model_format", "order_id", b"order_id", "package", b"package", "remaining_ms", b"remaining_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_settings", b"client_settings", "clients", b"clients", "compression", b"compression", "gather", b"gather", "key", b"key", "model", b"model", "model_data", b"model_data", "model_format", b"model_format", "order_id", b"order_id", "package", b"package", "payload_within", b"payload_within", "remaining_ms", b"remaining_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -3,7 +3,7 @@
 const ACTIVITY_KEPT = 60;
 export const STAGES = ["preparing", "fetching", "running", "pushing", "counted", "failed"];
 export const PHASES = ["selecting", "training", "reducing", "validating"];
-const TOLD_BY_OTHERS = new Set(["session.phase", "progress"]);
+const TOLD_BY_OTHERS = new Set(["session.phase", "progress", "model.removed"]);
 
 export class State {
   constructor() {
@@ -94,6 +94,7 @@ export class State {
       case "node.left":
         return ["nodes", "status"];
       case "model.added":
+      case "model.removed":
         return ["models", "status"];
       case "package.added":
         return ["packages", "status"];

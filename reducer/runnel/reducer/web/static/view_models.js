@@ -75,6 +75,7 @@ function metricsOf(model) {
 }
 
 function file(app, model) {
+  if (model.removed_at) return h("span", { class: "mute", title: "Its session keeps only its newest models." }, "removed");
   return download(app, `models/${encodeURIComponent(model.model)}/content`, `${model.model}.${model.format}`);
 }
 
@@ -121,6 +122,7 @@ export class ModelView {
           ["parent", modelLink(model.parent)],
           ["parameters", `${short(model.n_params)} in ${short(model.tensors)} tensors`],
           ["size", `${bytes(model.size_bytes)}, ${model.format}`],
+          ["file", model.removed_at && ["removed ", time(model.removed_at)]],
           ["SHA-256", h("code", { class: "break" }, model.digest)],
           ["package", model.package && id(model.package)],
           ["strategy", model.strategy],

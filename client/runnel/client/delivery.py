@@ -1,0 +1,115 @@
+"""Finished reports: kept on disk, and offered to whoever asks for them."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+
+import structlog
+
+from runnel.client.domain.jobs import JobBook
+from runnel.client.elapsed import timed
+from runnel.client.execution import TELLING_BYTES
+from runnel.client.outbox import HeldReport, Outbox, Update
+from runnel.common.blobs import in_thread
+from runnel.common.crash_points import CrashPoint, reach
+from runnel.common.errors import CorruptData, IllegalState, InvalidInput, RunnelError, StorageFull, TooLarge
+from runnel.common.protocol import AssignmentKey, Failure, Outcome, PayloadKind, Progress, Report, Stage
+from runnel.transport import UplinkLink
+
+log = structlog.get_logger()
+
+_PUSH_AGAIN_S = 5.0
+_PUSH_DEADLINE_S = 3600.0
+
+
+class Delivery:
+    """What is finished, from the outbox upward.
+
+    Args:
+        name: of the client.
+        outbox: keeps the reports.
+        book: knows under which order each is wanted.
+        link: the way up.
+    """
+
+    def __init__(self, name: str, outbox: Outbox, book: JobBook, link: UplinkLink) -> None:
+        self._name = name
+        self._outbox = outbox
+        self._book = book
+        self._link = link
+
+    async def keep(self, key: AssignmentKey, outcome: Outcome, update: Update | None) -> Outcome:
+        """Keep a report, or that there was no room for it; return what is kept."""
+        while True:
+            try:
+                if update is None:
+                    await in_thread(self._outbox.keep, key, outcome, None)
+                else:
+                    left, carried = update.left, update.carried
+                    await in_thread(self._outbox.keep, key, outcome, update.file, left=left, carried=carried)
+            except StorageFull as err:
+                log.error("no room for a finished report", key=str(key), error=str(err))
+                await in_thread(self._outbox.drop, key)
+                if update is None:  # not even for a failure
+                    await asyncio.sleep(_PUSH_AGAIN_S)
+                else:
+                    failure = Failure(code=err.code, message=f"{self._name}: {err}")
+                    outcome, update = dataclasses.replace(outcome, failure=failure), None
+            else:
+                return outcome
+
+    async def offer(self, key: AssignmentKey, order_id: str) -> None:
+        """Push and report what is held, again and again while there is no room for it and the order wants it."""
+        held = await asyncio.to_thread(self._outbox.get, key)
+        while held is not None and self._book.wanted(key, order_id):
+            try:
+                await self._deliver(held, order_id)
+            except StorageFull as err:
+                log.error("no room above; trying again", key=str(key), error=str(err), again_in_s=_PUSH_AGAIN_S)
+                self._tell_pushing(key, order_id, err.message)
+                await asyncio.sleep(_PUSH_AGAIN_S)
+                continue
+            except (TooLarge, InvalidInput, CorruptData) as err:
+                log.error("update refused", key=str(key), code=err.code, error=str(err))
+                failure = Failure(code=err.code, message=str(err))
+                self._link.send(_report(held, order_id, dataclasses.replace(held.outcome, failure=failure)))
+            except IllegalState as err:
+                log.info("order closed", key=str(key), error=str(err))
+            except RunnelError as err:
+                log.warning("update not delivered; it is kept", key=str(key), error=str(err))
+            return
+
+    async def _deliver(self, held: HeldReport, order_id: str) -> None:
+        """Push the payload and report it.
+
+        Raises:
+            RunnelError: it could not be delivered.
+        """
+        outcome = held.outcome
+        if held.file is not None and held.payload is not None:
+            if held.payload.size_bytes > TELLING_BYTES:
+                self._tell_pushing(held.key, order_id)
+            elapsed_s = dict(outcome.elapsed_s)
+            with timed(elapsed_s, "push"):
+                await self._link.push(order_id, held.file, held.payload, deadline_s=_PUSH_DEADLINE_S)
+            outcome = dataclasses.replace(outcome, elapsed_s=elapsed_s)
+            reach(CrashPoint.UPDATE_PUSHED)
+        if self._book.wanted(held.key, order_id):
+            self._link.send(_report(held, order_id, outcome))
+
+    def _tell_pushing(self, key: AssignmentKey, order_id: str, detail: str = "") -> None:
+        self._link.send(Progress(key=key, order_id=order_id, client=self._name, stage=Stage.PUSHING, detail=detail))
+
+
+def _report(held: HeldReport, order_id: str, outcome: Outcome) -> Report:
+    if outcome.failure is not None or held.payload is None:
+        return Report(key=held.key, order_id=order_id, outcomes=(outcome,))
+    return Report(
+        key=held.key,
+        order_id=order_id,
+        outcomes=(outcome,),
+        payload_kind=PayloadKind.UPDATE,
+        payload=held.payload,
+        weight=outcome.weight,
+    )

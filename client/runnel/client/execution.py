@@ -1,0 +1,157 @@
+"""Doing one piece of work: package, model, entry point, and what its report says of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from runnel.client.compressor import Compressor
+from runnel.client.deadlines import Deadlines
+from runnel.client.domain.contract import TrainResult, ValidateResult
+from runnel.client.elapsed import timed
+from runnel.client.entry_points import startup, train, validate
+from runnel.client.model_cache import ModelCache
+from runnel.client.outbox import Update
+from runnel.client.package_cache import PackageCache
+from runnel.client.runtimes import LineSink, Runtime, entry_point_variables
+from runnel.common.blobs import in_thread, storage_errors
+from runnel.common.compression import NO_COMPRESSION
+from runnel.common.errors import RunnelError
+from runnel.common.protocol import Assignment, AssignmentKey, Failure, Outcome, Stage, Work
+
+log = structlog.get_logger()
+
+TELLING_BYTES = 1 << 20
+"""To tell of a smaller transfer takes as long as the transfer."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """What entry points of this client see.
+
+    Args:
+        name: of the client.
+        databases: name to path or address.
+        variables: further variables of their environment.
+        run_timeout_s: the site's own limit for one run of an entry point; None: only the network's.
+    """
+
+    name: str
+    databases: Mapping[str, Path | str]
+    variables: Mapping[str, str]
+    run_timeout_s: float | None
+
+
+class Execution:
+    """Does what an assignment asks for; whatever goes wrong with that is its outcome.
+
+    Args:
+        site: what entry points see.
+        runtime: runs them.
+        packages: prepared for it.
+        models: the global models.
+        compressor: of updates.
+        deadlines: of work.
+        tell: is told the stages of work.
+        cleared: waits until what is settled of a session is cleared away.
+    """
+
+    def __init__(
+        self,
+        *,
+        site: Site,
+        runtime: Runtime,
+        packages: PackageCache,
+        models: ModelCache,
+        compressor: Compressor,
+        deadlines: Deadlines,
+        tell: Callable[[AssignmentKey, Stage], None],
+        cleared: Callable[[str], Awaitable[None]],
+    ) -> None:
+        self._site = site
+        self._runtime = runtime
+        self._packages = packages
+        self._models = models
+        self._compressor = compressor
+        self._deadlines = deadlines
+        self._tell = tell
+        self._cleared = cleared
+
+    async def outcome(self, assignment: Assignment, folder: Path, say: LineSink) -> tuple[Outcome, Update | None]:
+        """Work in ``folder``, which is made; return what to report, and the update that belongs to it."""
+        key, name = assignment.key, self._site.name
+        elapsed_s: dict[str, float] = {}
+        log.info("working", key=str(key))
+        try:
+            # What the network leaves of its time covers preparing too; the deadline is carried, not restarted.
+            async with self._deadlines.over(key):
+                with storage_errors(folder):
+                    await in_thread(folder.mkdir, parents=True, exist_ok=True)
+                    outcome, update = await self._execute(assignment, folder, say, elapsed_s)
+        except TimeoutError:
+            failure = Failure(
+                code="timeout", message=f"{name} was not done with {key} long after the round's time was over."
+            )
+            outcome, update = Outcome(client=name, failure=failure), None
+        except RunnelError as err:
+            tail = str(err.fields.get("log_tail", ""))
+            failure = Failure(code=err.code, message=str(err), log_tail=tail)
+            outcome, update = Outcome(client=name, failure=failure), None
+        except OSError as err:
+            # Of this site's files: its operator can mend it, and the client goes on with other work.
+            failure = Failure(code=RunnelError.code, message=f"{name}: {err}")
+            outcome, update = Outcome(client=name, failure=failure), None
+        if outcome.failure is not None:
+            log.warning("work failed", key=str(key), code=outcome.failure.code, error=outcome.failure.message)
+            say("runnel", f"failed: {outcome.failure.message}")
+        return dataclasses.replace(outcome, elapsed_s=elapsed_s), update
+
+    async def _execute(
+        self, assignment: Assignment, folder: Path, say: LineSink, elapsed_s: dict[str, float]
+    ) -> tuple[Outcome, Update | None]:
+        key, site = assignment.key, self._site
+        env = entry_point_variables(
+            client_name=site.name,
+            session_id=key.session_id,
+            round_number=key.round,
+            data=site.databases,
+            site=site.variables,
+        )
+        common: dict[str, Any] = {"workdir": folder, "env": env, "timeout_s": site.run_timeout_s, "say": say}
+        if not self._packages.ready(assignment.package):
+            self._tell(key, Stage.PREPARING)
+        with timed(elapsed_s, "prepare"):
+            prepared = await self._packages.get(assignment.package, say)
+            await startup(self._runtime, prepared, **common)
+        if assignment.model.size_bytes > TELLING_BYTES and not self._models.has(assignment.model):
+            self._tell(key, Stage.FETCHING)
+        with timed(elapsed_s, "fetch"):
+            model = await self._models.get(assignment.model)
+        self._tell(key, Stage.RUNNING)
+        with timed(elapsed_s, "run"):
+            settings = assignment.client_settings
+            if key.work is Work.TRAIN:
+                trained = await train(self._runtime, prepared, model=model, settings_json=settings, **common)
+            else:
+                validated = await validate(self._runtime, prepared, model=model, settings_json=settings, **common)
+                return self._done(validated), None
+        done = self._done(trained)
+        if assignment.compression == NO_COMPRESSION:
+            return done, Update(file=trained.update)
+        with timed(elapsed_s, "compress"):
+            # What the update before this one left is there when that one is cleared away.
+            await self._cleared(key.session_id)
+            how = assignment.compression
+            update = await in_thread(
+                self._compressor.compress, key, trained.update, how=how, base=model, workdir=folder
+            )
+        return done, update
+
+    def _done(self, result: TrainResult | ValidateResult) -> Outcome:
+        extra = json.dumps(result.extra) if result.extra else ""
+        return Outcome(client=self._site.name, weight=result.weight, metrics=result.metrics, extra_json=extra)

@@ -1,0 +1,279 @@
+"""The zygote: an interpreter that has imported a package's modules and forks a child for each run.
+
+It is run by its path with the interpreter of the package's environment, which may have nothing but the standard
+library, and talks to its client (:mod:`runnel.client.runtimes.zygote`) over a Unix socket of whole messages. No code of
+the package runs here: its folder is not on the path while the modules are imported.
+
+A child that comes out of :func:`_serve` has everything that a new ``python SCRIPT ARGUMENTS`` has, and leaves by way of
+the interpreter's own end, so that exit handlers, threads, exit status and tracebacks are the interpreter's own.
+"""
+
+_AS_STARTED = dict(globals())
+
+import sys  # noqa: E402
+
+# Whatever else is loaded later could be a file of that name beside the script, in a run of its own.
+_LOADED_BEFORE = frozenset(sys.modules)
+
+import atexit  # noqa: E402
+import fcntl  # noqa: E402
+import gc  # noqa: E402
+import importlib.machinery  # noqa: E402
+import json  # noqa: E402
+import os  # noqa: E402
+import resource  # noqa: E402
+import socket  # noqa: E402
+import struct  # noqa: E402
+import termios  # noqa: E402
+import threading  # noqa: E402
+import time  # noqa: E402
+from types import ModuleType, TracebackType  # noqa: E402
+from typing import Any  # noqa: E402
+
+NOT_FORKABLE = frozenset({"grpc", "jax", "jaxlib", "mpi4py", "tensorflow"})
+_MESSAGE_BYTES = 4096
+_OUTPUTS = (1, 2)
+
+
+class _Unfit(Exception):
+    """Runs have to start cold, for this reason."""
+
+
+def main() -> None:
+    """Import what the first message names, then fork a child for each message; return in the children only."""
+    # By its path: only the folder of a script belongs there.
+    del sys.path[0]
+    # The shell through which other runs start sets it.
+    os.environ["PWD"] = os.getcwd()  # noqa: PTH109
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    control = socket.socket(fileno=int(sys.argv[1]))
+    control.set_inheritable(False)
+    loaded: list[tuple[str, object]] = []
+    # Before any other, so it is called after all others.
+    atexit.register(_spare, loaded)
+    first, descriptors = _receive(control)
+    if first is None:
+        return
+    try:
+        _import(_read(descriptors[0])["imports"])
+        loaded += [item for item in sys.modules.items() if item[0] not in _LOADED_BEFORE]
+        loaded.append(("", loaded))
+        _check_fit(control)
+    except _Unfit as unfit:
+        _tell(control, unfit=str(unfit))
+        return
+    _tell(control, ready=True)
+    run = _serve(control)
+    if run is not None:
+        _become(run)
+
+
+# ---- what is imported
+
+
+def _import(wanted: list[tuple[str, list[str]]]) -> None:
+    for name, members in wanted:
+        try:
+            __import__(name, {}, {}, members, 0)
+        except ModuleNotFoundError as error:
+            # Not installed, or found only beside the script: nothing of it is loaded. The run will tell.
+            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+                raise _Unfit(f"importing {name} failed: {error}") from error
+        except BaseException as error:
+            raise _Unfit(f"importing {name} failed: {type(error).__name__}: {error}") from error
+
+
+def _check_fit(control: socket.socket) -> None:
+    """Raise if a fork of this process would not be as good as a new one."""
+    for output in (sys.stdout, sys.stderr):
+        output.flush()
+    if any(_unread(output) for output in _OUTPUTS):
+        raise _Unfit("importing its modules prints, which belongs to the log of each run")
+    if found := sorted(NOT_FORKABLE & sys.modules.keys()):
+        raise _Unfit(f"it imports {found[0]}, which does not survive a fork")
+    if threading.active_count() > 1:
+        raise _Unfit("importing its modules starts threads")
+    gc.collect()
+    # Their pages stay shared with the children.
+    gc.freeze()
+    # OpenBLAS has threads, ends them before each fork and starts them again where it computes. Libraries that don't do
+    # so still have theirs after one.
+    if (child := os.fork()) == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    if len(os.listdir("/proc/self/task")) > 1:  # noqa: PTH208
+        raise _Unfit("importing its modules starts threads")
+    known = {0, 1, 2, control.fileno()}
+    if left := [one for one in map(int, os.listdir("/proc/self/fd")) if one not in known and _is_open(one)]:  # noqa: PTH208
+        raise _Unfit(f"importing its modules leaves files open: {os.readlink(f'/proc/self/fd/{left[0]}')}")  # noqa: PTH115
+
+
+def _is_open(descriptor: int) -> bool:
+    """Whether it is more than the listing's own."""
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True
+
+
+def _unread(pipe: int) -> int:
+    count: int = struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, b"\0" * 4))[0]
+    return count
+
+
+# ---- the parent
+
+
+def _serve(control: socket.socket) -> "dict[str, Any] | None":
+    """Fork and reap as the client says. Returns a run's request in its child, None when the client has gone."""
+    while True:
+        message, descriptors = _receive(control)
+        if message is None:
+            return None
+        if "reap" in message:
+            # It has ended already: until it is reaped its number belongs to nobody else.
+            _, status = os.waitpid(message["reap"], 0)
+            _tell(control, reaped=message["reap"], status=os.waitstatus_to_exitcode(status))
+            continue
+        try:
+            request = _read(descriptors.pop(0))
+            if shadow := _shadowed(os.path.join(request["folder"], request["argv"][1])):  # noqa: PTH118
+                _tell(control, number=message["run"], cold=f"its file {shadow} has the name of an imported module")
+            elif os.fork() == 0:
+                _stand_alone(control, message["run"], descriptors)
+                return request
+        except OSError as error:
+            _tell(control, number=message["run"], cold=str(error))
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+            descriptors.clear()
+
+
+def _shadowed(script: str) -> "str | None":
+    """Return a file beside ``script`` that would be imported in place of a module that is imported here."""
+    suffixes = importlib.machinery.all_suffixes()
+    with os.scandir(os.path.dirname(os.path.realpath(script))) as entries:  # noqa: PTH120
+        for entry in entries:
+            name = entry.name
+            stem = next((name.removesuffix(one) for one in suffixes if name.endswith(one)), name)
+            if stem in sys.modules and stem not in _LOADED_BEFORE and stem != "__main__":
+                package = (f"{entry.path}/__init__{suffix}" for suffix in suffixes)
+                if stem != name or any(map(os.path.exists, package)):
+                    return name
+    return None
+
+
+def _read(descriptor: int) -> "dict[str, Any]":
+    with open(descriptor, "rb") as file:
+        file.seek(0)
+        content: dict[str, Any] = json.loads(file.read())
+    return content
+
+
+def _receive(control: socket.socket) -> "tuple[Any, list[int]]":
+    data, descriptors, _, _ = socket.recv_fds(control, _MESSAGE_BYTES, 4)
+    return (json.loads(data) if data else None), descriptors
+
+
+def _tell(control: socket.socket, **message: object) -> None:
+    try:
+        control.send(json.dumps(message).encode())
+    except (BrokenPipeError, ConnectionResetError):
+        # The client has gone; the next message is its end.
+        return
+
+
+# ---- the child
+
+
+def _stand_alone(control: socket.socket, number: int, descriptors: "list[int]") -> None:
+    """Take the place of a process that was just started, and wait until the client says go."""
+    os.setsid()
+    stdout, stderr, gate = descriptors
+    os.dup2(stdout, 1)
+    os.dup2(stderr, 2)
+    _tell(control, number=number, pid=os.getpid())
+    control.close()
+    # The client has gone, or does not want the run any more.
+    if os.read(gate, 16) != b"go\n":
+        os._exit(125)
+
+
+def _become(request: "dict[str, Any]") -> None:
+    """Be ``python SCRIPT ARGUMENTS``."""
+    for kind, soft, hard in request["limits"]:
+        resource.setrlimit(kind, (soft, hard))
+    os.chdir(request["folder"])
+    os.environ.update(request["variables"])
+    _forget_the_past()
+    sys.argv = request["argv"][1:]
+    sys.orig_argv = request["argv"]
+    script = os.path.abspath(sys.argv[0])  # noqa: PTH100
+    sys.path.insert(0, os.path.dirname(os.path.realpath(script)))  # noqa: PTH120
+    main = _new_main(script)
+    try:
+        with open(script, "rb") as file:  # noqa: PTH123
+            source = file.read()
+        exec(compile(source, script, "exec", dont_inherit=True), main)  # noqa: S102
+    except SystemExit:
+        raise
+    except BaseException:
+        sys.excepthook = _hide_own_frames(sys.excepthook)
+        raise
+
+
+def _new_main(script: str) -> "dict[str, Any]":
+    """Put a new module in the place of this one, which was frozen: what a frozen one holds is never let go."""
+    module = ModuleType("__main__")
+    module.__dict__.clear()
+    module.__dict__.update(
+        _AS_STARTED,
+        __doc__=None,
+        __file__=script,
+        __loader__=importlib.machinery.SourceFileLoader("__main__", script),
+    )
+    # It may have other names: multiprocessing gives it one.
+    own = sys.modules["__main__"]
+    for name in [name for name, other in sys.modules.items() if other is own]:
+        sys.modules[name] = module
+    return module.__dict__
+
+
+def _forget_the_past() -> None:
+    """Renew what a module made at its import, long before this run; random seeds itself after a fork."""
+    numpy_random = sys.modules.get("numpy.random")
+    if numpy_random is not None:
+        numpy_random.seed()
+    logging = sys.modules.get("logging")
+    start = getattr(logging, "_startTime", None)
+    if start is not None:
+        logging.__dict__["_startTime"] = time.time_ns() if isinstance(start, int) else time.time()
+
+
+def _spare(loaded: "list[tuple[str, object]]") -> None:
+    """Keep the end of a run from taking the zygote's modules apart, which takes longer than many a run.
+
+    What the script and its own modules hold is let go as always. ``loaded`` holds itself and is frozen, so nothing ever
+    lets go of what is in it.
+    """
+    for name, module in loaded:
+        if sys.modules.get(name) is module:
+            del sys.modules[name]
+
+
+def _hide_own_frames(hook: Any) -> Any:
+    """Let ``hook`` see a traceback that begins in the script."""
+
+    def stripped(kind: Any, error: BaseException, trace: "TracebackType | None") -> None:
+        sys.excepthook = hook
+        while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+            trace = trace.tb_next
+        hook(kind, error.with_traceback(trace), trace)
+
+    return stripped
+
+
+if __name__ == "__main__":
+    main()

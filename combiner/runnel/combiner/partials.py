@@ -1,0 +1,148 @@
+"""What orders have become so far: a sum or the gathered updates of each, from the first payload to the report."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import structlog
+
+from runnel.combiner.blob_cache import BlobCache
+from runnel.combiner.domain import Fold as FoldDecision
+from runnel.combiner.domain import OrderBook
+from runnel.combiner.domain.outcomes import fitting, in_order
+from runnel.combiner.folding import Fold
+from runnel.combiner.payloads import Payloads
+from runnel.common.crash_points import CrashPoint, reach
+from runnel.common.errors import BadModel, RunnelError, StorageFull, Unreachable
+from runnel.common.protocol import MOST_WITHIN_BYTES, BlobRef, Failure, PayloadKind, Progress, Report, Stage, Work
+from runnel.transport import UplinkLink
+
+log = structlog.get_logger()
+
+_PUSH_DEADLINE_S = 3600.0
+_PUSH_AGAIN_S = 5.0
+
+
+class Partials:
+    """The partial aggregates of all living orders.
+
+    Args:
+        folder: scratch, for their files.
+        book: the orders.
+        payloads: what those below pushed.
+        cache: has the global models.
+        link: the way up.
+    """
+
+    def __init__(
+        self, folder: Path, *, book: OrderBook, payloads: Payloads, cache: BlobCache, link: UplinkLink
+    ) -> None:
+        self._folder = folder
+        self._book = book
+        self._payloads = payloads
+        self._cache = cache
+        self._link = link
+        self._folds: dict[str, Fold] = {}
+
+    async def wipe(self) -> None:
+        """Remove what an earlier process left."""
+        await asyncio.to_thread(_empty_folder, self._folder)
+
+    async def close(self) -> None:
+        """Drop all."""
+        for fold in list(self._folds.values()):
+            await fold.drop()
+
+    async def fold(self, decision: FoldDecision) -> Failure | None:
+        """Fold the payload of a report; return why it was refused, if it was."""
+        report, order_id = decision.report, decision.order_id
+        ref, payload = self._payloads.take(order_id, decision.child)
+        try:
+            if payload is None or ref != report.payload or report.payload_kind is PayloadKind.NONE:
+                raise BadModel(f"{decision.child} reported an update for {report.key} that it did not push.")
+            order = self._book.orders.get(order_id)
+            if order is None:
+                return None
+            model = await self._cache.path(order.assignment.model)
+            if order_id not in self._book.orders:
+                return None  # fenced meanwhile
+            asked = order.assignment
+            new = Fold(self._folder / f"{order_id}.sum", asked.gather, asked.compression)
+            await self._folds.setdefault(order_id, new).add(report, payload, model, decision.child)
+            reach(CrashPoint.UPDATE_FOLDED)
+        except RunnelError as err:
+            log.warning("update refused", client=decision.child, key=str(report.key), code=err.code, error=str(err))
+            return Failure(code=err.code, message=str(err))
+        finally:
+            if payload is not None and ref is not None and ref.size_bytes <= MOST_WITHIN_BYTES:
+                payload.unlink(missing_ok=True)  # quicker than the way to a thread and back
+            elif payload is not None:
+                await asyncio.to_thread(payload.unlink, missing_ok=True)
+            if order_id not in self._book.orders:
+                await self.drop(order_id)
+        return None
+
+    async def report(self, order_id: str) -> None:
+        """Push what was folded for an order, send its report and forget it."""
+        order = self._book.orders.get(order_id)
+        if order is None:
+            return
+        fold = self._folds.get(order_id)
+        outcomes = fitting(in_order(order.outcomes, () if fold is None else fold.clients))
+        report = Report(key=order.assignment.key, order_id=order_id, outcomes=outcomes)
+        try:
+            if order.assignment.key.work is Work.TRAIN and order.weight > 0 and fold is not None:
+                path, ref = await fold.finish()
+                await self._push(order_id, path, ref)
+                reach(CrashPoint.SUM_PUSHED)
+                report = Report(
+                    key=report.key,
+                    order_id=order_id,
+                    outcomes=report.outcomes,
+                    payload_kind=fold.payload_kind,
+                    payload=ref,
+                    weight=order.weight,
+                )
+            if order_id in self._book.orders:
+                self._link.send(report)
+        except (RunnelError, FileNotFoundError) as err:
+            # Away from the node above, or fenced by it, and the sum dropped while it was pushed: the clients still hold
+            # their updates and are asked again.
+            log.warning("report not delivered", key=str(report.key), order_id=order_id, error=str(err))
+        self._book.orders.pop(order_id, None)
+        await self.drop(order_id)
+
+    async def drop(self, order_id: str) -> None:
+        """Remove all that belongs to an order, after what is being folded for it now."""
+        self._payloads.drop(order_id)
+        if (fold := self._folds.pop(order_id, None)) is not None:
+            await fold.drop()
+
+    async def _push(self, order_id: str, path: Path, ref: BlobRef) -> None:
+        while True:
+            try:
+                await self._link.push(order_id, path, ref, deadline_s=_PUSH_DEADLINE_S)
+            except StorageFull as err:
+                log.error("no room above; trying again", order_id=order_id, error=str(err), again_in_s=_PUSH_AGAIN_S)
+                self._tell_no_room(order_id, err)
+                await asyncio.sleep(_PUSH_AGAIN_S)
+                if order_id not in self._book.orders:
+                    raise Unreachable("The order is no longer wanted.") from err
+            else:
+                return
+
+    def _tell_no_room(self, order_id: str, error: StorageFull) -> None:
+        """Let those who wait for the report know why it does not come."""
+        if (order := self._book.orders.get(order_id)) is not None:
+            for outcome in order.outcomes.values():
+                stage = Stage.COUNTED if outcome.failure is None else Stage.FAILED
+                key = order.assignment.key
+                told = Progress(key=key, order_id=order_id, client=outcome.client, stage=stage, detail=error.message)
+                self._link.send(told)
+
+
+def _empty_folder(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.iterdir():
+        path.unlink()

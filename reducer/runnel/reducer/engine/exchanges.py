@@ -1,0 +1,145 @@
+"""The exchanges of a session that are under way: one, or several while updates are buffered."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+from runnel.common.protocol import AssignmentKey, BlobRef, Work
+from runnel.reducer.domain.collection import Collection, SlotState
+from runnel.reducer.engine.exchange import Exchange, Network
+from runnel.reducer.engine.position import Position
+from runnel.reducer.store import ledger
+from runnel.reducer.store.blobs import Blobs
+from runnel.reducer.store.journal import Journal
+
+
+class Exchanges:
+    """Opens and ends the exchanges of one session.
+
+    Args:
+        position: where the session is; not modified.
+        network: the nodes below.
+        journal: the durable state.
+        blobs: where models lie.
+        new_order_id: returns an unused name for an order.
+        wake: is called after each change.
+    """
+
+    def __init__(
+        self,
+        position: Position,
+        *,
+        network: Network,
+        journal: Journal,
+        blobs: Blobs,
+        new_order_id: Callable[[], str],
+        wake: Callable[[], None],
+    ) -> None:
+        self._position = position
+        self._network = network
+        self._journal = journal
+        self._blobs = blobs
+        self._new_order_id = new_order_id
+        self._wake = wake
+        self._under_way: dict[AssignmentKey, Exchange] = {}
+        self._updates = 0  # in the buffer
+
+    def __iter__(self) -> Iterator[Exchange]:
+        return iter(list(self._under_way.values()))
+
+    def find(self, key: AssignmentKey) -> Exchange | None:
+        """Return the exchange of this work if it is under way."""
+        return self._under_way.get(key)
+
+    def busy(self) -> set[str]:
+        """Return who is still at work for an earlier round, whose update is to be buffered."""
+        if self._position.buffered is None:
+            return set()
+        at_work = (SlotState.OPEN, SlotState.ASKED, SlotState.NOTED)
+        return {client for each in self for client in each.collection.clients_in(*at_work)}
+
+    async def open(self, key: AssignmentKey) -> Exchange:
+        """Take over the slots of the present phase, or of an earlier round's training, as they are stored."""
+        if (exchange := self._under_way.get(key)) is not None:
+            return exchange
+        position = dataclasses.replace(self._position)
+        buffers = position.buffered is not None and key.work is Work.TRAIN
+        collection = Collection(key=key, wanted=None, new_order_id=self._new_order_id, singly=buffers)
+        async with self._journal.database.read() as tx:
+            collection.restore({row.client: SlotState(row.state) for row in await ledger.slots(tx, key)})
+            if buffers:
+                base = await ledger.base_of_round(tx, key.session_id, key.round)
+                position.model = BlobRef(sha256=base.digest, size_bytes=base.size_bytes)
+        exchange = Exchange(
+            collection,
+            position=position,
+            network=self._network,
+            journal=self._journal,
+            blobs=self._blobs,
+            wake=self._wake,
+            show=self._show_buffer if buffers else None,
+        )
+        self._under_way[key] = exchange
+        return exchange
+
+    def end(self, exchange: Exchange, reason: str) -> None:
+        """Tell the clients of a fenced exchange, once its end is durable, to forget what was not counted."""
+        exchange.call_off(reason)
+        del self._under_way[exchange.collection.key]
+
+    # ---- the buffer
+
+    async def take_up_earlier_rounds(self) -> None:
+        """Go on with what clients were asked for before this process began."""
+        session_id = self._position.session_id
+        async with self._journal.database.read() as tx:
+            rounds = await ledger.open_rounds(tx, session_id)
+        for number in rounds:
+            await self.open(AssignmentKey(session_id=session_id, round=number, work=Work.TRAIN))
+
+    async def call_off_stale(self, max_staleness: int) -> None:
+        """End the training of rounds whose updates would be older than that."""
+        for exchange in self:
+            if exchange.collection.key.round < self._position.round - max_staleness:
+                await self._retire(exchange)
+
+    async def look(self, current: Exchange) -> tuple[int, float | None]:
+        """Do what is to be done now.
+
+        Returns:
+            The number of updates for this round, and until when to wait for more (monotonic seconds); None: nobody is
+            left who could answer.
+        """
+        waits = []
+        for exchange in self:
+            until = exchange.advance()
+            if until is not None:
+                waits.append(until)
+            elif exchange is not current:
+                await self._retire(exchange)
+        async with self._journal.database.read() as tx:
+            partials = await ledger.partials(tx, self._position.session_id, self._position.round)
+        self._updates = sum(len(partial.clients or ()) for partial in partials)
+        return self._updates, min(waits, default=None)
+
+    async def _retire(self, exchange: Exchange) -> None:
+        """End an earlier round's training: who has not answered is late."""
+        exchange.fence()
+        async with self._journal.transaction() as tx:
+            await ledger.mark_late(tx.session, exchange.collection.key)
+        self.end(exchange, "the update would be too old")
+
+    def _show_buffer(self) -> None:
+        self._journal.show(
+            self._position.session_id,
+            self._position.organisation,
+            {
+                "round": self._position.round,
+                "work": Work.TRAIN.value,
+                "asked": self._position.config.buffer,
+                "counted": self._updates,
+                "failed": sum(each.collection.counts.failed for each in self),
+                "stages": {client: stage for each in self for client, stage in each.stages.items()},
+            },
+        )

@@ -1,0 +1,127 @@
+"""Steps of a session from phase to phase, each committed with all that belongs to it."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import structlog
+
+from runnel.common.crash_points import CrashPoint, reach
+from runnel.reducer.domain.lifecycle import require_transition
+from runnel.reducer.domain.values import SessionStatus
+from runnel.reducer.engine.position import Position
+from runnel.reducer.engine.retention import Retention
+from runnel.reducer.store import ledger
+from runnel.reducer.store.journal import Journal, Transaction
+from runnel.reducer.store.tables import RoundRow, SessionRow
+
+log = structlog.get_logger()
+
+_CRASH_POINTS = {
+    SessionStatus.COMMITTED: CrashPoint.ROUND_COMMITTED,
+    SessionStatus.TRAINING: CrashPoint.SLOTS_STORED,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """A transition: ``change`` is what is written with it, and returns the steps that follow within the same commit."""
+
+    to: SessionStatus
+    change: Change | None = None
+
+
+Change = Callable[[Transaction, SessionRow], Coroutine[Any, Any, Sequence[Step]]]
+
+
+class Transitions:
+    """Commits the steps of one session and keeps its position up.
+
+    Args:
+        position: where the session is; changed once a step is committed.
+        journal: the durable state.
+        retention: is asked with each committed round what may go.
+    """
+
+    def __init__(self, position: Position, journal: Journal, retention: Retention) -> None:
+        self._position = position
+        self._journal = journal
+        self._retention = retention
+
+    async def commit(self, *steps: Step) -> None:
+        """Take the steps, and those that follow, in one transaction; events are public after it.
+
+        Raises:
+            IllegalState: the phases do not follow each other so; nothing is written.
+            Unreachable: the durable state does not answer.
+        """
+        position = self._position
+        now = time.monotonic()
+        ahead = dataclasses.replace(position)
+        taken: list[tuple[SessionStatus, int]] = []
+        given_up = False
+        left = list(steps)
+        async with self._journal.transaction() as tx:
+            row = await ledger.require_session(tx.session, position.session_id)
+            while left:
+                step = left.pop(0)
+                require_transition(position.session_id, ahead.history, step.to)
+                if step.change is not None:
+                    left += await step.change(tx, row)
+                await self._write(tx, row, ahead, step.to, now)
+                if step.to is SessionStatus.COMMITTED:
+                    given_up |= await self._retention.give_up(tx, row)
+                ahead.round, ahead.history = row.round, (*ahead.history[-20:], step.to)
+                ahead.phase_since = now
+                if step.to is SessionStatus.SELECTING:
+                    ahead.round_since = now
+                taken.append((step.to, row.round))
+        position.round, position.history = ahead.round, ahead.history
+        position.phase_since, position.round_since = ahead.phase_since, ahead.round_since
+        for phase, number in taken:
+            log.info("session phase", session_id=position.session_id, phase=phase.value, round=number)
+        for phase, _ in taken:
+            if (point := _CRASH_POINTS.get(phase)) is not None:
+                reach(point)
+        if given_up:
+            await self._retention.remove_files()
+
+    async def _write(self, tx: Transaction, row: SessionRow, at: Position, to: SessionStatus, now: float) -> None:
+        """Write that the session goes from where it is ``at`` to another phase, ``now`` in monotonic seconds."""
+        current = await tx.session.get(RoundRow, (row.id, row.round))
+        if current is not None and not to.ended:
+            if at.phase is not SessionStatus.COMMITTED:
+                name = at.phase.value
+                current.phases = {**current.phases, name: current.phases.get(name, 0.0) + now - at.phase_since}
+            if to is SessionStatus.COMMITTED:
+                current.seconds = _seconds_of(current, at, now)
+            if to is not SessionStatus.FINISHED:
+                current.status = to.value
+        row.phase = to.value
+        if to.ended:
+            row.finished_at = datetime.now(UTC)
+            await tx.record("session.ended", at.organisation, row.id, status=to.value, reason=row.reason)
+        else:
+            await tx.record("session.phase", at.organisation, row.id, phase=to.value, round=row.round)
+        if to is SessionStatus.COMMITTED:
+            await tx.session.flush()
+            view = await ledger.one_round(tx.session, row.id, row.round)
+            data = dataclasses.asdict(view)
+            del data["clients"]
+            await tx.record("round.committed", at.organisation, row.id, **data)
+
+
+def _seconds_of(current: RoundRow, at: Position, now: float) -> float:
+    """Return how long the present round took; ``now`` in monotonic seconds.
+
+    The wall clock, which may be set meanwhile, is asked only about a round that another process began.
+    """
+    if at.round_since is not None:
+        return now - at.round_since
+    known: float = sum(current.phases.values())
+    return max((datetime.now(UTC) - current.started_at).total_seconds(), known)

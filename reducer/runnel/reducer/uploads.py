@@ -1,0 +1,140 @@
+"""Packages and seed models that people upload: stored, checked, and only then named in the state."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from runnel.common.errors import Conflict
+from runnel.common.ids import new_id
+from runnel.common.protocol import BlobRef
+from runnel.common.tensors import open_npz
+from runnel.compute_package import Description, describe
+from runnel.reducer.domain.values import ModelView, PackageView
+from runnel.reducer.store import access, registry
+from runnel.reducer.store.blobs import Blobs
+from runnel.reducer.store.journal import Journal
+from runnel.reducer.store.tables import ModelRow
+
+
+class Uploads:
+    """Takes in what people upload; a file that is refused stays nowhere.
+
+    Args:
+        journal: the durable state.
+        blobs: packages and models.
+        max_package_bytes: of an archive.
+        max_model_bytes: of a seed model.
+    """
+
+    def __init__(self, *, journal: Journal, blobs: Blobs, max_package_bytes: int, max_model_bytes: int) -> None:
+        self._journal = journal
+        self._blobs = blobs
+        self._max_package_bytes = max_package_bytes
+        self._max_model_bytes = max_model_bytes
+
+    async def add_package(self, organisation: str, filename: str, body: AsyncIterator[bytes]) -> PackageView:
+        """Store and check an archive.
+
+        Raises:
+            BadPackage, TooLarge, StorageFull: it is refused.
+            Conflict: an equal file was removed meanwhile.
+        """
+        ref = await self._blobs.files.put_stream(body, limit_bytes=self._max_package_bytes)
+        async with self._journal.database.read() as tx:
+            known = await registry.is_package(tx, organisation, ref.sha256)
+        try:
+            if not known:
+                name = Path(filename).name.removesuffix(".gz").removesuffix(".tar") or None
+                async with self._blobs.held(ref) as file:
+                    described = await asyncio.to_thread(describe, file, name=name)
+                manifest = _manifest_json(described)
+            await self._blobs.keep(ref.sha256)
+        except BaseException:
+            await self._drop_unused(ref)
+            raise
+        async with self._journal.transaction() as tx:
+            await access.ensure_organisation(tx.session, organisation)
+            row, new = await registry.add_package(
+                tx.session,
+                organisation=organisation,
+                digest=ref.sha256,
+                filename=filename[:300],
+                size_bytes=ref.size_bytes,
+                name="" if known else described.manifest.name,
+                version="" if known else described.manifest.version,
+                manifest={} if known else manifest,
+            )
+            if new:
+                await self._require_blob(ref)
+                await tx.record("package.added", organisation, digest=row.digest, name=row.name)
+        return registry.package_view(row)
+
+    async def add_model(self, organisation: str, body: AsyncIterator[bytes]) -> ModelView:
+        """Store and check a seed model.
+
+        Raises:
+            BadModel, TooLarge, StorageFull: it is refused.
+            Conflict: an equal file was removed meanwhile.
+        """
+        ref = await self._blobs.files.put_stream(body, limit_bytes=self._max_model_bytes)
+        try:
+            async with self._blobs.held(ref) as file:
+                n_params, tensors = await asyncio.to_thread(_inspect_seed, file)
+            await self._blobs.keep(ref.sha256)
+        except BaseException:
+            await self._drop_unused(ref)
+            raise
+        row = ModelRow(
+            id=new_id("mod"),
+            organisation_id=organisation,
+            digest=ref.sha256,
+            size_bytes=ref.size_bytes,
+            format="npz",
+            n_params=n_params,
+            tensors=tensors,
+            metrics={},
+            created_at=datetime.now(UTC),
+        )
+        async with self._journal.transaction() as tx:
+            await access.ensure_organisation(tx.session, organisation)
+            await self._require_blob(ref)
+            tx.session.add(row)
+            await tx.record("model.added", organisation, model=row.id, digest=row.digest)
+        return registry.model_view(row)
+
+    async def _require_blob(self, ref: BlobRef) -> None:
+        """Refuse what was stored and is gone, within the write transaction that names it: nobody removes it then."""
+        if not await asyncio.to_thread(self._blobs.lasts, ref.sha256):
+            raise Conflict(
+                "An equal file was removed in the moment in which this one was stored.",
+                hint="Push it once more.",
+                sha256=ref.sha256,
+            )
+
+    async def _drop_unused(self, ref: BlobRef) -> None:
+        """Remove a file that was refused, unless it is somebody's under another name."""
+        # Within a write transaction, so that no row comes meanwhile that names it.
+        async with self._journal.database.write() as tx:
+            if not await registry.is_used(tx, ref.sha256):
+                await self._blobs.discard(ref.sha256)
+
+
+def _manifest_json(described: Description) -> dict[str, Any]:
+    manifest = described.manifest
+    return {
+        "recognised": described.recognised,
+        "entry_points": dict(manifest.entry_points),
+        "requirements": manifest.requirements,
+        "python_env": manifest.python_env,
+        "files": [{"name": file.name, "size_bytes": file.size_bytes} for file in described.files],
+    }
+
+
+def _inspect_seed(path: Path) -> tuple[int, int]:
+    with open_npz(path, source="the seed model") as model:
+        model.require_finite()
+        return model.schema.n_params, len(model.schema.tensors)

@@ -1,0 +1,84 @@
+"""What a round leaves behind in the processes: nothing. The long run is ``benchmarks/growth.py``."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from benchmarks.light_clients import light_clients
+from runnel.common.blobs import digest_file
+from runnel.common.tensors import write_npz
+from tests.eventually import eventually
+from tests.network.local_network import network, write_package
+
+pytestmark = [pytest.mark.network, pytest.mark.timeout(90)]
+
+ROUNDS = 60
+SETTLED = 20  # by then every worker thread and connection is there
+
+
+class Held:
+    """What this process, with all tiers in it, holds in the middle of rounds."""
+
+    def __init__(self) -> None:
+        self.descriptors: list[int] = []
+        self.threads: list[int] = []
+        self.tasks: list[int] = []
+
+    def look(self) -> None:
+        self.descriptors.append(psutil.Process().num_fds())
+        self.threads.append(threading.active_count())
+        self.tasks.append(len(asyncio.all_tasks()))
+
+    def most(self) -> tuple[int, int, int]:
+        return max(self.descriptors), max(self.threads), max(self.tasks)
+
+
+def is_empty(folder: Path) -> bool:
+    return not any(folder.iterdir())
+
+
+async def test_sixty_rounds_leave_no_descriptors_threads_tasks_or_files(tmp_path: Path) -> None:
+    async with network(tmp_path, clients=0) as net:
+        update = tmp_path / "update.npz"
+        write_npz(update, {"w": np.full(10, 2.0, np.float32)})
+        address = net.reducer.rpc_address
+        async with light_clients(2, address, update=update, ref=digest_file(update), folder=tmp_path):
+            await eventually(lambda: len(net.reducer.engine.roster.clients()) == 2, timeout_s=20)
+            package = await net.push_package(write_package(tmp_path / "package"))
+            seed = await net.push_model({"w": np.ones(10, np.float32)})
+            session = await net.start_session(
+                package,
+                seed,
+                rounds=ROUNDS,
+                min_clients=2,
+                validate_every=0,
+                keep_models=2,
+                strategy="fedavgm",
+                strategy_options={"learning_rate": 1e-3},
+            )
+            early, late = Held(), Held()
+            engine = net.reducer.engine
+            while engine.running:
+                runner = engine._runners.get(session)
+                if runner is not None and runner.position.round >= SETTLED:
+                    (early if runner.position.round < (SETTLED + ROUNDS) // 2 else late).look()
+                await asyncio.sleep(0.01)  # rounds are sampled, none is waited for
+            assert (await net.session(session))["status"] == "finished"
+            # A connection of the executor or of HTTP may be there or not; what each round leaves would be dozens.
+            for first, second, what in zip(early.most(), late.most(), ("descriptors", "threads", "tasks"), strict=True):
+                assert second <= first + 4, f"{what}: {first}, then {second}"
+            assert engine._orders == {}
+            assert len(list((tmp_path / "reducer" / "blobs").glob("??/*"))) == 5  # package, seed, models, one state
+            for folder in (
+                tmp_path / "reducer" / "partials",
+                tmp_path / "reducer" / "spool",
+                tmp_path / "c1" / "spool",
+            ):
+                await eventually(partial(is_empty, folder), timeout_s=5)
