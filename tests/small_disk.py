@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
-
 from tests.needs import needs
 
 
@@ -42,8 +40,7 @@ class SmallDisk:
 @contextmanager
 def small_disk(folder: Path, size: int) -> Iterator[SmallDisk]:
     """Mount a file system of ``size`` bytes, in memory, at ``folder``, which is made; only root may."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root, to mount a small disk")
+    needs(os.geteuid() == 0, "root, to mount a small disk")
     folder.mkdir(parents=True)
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size},mode=0700", "tmpfs", str(folder)]
     done = subprocess.run(mount, capture_output=True, text=True, check=False)

@@ -6,6 +6,7 @@ Nothing here waits: what takes time are steps of its own, and whoever drives the
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -62,7 +63,7 @@ class Wire:
     known_below: bool = True
 
 
-class Node:
+class Node(ABC):
     """What client and combiner have in common: a way up, and news of it in the order in which they came."""
 
     kind: NodeKind
@@ -92,8 +93,9 @@ class Node:
             return []
         return [(f"{self.name} takes {short(self.inbox[0])}", lambda: self.take(self.inbox.popleft()))]
 
+    @abstractmethod
     def take(self, event: Downward | Attached | Gone) -> None:
-        raise NotImplementedError
+        """Do with what came down what a node of this kind does."""
 
 
 class ModelClient(Node):

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from runnel.client.runtimes import Limits
-from runnel.client.runtimes.warm_starts import WarmStarts
 from tests.doubles.client_packages import Listener, run_train, write_package
-from tests.doubles.two_starts import THIS, WHOSE_CHILD, Site, same, told, two_starts, whose_child
+from tests.doubles.two_starts import THIS, WHOSE_CHILD, Site, same, told, whose_child
 
 pytestmark = [
     pytest.mark.process,
-    pytest.mark.skipif(not WarmStarts.supported(), reason="only Linux can hold a process by a file descriptor"),
+    pytest.mark.usefixtures("warm_starts_supported"),
 ]
-
-
-@pytest.fixture
-async def site(tmp_path: Path) -> AsyncIterator[Site]:
-    async with two_starts(tmp_path) as made:
-        yield made
 
 
 # ---- the same

@@ -21,19 +21,13 @@ from runnel.client.runtimes import Guard, Limits, PreparedProcess, ProcessRuntim
 from runnel.client.runtimes.warm_starts import WarmStarts
 from runnel.common.errors import EntryPointFailed, EntryPointTimeout
 from tests.doubles.client_packages import Listener, run_train, write_package
-from tests.doubles.two_starts import ENVIRONMENT, THIS, WHOSE_CHILD, Site, same, told, two_starts, whose_child
+from tests.doubles.two_starts import ENVIRONMENT, THIS, WHOSE_CHILD, Site, same, told, whose_child
 from tests.eventually import eventually, eventually_blocking
 
 pytestmark = [
     pytest.mark.process,
-    pytest.mark.skipif(not WarmStarts.supported(), reason="only Linux can hold a process by a file descriptor"),
+    pytest.mark.usefixtures("warm_starts_supported"),
 ]
-
-
-@pytest.fixture
-async def site(tmp_path: Path) -> AsyncIterator[Site]:
-    async with two_starts(tmp_path) as made:
-        yield made
 
 
 # ---- what is imported, and what starts cold
