@@ -146,8 +146,7 @@ async def one_round(tx: AsyncSession, session_id: str, number: int) -> RoundView
 
 async def add_slots(tx: AsyncSession, key: AssignmentKey, clients: Iterable[str]) -> None:
     """Store that these clients are asked, of whom nothing is stored for this work yet."""
-    common = {"session_id": key.session_id, "round": key.round, "work": key.work.value, "state": "open"}
-    if rows := [common | {"client": client} for client in sorted(clients)]:
+    if rows := [_slot(key, client) | {"state": "open"} for client in sorted(clients)]:
         await tx.execute(insert(SlotRow), rows)
 
 
@@ -155,11 +154,9 @@ async def open_slots(tx: AsyncSession, key: AssignmentKey, clients: Iterable[str
     """Store that clients are asked; those stored before are open again unless they are counted."""
     stored = await _states(tx, key)
     asked = list(dict.fromkeys(clients))
-    new = [_slot(key, client) | {"state": "open"} for client in asked if client not in stored]
     forgotten = {"state": "open", "error_code": None, "error": None, "log_tail": None}
     again = [_slot(key, client) | forgotten for client in asked if stored.get(client, "counted") != "counted"]
-    if new:
-        await tx.execute(insert(SlotRow), new)
+    await add_slots(tx, key, [client for client in asked if client not in stored])
     if again:
         await tx.execute(update(SlotRow), again)
 
