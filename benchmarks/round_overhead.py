@@ -1,10 +1,10 @@
 """What a round costs beyond the scripts that it runs: real processes, six clients, a model of 4 KB.
 
 The package's ``train.py`` adds a constant. Rounds and plain runs of the same scripts alternate: as many at once as
-there are clients, started by ``subprocess`` with the same interpreter, variables and files. The overhead is the median
-round less the median of those runs; its spread is that of the alternations. Once with clients as they are installed,
-which fork their runs from a warm interpreter and so may well be done before the scripts by hand, and once with clients
-that start each run cold, as it is done by hand.
+there are clients, with the same interpreter, variables and files. The overhead is the median round less the median of
+those runs; its spread is that of the alternations. Once with clients as they are installed, which fork their runs from
+a warm interpreter, beside scripts that are forked from one as well; and once with clients that start each run cold,
+beside scripts that ``subprocess`` starts.
 
     python -m benchmarks.round_overhead [--quick] [--json]
 """
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.figures import Figure, Result, figure, run_alone
+from benchmarks.forked_scripts import forked_seconds
 from benchmarks.local_network import LocalNetwork, local_network
 from benchmarks.usage import total_cpu_seconds
 from runnel.client.runtimes.variables import process_variables
@@ -62,11 +62,10 @@ OUTPUT = {"train": "model_out.npz", "validate": "validation.json"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
-    """Some rounds, and the scripts of as many rounds run by hand right after; seconds."""
+    """Some rounds, and the scripts of as many rounds run without a network right after; seconds."""
 
     rounds: Sequence[Round]
     scripts_s: Sequence[float]
-    scripts_cpu_s: float
     cpu_s: Mapping[str, float]
 
     @property
@@ -112,10 +111,23 @@ async def _measure(start: str, *, clients: int, combiners: int, blocks: int, rou
                 before = {role: total_cpu_seconds(network.pids_of(role)) for role in ROLES}
                 trained = await _session(network, package, model, rounds=rounds, validate=validate, clients=clients)
                 cpu_s = {role: total_cpu_seconds(network.pids_of(role)) - before[role] for role in ROLES}
-                scripts_s, scripts_cpu_s = await asyncio.to_thread(scripts_by_hand, seed, rounds, entry_points, clients)
-                found.append(Block(rounds=trained, scripts_s=scripts_s, scripts_cpu_s=scripts_cpu_s, cpu_s=cpu_s))
-            figures += _figures(found, f"{start}, {'with validation' if validate else 'training only'}")
+                alone = _forked_scripts if start == "warm" else _started_scripts
+                scripts_s = await alone(seed, rounds, entry_points, clients)
+                found.append(Block(rounds=trained, scripts_s=scripts_s, cpu_s=cpu_s))
+            what = f"{start}, {'with validation' if validate else 'training only'}"
+            figures += _figures(found, what, target_ms=None if validate else TARGET_MS)
     return figures
+
+
+async def _forked_scripts(seed: Path, rounds: int, entry_points: Sequence[str], clients: int) -> list[float]:
+    scripts = [seed.parent / "package" / f"{each}.py" for each in entry_points]
+    environ = process_variables(os.environ) | ONE_THREAD
+    each_s = [await forked_seconds(one, seed, clients=clients, rounds=rounds, environ=environ) for one in scripts]
+    return [sum(of_round) for of_round in zip(*each_s, strict=True)]
+
+
+async def _started_scripts(seed: Path, rounds: int, entry_points: Sequence[str], clients: int) -> list[float]:
+    return await asyncio.to_thread(scripts_by_hand, seed, rounds, entry_points, clients)
 
 
 def write_package(folder: Path) -> tuple[Path, Path]:
@@ -145,8 +157,8 @@ async def _session(
     return session.rounds
 
 
-def scripts_by_hand(seed: Path, rounds: int, entry_points: Sequence[str], clients: int) -> tuple[list[float], float]:
-    """Run the scripts of ``rounds`` rounds; return the seconds of each and the processor seconds of all.
+def scripts_by_hand(seed: Path, rounds: int, entry_points: Sequence[str], clients: int) -> list[float]:
+    """Run the scripts of ``rounds`` rounds; return the seconds of each.
 
     ``seed``: a model, with the scripts in ``package/`` beside it.
     """
@@ -157,7 +169,6 @@ def scripts_by_hand(seed: Path, rounds: int, entry_points: Sequence[str], client
         for each in folders:
             each.mkdir()
             (each / "model_in.npz").write_bytes(seed.read_bytes())
-        before = _children_cpu_s()
         for _ in range(rounds):
             began = time.perf_counter()
             for entry_point in entry_points:
@@ -176,19 +187,14 @@ def scripts_by_hand(seed: Path, rounds: int, entry_points: Sequence[str], client
                 if any(status):
                     raise RuntimeError(f"{entry_point}.py ended with {status}")
             times.append(time.perf_counter() - began)
-        return times, _children_cpu_s() - before
-
-
-def _children_cpu_s() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+        return times
 
 
 def _seconds(rounds: Iterable[Round]) -> list[float]:
     return [each.seconds for each in rounds if each.seconds is not None]
 
 
-def _figures(blocks: Sequence[Block], what: str) -> list[Figure]:
+def _figures(blocks: Sequence[Block], what: str, *, target_ms: float | None) -> list[Figure]:
     rounds = [each for block in blocks for each in block.rounds]
     scripts_s = [seconds for block in blocks for seconds in block.scripts_s]
     overheads = figure(f"{what}: overhead of a round", "ms", [1e3 * block.overhead_s for block in blocks])
@@ -201,7 +207,7 @@ def _figures(blocks: Sequence[Block], what: str) -> list[Figure]:
             low=min(overheads.low, median),
             high=max(overheads.high, median),
             runs=len(rounds),
-            target=TARGET_MS,
+            target=target_ms,
         ),
         figure(f"{what}: round", "ms", [1e3 * s for s in _seconds(rounds)]),
         figure(f"{what}: the scripts alone", "ms", [1e3 * s for s in scripts_s]),
@@ -214,8 +220,6 @@ def _figures(blocks: Sequence[Block], what: str) -> list[Figure]:
     for role in ROLES:
         per_round = [1e3 * block.cpu_s[role] / len(block.rounds) for block in blocks]
         figures.append(figure(f"{what}: processor time of {role}s", "ms", per_round))
-    per_round = [1e3 * block.scripts_cpu_s / len(block.scripts_s) for block in blocks]
-    figures.append(figure(f"{what}: processor time of the scripts alone", "ms", per_round))
     return figures
 
 

@@ -170,7 +170,7 @@ async def _limits(row: Row, seed: Path, table: Table) -> float:
     forked = await forked_seconds(train, seed, clients=row.clients, rounds=runs, environ=dict(os.environ) | ONE_THREAD)
     table.add(row, "limit scripts", forked)
     if row.cold:
-        started, _ = await asyncio.to_thread(scripts_by_hand, seed, runs, ("train",), row.clients)
+        started = await asyncio.to_thread(scripts_by_hand, seed, runs, ("train",), row.clients)
         table.add(row, "limit scripts cold", started)
     return statistics.median(transfers)
 

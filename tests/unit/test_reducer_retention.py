@@ -60,7 +60,13 @@ class State:
         async with self.database.write() as tx:
             seed = model_row("mod-seed", digest=self.put("seed"))
             config = {"rounds": 9} | config
-            await add_session(tx, SESSION, config=SessionConfig(**config), phase=SessionStatus.COMMITTED, model=seed)
+            await add_session(
+                tx,
+                SESSION,
+                config=SessionConfig(strategy="fedadam", **config),
+                phase=SessionStatus.COMMITTED,
+                model=seed,
+            )
         for number in range(1, rounds + 1):
             await self.commit(number)
 

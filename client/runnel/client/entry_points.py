@@ -17,6 +17,7 @@ to its input, and the cached model serves other runs.
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import stat
 import tempfile
@@ -309,10 +310,11 @@ def _require_file(path: Path, entry_point: str) -> None:
 
 
 def _keep(update: Path, workdir: Path) -> Path:
-    """Move the update out of the folder that is about to be removed."""
-    handle, name = tempfile.mkstemp(prefix="update-", suffix=".npz", dir=workdir.absolute())
-    os.close(handle)
-    return update.replace(name)
+    """Move the update out of the folder that is about to be removed.
+
+    To a name that is free: ext4 writes a file to the disk at once that takes the place of another one.
+    """
+    return update.rename(workdir.absolute() / f"update-{secrets.token_hex(8)}.npz")
 
 
 def _tell_not_finite(notes: Notes, say: LineSink) -> None:

@@ -67,7 +67,8 @@ class Exchanges:
         buffers = position.buffered is not None and key.work is Work.TRAIN
         collection = Collection(key=key, wanted=None, new_order_id=self._new_order_id, singly=buffers)
         async with self._journal.database.read() as tx:
-            collection.restore({row.client: SlotState(row.state) for row in await ledger.slots(tx, key)})
+            stored = await ledger.slot_states(tx, key)
+            collection.restore({client: SlotState(state) for client, state in stored.items()})
             if buffers:
                 base = await ledger.base_of_round(tx, key.session_id, key.round)
                 position.model = BlobRef(sha256=base.digest, size_bytes=base.size_bytes)

@@ -90,8 +90,8 @@ class Retention:
         current = await tx.session.get(RoundRow, (session.id, session.round))
         newest = {session.model_id, current.model_id if current is not None else None}
         config = ledger.config_from_json(session.config)
-        optimized = make_strategy(config.strategy, config.strategy_options).optimizer is not None
-        digests = await self._states(tx.session, session, newest) if optimized else set()
+        stateful = bool(make_strategy(config.strategy, config.strategy_options).optimizer.slots)
+        digests = await self._states(tx.session, session, newest) if stateful else set()
         keep = kept_models(config, self._keep_models)
         if keep:
             digests |= await self._models(tx, session, keep, config.stop_when, {session.seed_id, *newest})

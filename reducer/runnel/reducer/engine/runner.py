@@ -182,17 +182,7 @@ class SessionRunner:
         """Return the steps into the next round: as far as its clients, if they are here."""
         number = self.position.round + 1
 
-        async def begin(tx: Transaction, row: SessionRow) -> Sequence[Step]:
-            row.round = number
-            tx.session.add(
-                RoundRow(
-                    session_id=self.session_id,
-                    number=number,
-                    status=SessionStatus.SELECTING.value,
-                    started_at=datetime.now(UTC),
-                    phases={},
-                )
-            )
+        async def begin(_tx: Transaction, _row: SessionRow) -> Sequence[Step]:
             clients = self._draw(number) if self._buffer_rule is None else None
             return () if clients is None else (self._asking(number, clients),)
 
@@ -359,7 +349,7 @@ class SessionRunner:
         position = self.position
         async with self._journal.database.read() as tx:
             rows = await ledger.partials(tx, self.session_id, position.round)
-            counted = await ledger.counted_slots(tx, self.session_id, position.round)
+            counted = await ledger.counted_updates(tx, self.session_id, position.round)
             bases = {n: await ledger.base_of_round(tx, self.session_id, n) for n in {row.round for row in rows}}
         models = {n: BlobRef(sha256=row.digest, size_bytes=row.size_bytes) for n, row in bases.items()}
         reduction = Reduction(
@@ -376,7 +366,7 @@ class SessionRunner:
                     rows,
                     strategy=position.config.strategy,
                     options=position.config.strategy_options,
-                    weights={(s.round, s.client): s.weight or 0.0 for s in counted},
+                    weights={(each.round, each.client): each.weight for each in counted},
                     round_number=position.round,
                     bases=models,
                 )
@@ -410,13 +400,14 @@ class SessionRunner:
             )
             current = await tx.session.get_one(RoundRow, (self.session_id, row.round))
             current.model_id = model_id
-            current.train_metrics = weighted_mean_metrics((s.weight or 0.0, s.metrics) for s in counted)
+            current.train_metrics = weighted_mean_metrics((each.weight, each.metrics) for each in counted)
             await ledger.drop_partials(tx.session, self.session_id, row.round)
             if validates:
                 # Whoever was asked to train, is here now and has nothing else to do is asked to validate.
-                trained = {s.client for s in counted} | {s.client for s in await ledger.slots(tx.session, asked_for)}
+                counting = {each.client for each in counted}
+                trained = counting.union(await ledger.slot_states(tx.session, asked_for))
                 here = {c for c in trained - self._exchanges.busy() if self._network.roster.route(c) is not None}
-                await ledger.add_slots(tx.session, self._key(Work.VALIDATE), here or {s.client for s in counted})
+                await ledger.add_slots(tx.session, self._key(Work.VALIDATE), here or counting)
                 return ()
             row.model_id = model_id
             return self._following({})

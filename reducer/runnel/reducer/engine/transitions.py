@@ -30,7 +30,10 @@ _CRASH_POINTS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """A transition: ``change`` is what is written with it, and returns the steps that follow within the same commit."""
+    """A transition: ``change`` is what is written with it, and returns the steps that follow within the same commit.
+
+    That to SELECTING begins the next round.
+    """
 
     to: SessionStatus
     change: Change | None = None
@@ -68,12 +71,18 @@ class Transitions:
         left = list(steps)
         async with self._journal.transaction() as tx:
             row = await ledger.require_session(tx.session, position.session_id)
+            current = await tx.session.get(RoundRow, (row.id, row.round))
             while left:
                 step = left.pop(0)
                 require_transition(position.session_id, ahead.history, step.to)
-                if step.change is not None:
-                    left += await step.change(tx, row)
-                await self._write(tx, row, ahead, step.to, now)
+                if step.to is SessionStatus.SELECTING:
+                    row.round += 1
+                    current = _new_round(row)
+                    tx.session.add(current)
+                with tx.session.no_autoflush:  # each row is written once, with all that changed
+                    if step.change is not None:
+                        left += await step.change(tx, row)
+                    await self._write(tx, row, current, ahead, step.to, now)
                 if step.to is SessionStatus.COMMITTED:
                     given_up |= await self._retention.give_up(tx, row)
                 ahead.round, ahead.history = row.round, (*ahead.history[-20:], step.to)
@@ -91,9 +100,10 @@ class Transitions:
         if given_up:
             await self._retention.remove_files()
 
-    async def _write(self, tx: Transaction, row: SessionRow, at: Position, to: SessionStatus, now: float) -> None:
+    async def _write(
+        self, tx: Transaction, row: SessionRow, current: RoundRow | None, at: Position, to: SessionStatus, now: float
+    ) -> None:
         """Write that the session goes from where it is ``at`` to another phase, ``now`` in monotonic seconds."""
-        current = await tx.session.get(RoundRow, (row.id, row.round))
         if current is not None and not to.ended:
             if at.phase is not SessionStatus.COMMITTED:
                 name = at.phase.value
@@ -109,11 +119,16 @@ class Transitions:
         else:
             await tx.record("session.phase", at.organisation, row.id, phase=to.value, round=row.round)
         if to is SessionStatus.COMMITTED:
-            await tx.session.flush()
             view = await ledger.one_round(tx.session, row.id, row.round)
             data = dataclasses.asdict(view)
             del data["clients"]
             await tx.record("round.committed", at.organisation, row.id, **data)
+
+
+def _new_round(row: SessionRow) -> RoundRow:
+    return RoundRow(
+        session_id=row.id, number=row.round, started_at=datetime.now(UTC), phases={}, metrics={}, train_metrics={}
+    )
 
 
 def _seconds_of(current: RoundRow, at: Position, now: float) -> float:

@@ -16,6 +16,7 @@ from sqlalchemy import URL, event
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
+from runnel.reducer.store import sqlite_driver
 from runnel.reducer.store.database_errors import database_errors, is_away, reason
 from runnel.reducer.store.database_url import database_name, read_database_url
 from runnel.reducer.store.lease import Lease
@@ -68,7 +69,9 @@ class Database:
         self._engine: AsyncEngine
         # Statements may be shown in a traceback, what is stored by them not: hashes of tokens, what scripts wrote.
         if read.get_backend_name() == "sqlite":
-            self._engine = create_async_engine(read, hide_parameters=True)
+            self._engine = create_async_engine(
+                read, hide_parameters=True, connect_args={"async_creator_fn": sqlite_driver.connect}
+            )
             event.listen(self._engine.sync_engine, "connect", _prepare_sqlite)
         else:
             self._engine = create_async_engine(

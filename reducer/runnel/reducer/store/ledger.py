@@ -28,6 +28,17 @@ from runnel.reducer.store.pages import after_cursor, decode_cursor, encode_curso
 from runnel.reducer.store.registry import by_prefix, contribution_of
 from runnel.reducer.store.tables import LogRow, ModelRow, PartialRow, RoundRow, SessionRow, SlotRow
 
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CountedUpdate:
+    """An update that is part of a model: the round that it was trained for, whose it is, its weight and metrics."""
+
+    round: int
+    client: str
+    weight: float
+    metrics: Mapping[str, float]
+
+
 _LAST_MS = 253_402_300_799_000  # the end of the year 9999; clocks of others may say anything
 ENDED = [s.value for s in SessionStatus if s.ended]
 
@@ -152,7 +163,7 @@ async def add_slots(tx: AsyncSession, key: AssignmentKey, clients: Iterable[str]
 
 async def open_slots(tx: AsyncSession, key: AssignmentKey, clients: Iterable[str]) -> None:
     """Store that clients are asked; those stored before are open again unless they are counted."""
-    stored = await _states(tx, key)
+    stored = await slot_states(tx, key)
     asked = list(dict.fromkeys(clients))
     forgotten = {"state": "open", "error_code": None, "error": None, "log_tail": None}
     again = [_slot(key, client) | forgotten for client in asked if stored.get(client, "counted") != "counted"]
@@ -166,6 +177,12 @@ async def slots(tx: AsyncSession, key: AssignmentKey) -> list[SlotRow]:
     return list(await tx.scalars(select(SlotRow).where(*_of(key)).order_by(SlotRow.client)))
 
 
+async def slot_states(tx: AsyncSession, key: AssignmentKey) -> dict[str, str]:
+    """Return the states of the slots of a phase by client."""
+    found = await tx.execute(select(SlotRow.client, SlotRow.state).where(*_of(key)))
+    return {row.client: row.state for row in found}
+
+
 def _of(key: AssignmentKey) -> tuple[ColumnElement[bool], ...]:
     return SlotRow.session_id == key.session_id, SlotRow.round == key.round, SlotRow.work == key.work.value
 
@@ -174,18 +191,13 @@ def _slot(key: AssignmentKey, client: str) -> dict[str, Any]:
     return {"session_id": key.session_id, "round": key.round, "work": key.work.value, "client": client}
 
 
-async def _states(tx: AsyncSession, key: AssignmentKey) -> dict[str, str]:
-    """Return the states of the slots of a phase by client."""
-    found = await tx.execute(select(SlotRow.client, SlotRow.state).where(*_of(key)))
-    return {row.client: row.state for row in found}
-
-
-async def counted_slots(tx: AsyncSession, session_id: str, number: int) -> list[SlotRow]:
-    """Return the slots whose updates are part of a round's model, by client."""
-    query = select(SlotRow).where(
+async def counted_updates(tx: AsyncSession, session_id: str, number: int) -> list[CountedUpdate]:
+    """Return the updates that are part of a round's model, by client."""
+    query = select(SlotRow.round, SlotRow.client, SlotRow.weight, SlotRow.metrics).where(
         SlotRow.session_id == session_id, SlotRow.work == Work.TRAIN.value, SlotRow.counted_in == number
     )
-    return list(await tx.scalars(query.order_by(SlotRow.client, SlotRow.round)))
+    found = await tx.execute(query.order_by(SlotRow.client, SlotRow.round))
+    return [CountedUpdate(each.round, each.client, each.weight or 0.0, each.metrics) for each in found]
 
 
 async def slot_state(tx: AsyncSession, key: AssignmentKey, client: str) -> str | None:
@@ -219,7 +231,7 @@ async def note_outcomes(
     Raises:
         IllegalState: a client is already counted in this round; nothing of the report may count then.
     """
-    stored = await _states(tx, key)
+    stored = await slot_states(tx, key)
     noted = []
     for outcome in outcomes:
         if stored.get(outcome.client, "counted") == "counted":

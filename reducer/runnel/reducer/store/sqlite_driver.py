@@ -1,0 +1,96 @@
+"""SQLite below SQLAlchemy's asyncio engine with one trip to the connection's thread for most statements.
+
+aiosqlite makes four: for the cursor, the statement, its rows and the end of the cursor. Each wakes two threads, which
+costs more than the small statements that a reducer asks.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import aiosqlite
+
+_AT_ONCE = 500  # rows that come with their statement; of more, as many with each further trip
+
+
+class Connection(aiosqlite.Connection):
+    """A connection whose cursors have their first rows as soon as the statement was executed."""
+
+    def cursor(self) -> Cursor:  # type: ignore[override]  # nothing to wait for, so not a coroutine
+        """Return a cursor; costs nothing until it executes."""
+        return Cursor(self)
+
+
+class Cursor(aiosqlite.Cursor):
+    """A cursor that is closed within the trip that brings its last rows."""
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__(connection, None)  # type: ignore[arg-type]  # comes with the statement
+        self._connection = connection
+        self._rows: list[Any] = []
+        self._more = False
+
+    async def execute(self, sql: str, parameters: Iterable[Any] | None = None) -> aiosqlite.Cursor:
+        """Execute a statement and fetch its first rows."""
+        return await self._begin(sqlite3.Cursor.execute, sql, parameters or ())
+
+    async def executemany(self, sql: str, parameters: Iterable[Iterable[Any]]) -> aiosqlite.Cursor:
+        """Execute a statement for each of ``parameters``."""
+        return await self._begin(sqlite3.Cursor.executemany, sql, parameters)
+
+    async def fetchmany(self, size: int | None = None) -> list[Any]:
+        """Return the next rows: ``size`` of them, or fewer at the end; None: as many as are here, or come at once."""
+        wanted = size or len(self._rows) or 1
+        while self._more and len(self._rows) < wanted:
+            await self._execute(self._fetch)  # type: ignore[no-untyped-call]
+        rows, self._rows = self._rows[:wanted], self._rows[wanted:]
+        return rows
+
+    async def fetchone(self) -> Any:
+        """Return the next row; None: there is none."""
+        return next(iter(await self.fetchmany(1)), None)
+
+    async def fetchall(self) -> list[Any]:
+        """Return all rows that are left."""
+        rows = await self.fetchmany()
+        while self._more:
+            rows += await self.fetchmany(_AT_ONCE)
+        return rows
+
+    async def close(self) -> None:
+        """Forget the rows."""
+        self._rows = []
+        if self._more:
+            self._more = False
+            await super().close()
+
+    async def _begin(self, how: Callable[..., Any], *statement: Any) -> aiosqlite.Cursor:
+        await self.close()
+        await self._execute(self._run, how, *statement)  # type: ignore[no-untyped-call]
+        return self
+
+    def _run(self, how: Callable[..., Any], *statement: Any) -> None:
+        self._cursor = self._connection._conn.cursor()
+        try:
+            how(self._cursor, *statement)
+            self._fetch()
+        except BaseException:
+            self._cursor.close()
+            raise
+
+    def _fetch(self) -> None:
+        rows = self._cursor.fetchmany(_AT_ONCE)
+        self._rows += rows
+        self._more = len(rows) == _AT_ONCE
+        if not self._more:
+            self._cursor.close()  # what it tells of the statement outlives that
+
+
+def connect(*arguments: Any, **options: Any) -> Connection:
+    """Return a connection to be awaited; the arguments are those of :func:`sqlite3.connect`."""
+    connection = Connection(partial(sqlite3.connect, *arguments, **options), iter_chunk_size=64)
+    connection._thread.daemon = True  # one that is lost must not hold up the end of the process
+    return connection

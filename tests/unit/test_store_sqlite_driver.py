@@ -1,0 +1,97 @@
+"""SQLite's driver: one trip to the thread for a statement, more only for more rows than come at once."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runnel.reducer.store import sqlite_driver
+
+pytestmark = pytest.mark.unit
+
+ROWS = 1_200
+
+
+class Counting(sqlite_driver.Connection):
+    """Counts the trips to its thread."""
+
+    trips = 0
+
+    async def _execute(self, *call: Any, **options: Any) -> Any:
+        self.trips += 1
+        return await super()._execute(*call, **options)  # type: ignore[no-untyped-call]
+
+
+@pytest.fixture
+async def connection(tmp_path: Path) -> AsyncIterator[Counting]:
+    opened = Counting(lambda: sqlite3.connect(tmp_path / "a.db"), iter_chunk_size=64)
+    async with opened:
+        cursor = opened.cursor()
+        await cursor.execute("CREATE TABLE number (n INTEGER PRIMARY KEY)")
+        await cursor.executemany("INSERT INTO number VALUES (?)", [(n,) for n in range(ROWS)])
+        await opened.commit()
+        opened.trips = 0
+        yield opened
+
+
+async def test_a_statement_with_its_rows_and_the_end_of_its_cursor_is_one_trip(connection: Counting) -> None:
+    cursor = connection.cursor()
+    await cursor.execute("SELECT n FROM number WHERE n < ? ORDER BY n", (3,))
+    assert [name for name, *_ in cursor.description] == ["n"]
+    assert await cursor.fetchall() == [(0,), (1,), (2,)]
+    assert await cursor.fetchall() == []
+    await cursor.close()
+    assert connection.trips == 1
+
+
+async def test_what_a_statement_did_is_told_after_its_trip(connection: Counting) -> None:
+    cursor = connection.cursor()
+    await cursor.execute("INSERT INTO number VALUES (5000)")
+    assert (cursor.lastrowid, cursor.rowcount) == (5000, 1)
+    assert not cursor.description
+    await cursor.execute("DELETE FROM number WHERE n < 10")
+    assert cursor.rowcount == 10
+    assert await cursor.fetchone() is None
+    assert connection.trips == 2
+
+
+@pytest.mark.parametrize("size", [1, 7, 500, 501, 5_000])
+async def test_rows_that_do_not_come_at_once_all_come(connection: Counting, size: int) -> None:
+    cursor = connection.cursor()
+    await cursor.execute("SELECT n FROM number ORDER BY n")
+    found: list[int] = []
+    while batch := await cursor.fetchmany(size):
+        assert len(batch) == min(size, ROWS - len(found))
+        found += [n for (n,) in batch]
+    assert found == list(range(ROWS))
+    assert connection.trips == 3  # 500, 500 and the last 200
+
+
+async def test_rows_are_fetched_one_by_one_and_the_rest_at_once(connection: Counting) -> None:
+    cursor = connection.cursor()
+    await cursor.execute("SELECT n FROM number ORDER BY n")
+    assert [await cursor.fetchone() for _ in range(2)] == [(0,), (1,)]
+    assert [n for (n,) in await cursor.fetchall()] == list(range(2, ROWS))
+
+
+async def test_a_cursor_that_is_left_early_holds_nothing(connection: Counting) -> None:
+    cursor = connection.cursor()
+    await cursor.execute("SELECT n FROM number ORDER BY n")
+    await cursor.fetchone()
+    await cursor.close()
+    assert await cursor.fetchall() == []
+    await connection.execute("DROP TABLE number")  # which SQLite refuses while a statement reads it
+
+
+async def test_what_is_wrong_with_a_statement_is_raised(connection: Counting) -> None:
+    cursor = connection.cursor()
+    with pytest.raises(sqlite3.IntegrityError, match="UNIQUE"):
+        await cursor.executemany("INSERT INTO number VALUES (?)", [(1,)])
+    with pytest.raises(sqlite3.OperationalError, match="no such table"):
+        await cursor.execute("SELECT * FROM letter")
+    await cursor.execute("SELECT count(*) FROM number")
+    assert await cursor.fetchone() == (ROWS,)
