@@ -272,16 +272,18 @@ def _told_with(finished: Finished, output: Path, entry_point: str) -> Iterator[N
         raise
 
 
-def _take_model(path: Path, target: Path, *, entry_point: str, expect: ModelSchema | None) -> None:
+def _take_model(
+    path: Path, target: Path, *, entry_point: str, expect: ModelSchema | None, keep_plain: bool = False
+) -> None:
     _require_file(path, entry_point)
-    normalise(path, target, source=f"the entry point {entry_point}", expect=expect)
+    normalise(path, target, source=f"the entry point {entry_point}", expect=expect, keep_plain=keep_plain)
 
 
 def _take_update(finished: Finished, model: Path, model_out: Path, workdir: Path) -> tuple[Path, Notes]:
     """Take what ``train`` left: the update, checked and moved to ``workdir``, and its metadata."""
     update, metadata = model_out.with_name("update.npz"), Path(f"{model_out}-metadata")
     with _told_with(finished, model_out, "train"):
-        _take_model(model_out, update, entry_point="train", expect=_schema_of(model))
+        _take_model(model_out, update, entry_point="train", expect=_schema_of(model), keep_plain=True)
     with _told_with(finished, metadata, "train"):
         notes = _take_notes(metadata, entry_point="train", optional=True)
     return _keep(update, workdir), notes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +23,7 @@ DEFAULT_MAX_BYTES = 1 << 35
 """Limit of what an archive may unpack to: 32 GiB."""
 
 _CRC_PIECE_BYTES = 1 << 20
+_MOST_BETWEEN_BYTES = 4096  # headers, names, padding and the entry in the directory
 
 
 class Block(NamedTuple):
@@ -78,6 +80,22 @@ class NpzModel:
     def is_deflated(self) -> bool:
         """Whether a member is compressed, so that every reading of it inflates it again."""
         return any(member.deflated for member in self._members)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the file has nothing that :func:`normalise` would change but the place of the members in it.
+
+        All are stored, in C order and little-endian, none is boolean (whose bytes may be anything), there is next to
+        nothing between them, and the file has no other name.
+        """
+        found = os.fstat(self._file.fileno())
+        most_nbytes = sum(member.nbytes + _MOST_BETWEEN_BYTES for member in self._members)
+        return (
+            found.st_nlink == 1
+            and found.st_size <= most_nbytes
+            and not any(member.deflated for member in self._members)
+            and not any(h.fortran or h.dtype.kind == "b" or h.dtype.byteorder == ">" for h in self._headers)
+        )
 
     def blocks(self, block_params: int = BLOCK_PARAMS, *, check_crc: bool = False) -> Iterator[Block]:
         """Hand out all elements in order, at most ``block_params`` at a time; a block never spans two tensors.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -219,6 +220,7 @@ def normalise(
     expect: ModelSchema | None = None,
     max_bytes: int = DEFAULT_MAX_BYTES,
     require_finite: bool = True,
+    keep_plain: bool = False,
 ) -> ModelSchema:
     """Rewrite any acceptable ``.npz`` as a stored, C-ordered, little-endian one, in blocks, and return its schema.
 
@@ -231,15 +233,21 @@ def normalise(
         expect: if given, the schema that the model must have.
         max_bytes: limit of the size of all members, unpacked.
         require_finite: refuse NaN and infinity.
+        keep_plain: move ``src`` if all that it needs is to be checked (:attr:`NpzModel.is_plain`), which spares writing
+            a large model once more; equal models need not give equal bytes then.
 
     Raises:
         BadModel: the file is not acceptable; there is no ``dst`` then.
         StorageFull: the disk is full.
     """
     with open_npz(src, source=source, expect=expect, max_bytes=max_bytes) as model:
-        with NpzWriter(dst, model.schema) as writer:
+        plain = keep_plain and model.is_plain
+        with nullcontext() if plain else NpzWriter(dst, model.schema) as writer:
             for block in model.blocks(check_crc=True):
                 if require_finite:
                     magnitude(block.values, model.schema, block.tensor, source)
-                writer.append(block.values)
+                if writer is not None:
+                    writer.append(block.values)
+        if plain:
+            src.replace(dst)
         return model.schema
