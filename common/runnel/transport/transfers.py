@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from runnel.common.protocol import BlobRef
 from runnel.rpc.v1 import uplink_pb2 as pb
 from runnel.rpc.v1 import uplink_pb2_grpc as pb_grpc
 from runnel.transport.attachment import Attachment
-from runnel.transport.chunks import CHUNK_BYTES, read_chunks, write_chunk
+from runnel.transport.chunks import CHUNK_BYTES, read_chunks, receive_into
 from runnel.transport.credentials import bearer_metadata
 from runnel.transport.status import rpc_errors
 from runnel.transport.wire_values import blob_from_wire, blob_to_wire
@@ -123,19 +123,22 @@ async def fetch_once(stub: pb_grpc.UplinkStub, file: SpoolFile, *, credential: s
     """
     request = pb.FetchRequest(blob=blob_to_wire(file.ref), offset=file.held)
     call = stub.Fetch(request, metadata=bearer_metadata(credential))
-    first = True
+
+    async def fetched() -> AsyncGenerator[bytes, None]:
+        first = True
+        async for chunk in call:
+            if first and (blob_from_wire(chunk.blob) != file.ref or chunk.offset != request.offset):
+                raise CorruptData(f"{peer} answers another blob or offset than was asked for.", peer=peer)
+            if not first:
+                reach(CrashPoint.BLOB_HALF_FETCHED)
+            first = False
+            yield chunk.data
+
     try:
         with rpc_errors(peer):
-            async for chunk in call:
-                if first and (blob_from_wire(chunk.blob) != file.ref or chunk.offset != file.held):
-                    raise CorruptData(f"{peer} answers another blob or offset than was asked for.", peer=peer)
-                if not first:
-                    reach(CrashPoint.BLOB_HALF_FETCHED)
-                first = False
-                await write_chunk(file, file.held, chunk.data)
+            await receive_into(file, fetched())
     finally:
         call.cancel()
-        file.close()
     if file.held < file.ref.size_bytes:
         raise Unreachable(f"{peer} ended the blob at {file.held:,} of {file.ref.size_bytes:,} bytes.", peer=peer)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
@@ -29,7 +29,7 @@ from runnel.rpc.v1 import uplink_pb2 as pb
 from runnel.rpc.v1 import uplink_pb2_grpc as pb_grpc
 from runnel.transport.authority import require_authority
 from runnel.transport.child import Child
-from runnel.transport.chunks import MAX_CHUNK_BYTES, read_chunks, write_chunk
+from runnel.transport.chunks import MAX_CHUNK_BYTES, read_chunks, receive_into
 from runnel.transport.credentials import CredentialVerifier, NodeIdentity, bearer
 from runnel.transport.messages import downward_to_wire, upward_from_wire
 from runnel.transport.status import unexpected
@@ -360,16 +360,17 @@ class UplinkServer(pb_grpc.UplinkServicer):
         """Append what comes; a stream that begins elsewhere than where ours ends is answered at once, unread."""
         if header.data and header.offset != file.held:
             return
-        try:
+
+        async def pushed() -> AsyncGenerator[bytes, None]:
             chunk: pb.Chunk | None = header
             while chunk is not None:
                 if len(chunk.data) > MAX_CHUNK_BYTES:
                     raise InvalidInput(f"A chunk has at most {MAX_CHUNK_BYTES} bytes, not {len(chunk.data)}.")
                 if chunk.data:
-                    await write_chunk(file, file.held, chunk.data)
+                    yield chunk.data
                 chunk = await anext(requests, None)
-        finally:
-            file.close()
+
+        await receive_into(file, pushed())
 
     async def _finish(self, file: SpoolFile, identity: NodeIdentity, order_id: str) -> None:
         ref = file.ref
