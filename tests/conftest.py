@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Generator
+import logging
+from collections.abc import AsyncIterator, Generator, Iterator
 
 import pytest
+import structlog
 
 from tests import leaks
 from tests.eventually import eventually
@@ -31,6 +33,22 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> None:
     if _is_async(item):
         request.getfixturevalue("no_task_left_behind")
     item.stash[_BEFORE] = Holdings.now(children=_has_children(item))
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """A command that a test runs in this process sets up the logs of all of it, and may let only warnings through."""
+    loggers = [logging.getLogger(name) for name in (None, *logging.root.manager.loggerDict)]
+    handlers, levels = list(logging.root.handlers), [logger.level for logger in loggers]
+    before = structlog.get_config() if structlog.is_configured() else None
+    yield
+    structlog.reset_defaults()
+    if before is not None:
+        structlog.configure(**before)
+    logging.root.handlers[:] = handlers
+    for logger, level in zip(loggers, levels, strict=True):
+        if logger.level != level:  # each call empties the caches of all loggers
+            logger.setLevel(level)
 
 
 @pytest.fixture
