@@ -88,6 +88,25 @@ async def test_modules_that_a_fork_would_not_carry_over_start_cold(tmp_path: Pat
             assert reason in said
 
 
+async def test_a_script_that_prepares_its_imports_starts_cold(site: Site, tmp_path: Path) -> None:
+    python = installed(tmp_path / "own", reads="import os; mark = os.environ.get('MARK')", found="where = 'installed'")
+    prepared = await site.package(
+        """
+        import os, sys
+        os.environ["MARK"] = "mine"
+        sys.path.insert(0, "vendor")
+        import reads, found
+        print(reads.mark, found.where)
+        """,
+        vendor__found="where = 'vendor'",
+    )
+    with structlog.testing.capture_logs() as logs:
+        same(both := await site.both(PreparedProcess(package=prepared.package, python=python)))
+    assert both[1].startswith("mine vendor")
+    [cold] = [entry["reason"] for entry in logs if entry["event"] == "runs of a package start cold"]
+    assert cold == "train.py prepares its imports (os.environ, line 3) before it imports reads"
+
+
 async def test_a_file_that_hides_an_imported_module_starts_cold(site: Site) -> None:
     script = "import os, json, fractions; print(os.getppid(), fractions.__file__)"
     prepared = await site.package(script)

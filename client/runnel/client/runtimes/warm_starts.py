@@ -14,7 +14,7 @@ import structlog
 
 from runnel.client.runtimes.guard import Guard
 from runnel.client.runtimes.runtime import Limits
-from runnel.client.runtimes.script_imports import installed_imports
+from runnel.client.runtimes.script_imports import ImportsPrepared, installed_imports
 from runnel.client.runtimes.zygote import DEFAULT_ANSWER_S, CannotFork, ForkedLeader, Zygote
 from runnel.common.blobs import in_thread
 
@@ -146,8 +146,12 @@ class WarmStarts:
     async def _start(
         self, package: _Package, python: str, folder: Path, env: Mapping[str, str], scripts: Iterable[str]
     ) -> Zygote:
+        try:
+            imports = await in_thread(installed_imports, [folder / script for script in scripts])
+        except ImportsPrepared as error:
+            package.cold = str(error)
+            raise CannotFork(package.cold) from error
         self._make_room()
-        imports = await in_thread(installed_imports, [folder / script for script in scripts])
         started = asyncio.get_running_loop().time()
         try:
             zygote = Zygote(
