@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, nullcontext, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from textwrap import dedent
 
@@ -19,6 +20,7 @@ import structlog
 
 from runnel.client.runtimes import Guard, Limits, PreparedProcess, ProcessRuntime
 from runnel.client.runtimes.warm_starts import WarmStarts
+from runnel.client.runtimes.zygote import ForkedLeader
 from runnel.common.errors import EntryPointFailed, EntryPointTimeout
 from tests.doubles.client_packages import Listener, run_train, write_package
 from tests.doubles.two_starts import ENVIRONMENT, THIS, WHOSE_CHILD, Site, same, told, whose_child
@@ -215,13 +217,21 @@ async def warm_starts(**limits: float) -> AsyncIterator[WarmStarts]:
         await guard.close()
 
 
+async def forked(warm: WarmStarts, folder: Path, script: str = "input()") -> ForkedLeader | None:
+    write_package(folder, {"train.py": script})
+    return await fork(warm, folder)
+
+
+async def fork(warm: WarmStarts, folder: Path) -> ForkedLeader | None:
+    python = folder / "own" / "bin" / "python"
+    argv = [str(python) if python.exists() else sys.executable, "train.py"]
+    return await warm.fork(argv, folder=folder, env=ENVIRONMENT, limits=Limits(), scripts=["train.py"])
+
+
 @asynccontextmanager
 async def waiting(warm: WarmStarts, folder: Path) -> AsyncIterator[psutil.Process | None]:
     """Yield the zygote of a run that waits at its gate, or None; the run ends without having begun."""
-    write_package(folder, {"train.py": "input()"})
-    leader = await warm.fork(
-        [sys.executable, "train.py"], folder=folder, env=ENVIRONMENT, limits=Limits(), scripts=["train.py"]
-    )
+    leader = await forked(warm, folder)
     if leader is None:
         yield None
         return
@@ -269,6 +279,80 @@ async def test_the_zygote_that_was_used_least_makes_room(tmp_path: Path) -> None
         await eventually(lambda: b is not None and gone(b.pid))
         assert a is not None
         assert not gone(a.pid)
+
+
+async def test_a_zygote_that_imports_or_owes_a_status_makes_no_room(tmp_path: Path) -> None:
+    slow = f"""
+        import os, time
+        open({str(tmp_path / "imports")!r}, "w").close()
+        while not os.path.exists({str(tmp_path / "go on")!r}):
+            time.sleep(0.01)
+        """
+    installed(tmp_path / "a" / "own", slow=slow)
+    async with warm_starts(most=1) as warm:
+        first = asyncio.create_task(forked(warm, tmp_path / "a", "import slow"))
+        await eventually((tmp_path / "imports").exists)
+        assert await forked(warm, tmp_path / "b") is None
+        (tmp_path / "go on").touch()
+        leader = await first
+        assert leader is not None
+        zygote = psutil.Process(leader.pid).parent()
+        assert zygote is not None
+        with leader.watch as watch:
+            for pipe in (leader.gate, leader.stdout, leader.stderr):
+                pipe.close()
+            await watch.exited.wait()
+            zygote.suspend()
+            status = asyncio.create_task(leader.reap())
+            await asyncio.wait([status], timeout=0)
+            assert await forked(warm, tmp_path / "b") is None
+            zygote.resume()
+            assert await status == 125
+        async with waiting(warm, tmp_path / "b") as b:
+            assert b is not None, "now there is room"
+
+
+@contextmanager
+def no_more_files() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_without_another_file_runs_start_cold(tmp_path: Path) -> None:
+    write_package(tmp_path, {"train.py": "input()"})
+    async with warm_starts() as warm:
+        with no_more_files():
+            assert await fork(warm, tmp_path) is None
+        async with waiting(warm, tmp_path) as zygote:
+            assert zygote is not None
+        with no_more_files():
+            assert await fork(warm, tmp_path) is None
+        async with waiting(warm, tmp_path) as again:
+            assert again == zygote
+
+
+# As a sandbox does: memfd_create is refused (EPERM), all else allowed.
+SANDBOXED = """
+    import ctypes, os, platform, struct
+    number = {"x86_64": 319, "aarch64": 279}[platform.machine()]
+    steps = [(0x20, 0, 0, 0), (0x15, 0, 1, number), (0x06, 0, 0, 0x50001), (0x06, 0, 0, 0x7FFF0000)]
+    rules = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in steps))
+    libc = ctypes.CDLL(None, use_errno=True)
+    for arguments in ((38, 1, 0, 0, 0), (22, 2, struct.pack("HxxxxxxQ", len(steps), ctypes.addressof(rules)))):
+        if libc.prctl(*arguments):
+            raise OSError(ctypes.get_errno(), "prctl")
+    from runnel.client.runtimes.warm_starts import WarmStarts
+    print(WarmStarts.supported())
+    """
+
+
+def test_a_sandbox_that_refuses_what_it_takes_is_not_supported() -> None:
+    done = subprocess.run([sys.executable, "-c", dedent(SANDBOXED)], stdout=subprocess.PIPE, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 CLIENT = """

@@ -75,11 +75,12 @@ class WarmStarts:
 
     @staticmethod
     def supported() -> bool:
-        """Whether this system can: Linux 5.3 or newer."""
+        """Whether this system can: Linux 5.3 or newer, in a sandbox that allows what it takes."""
         if sys.platform != "linux" or not hasattr(os, "pidfd_open"):
             return False
         try:
             os.close(os.pidfd_open(os.getpid()))
+            os.close(os.memfd_create("runnel"))
         except OSError:
             return False
         return True
@@ -104,7 +105,7 @@ class WarmStarts:
         try:
             zygote = await self._zygote(package, argv[0], folder, lasting, scripts)
             return await zygote.fork(argv=argv, folder=folder, variables=of_run, limits=limits)
-        except CannotFork as error:
+        except (CannotFork, OSError) as error:
             if not package.told:
                 log.info("runs of a package start cold", folder=folder.name, reason=str(error))
             package.told = True
@@ -153,17 +154,7 @@ class WarmStarts:
             raise CannotFork(package.cold) from error
         self._make_room()
         started = asyncio.get_running_loop().time()
-        try:
-            zygote = Zygote(
-                python,
-                folder=folder,
-                env=env,
-                guard=self._guard,
-                idle_s=self._idle_s,
-                answer_s=self._answer_s,
-            )
-        except OSError as error:
-            raise CannotFork(f"no zygote could be started: {error}") from error
+        zygote = Zygote(python, folder=folder, env=env, guard=self._guard, idle_s=self._idle_s, answer_s=self._answer_s)
         self._zygotes.add(zygote)
         try:
             await zygote.prepare(imports)

@@ -62,7 +62,7 @@ class Zygote:
     ) -> None:
         self.ended = asyncio.Event()
         self.killed = False
-        self.runs = 0
+        self.runs = 0  # with what it still owes: that it is ready, a run's exit status
         self.used_at = 0.0
         self._guard = guard
         self._idle_s = idle_s
@@ -92,9 +92,10 @@ class Zygote:
                     start_new_session=True,
                 )
             self.pid = self._process.pid
-            undo.callback(self._process.wait)
+            undo.enter_context(self._process)
             undo.callback(self._process.kill)
             self._descriptor = os.pidfd_open(self.pid)
+            undo.callback(os.close, self._descriptor)
             guard.watch(self.pid)
             undo.pop_all()
         self._loop.add_reader(self._descriptor, self._end)
@@ -105,14 +106,18 @@ class Zygote:
 
         Raises:
             CannotFork: it is not fit for that, or was not ready in time.
+            OSError: this process can't have another file.
         """
-        with _file({"imports": imports}) as file:
-            self._send({}, [file])
+        self._begin_run()
         try:
+            with _file({"imports": imports}) as file:
+                self._send({}, [file])
             async with asyncio.timeout(READY_S):
                 await self._ready
         except TimeoutError as error:
             raise CannotFork(f"importing its modules took more than {READY_S:g} s") from error
+        finally:
+            self._end_run()
 
     async def fork(
         self, *, argv: Sequence[str], folder: Path, variables: Mapping[str, str], limits: Limits
@@ -127,6 +132,7 @@ class Zygote:
 
         Raises:
             CannotFork: this run can't be forked; others may.
+            OSError: this process can't have another pipe or file.
         """
         request = {
             "argv": list(argv),
@@ -156,7 +162,8 @@ class Zygote:
         answer: asyncio.Future[int] = self._loop.create_future()
         self._reaps[pid] = answer
         del self._watches[pid]
-        self._end_run()
+        # Until then it may not make room for others: with it the status would be lost.
+        answer.add_done_callback(lambda _: self._end_run())
         if self.ended.is_set():
             self._lose()
             return answer
@@ -323,8 +330,10 @@ def _pipe(readers: ExitStack, writers: ExitStack) -> tuple[IO[bytes], IO[bytes]]
 
 def _file(content: Mapping[str, object]) -> IO[bytes]:
     """A file without a name: a message itself may not be long."""
-    file = os.fdopen(os.memfd_create("runnel", os.MFD_CLOEXEC), "w+b", buffering=0)
-    file.write(json.dumps(content).encode())
+    with ExitStack() as undo:
+        file = undo.enter_context(os.fdopen(os.memfd_create("runnel", os.MFD_CLOEXEC), "w+b", buffering=0))
+        file.write(json.dumps(content).encode())
+        undo.pop_all()
     return file
 
 
