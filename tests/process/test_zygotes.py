@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -18,7 +19,7 @@ import psutil
 import pytest
 import structlog
 
-from runnel.client.runtimes import Guard, Limits, PreparedProcess, ProcessRuntime
+from runnel.client.runtimes import Guard, Limits, PreparedProcess, ProcessRuntime, zygote_process
 from runnel.client.runtimes.warm_starts import WarmStarts
 from runnel.client.runtimes.zygote import ForkedLeader
 from runnel.common.errors import EntryPointFailed, EntryPointTimeout
@@ -67,7 +68,10 @@ UNFIT = {
     "prints": ("print('hello')", "prints"),
     "warns": ("import warnings; warnings.warn('old')", "prints"),
     "opens": ("kept = open('/dev/zero')", "files open: /dev/zero"),
+    "shares": ("import mmap; kept = mmap.mmap(-1, 4096)", "share: /dev/zero"),
+    "locks": ("import multiprocessing; kept = multiprocessing.Lock()", "share: /dev/shm/sem."),
     "fails": ("1 / 0", "ZeroDivisionError"),
+    "fails_at_length": ("raise ValueError('\U0001f600' * 100_000)", "ValueError: \U0001f600"),
     "leaves": ("import sys; sys.exit(0)", "SystemExit"),
     "dies": ("import os\nos.kill(os.getpid(), 9) if not os.environ.get('RUNNEL_ROUND') else 0", "ended with -9"),
     "grpc": ("", "grpc, which does not survive"),
@@ -83,7 +87,7 @@ async def test_modules_that_a_fork_would_not_carry_over_start_cold(tmp_path: Pat
             with structlog.testing.capture_logs() as logs:
                 for _ in range(2):
                     say = Listener()
-                    with pytest.raises(EntryPointFailed) if name == "fails" else nullcontext():
+                    with pytest.raises(EntryPointFailed) if name.startswith("fails") else nullcontext():
                         await run_train(runtime, prepared, say, env={"RUNNEL_ROUND": "1"})
                     assert say.said("stdout")[0] == THIS, name
             [said] = [entry["reason"] for entry in logs if entry["event"] == "runs of a package start cold"]
@@ -152,6 +156,52 @@ async def test_an_environment_of_the_package_is_used(site: Site, tmp_path: Path)
     cold, warm = await site.both(own)
     assert f"42 {tmp_path}/own {tmp_path}/own" in cold
     same((cold, warm))
+
+
+async def test_a_file_that_a_run_leaves_in_an_installed_module_is_written_out(site: Site, tmp_path: Path) -> None:
+    python = installed(tmp_path / "own", keeps="")
+    prepared = await site.package("""
+        import keeps, os, subprocess
+        print("the parent of", os.getpid(), "is", os.getppid())
+        keeps.text = open("text", "w")
+        keeps.bytes = open("bytes", "wb")
+        keeps.full = os.fdopen(os.pipe()[1], "wb", buffering=1 << 20)
+        keeps.closed = open("closed", "w")
+        keeps.closed.close()
+        for kept in (keeps.text, keeps.bytes, keeps.full):
+            kept.write("all of it" if kept is keeps.text else b"x" * 100_000)
+        """)
+    assert THIS not in await told(site.warm, PreparedProcess(package=prepared.package, python=python))
+    assert (prepared.package.root / "text").read_text() == "all of it"
+    assert (prepared.package.root / "bytes").read_bytes() == b"x" * 100_000
+
+
+def test_a_child_that_cant_begin_ends_and_is_no_second_zygote(tmp_path: Path) -> None:
+    def ask(message: object, content: object = None, *more: int) -> object:
+        with os.fdopen(os.memfd_create("test"), "w+") as file:
+            json.dump(content, file)
+            file.flush()
+            files = [] if content is None else [file.fileno(), *more]
+            socket.send_fds(control, [json.dumps(message).encode()], files)
+        return json.loads(control.recv(4096))
+
+    control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    command = [sys.executable, zygote_process.__file__, str(theirs.fileno())]
+    with (
+        subprocess.Popen(
+            command, pass_fds=[theirs.fileno()], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as process,
+        control,  # which ends it
+    ):
+        theirs.close()
+        assert ask({}, {"imports": []}) == {"ready": True}
+        request = {"argv": ["python", "train.py"], "folder": str(tmp_path), "variables": {}, "limits": []}
+        with Path(os.devnull).open("wb") as gate:  # nothing can be read from it
+            begun = ask({"run": 1}, request, *[gate.fileno()] * 3)
+        assert isinstance(begun, dict)
+        assert begun["number"] == 1
+        assert ask({"reap": begun["pid"]}) == {"reaped": begun["pid"], "status": 125}
+    assert process.returncode == 0
 
 
 # ---- when something dies

@@ -19,10 +19,12 @@ import atexit  # noqa: E402
 import fcntl  # noqa: E402
 import gc  # noqa: E402
 import importlib.machinery  # noqa: E402
+import io  # noqa: E402
 import json  # noqa: E402
 import os  # noqa: E402
 import resource  # noqa: E402
 import socket  # noqa: E402
+import stat  # noqa: E402
 import struct  # noqa: E402
 import termios  # noqa: E402
 import threading  # noqa: E402
@@ -32,7 +34,9 @@ from typing import Any  # noqa: E402
 
 NOT_FORKABLE = frozenset({"grpc", "jax", "jaxlib", "mpi4py", "tensorflow"})
 _MESSAGE_BYTES = 4096
+_REASON_CHARACTERS = 1000
 _OUTPUTS = (1, 2)
+_BUFFERED = (io.BufferedWriter, io.BufferedRandom)
 
 
 class _Unfit(Exception):
@@ -76,7 +80,8 @@ def _import(wanted: list[tuple[str, list[str]]]) -> None:
         try:
             __import__(name, {}, {}, members, 0)
         except ModuleNotFoundError as error:
-            # Not installed, or found only beside the script: nothing of it is loaded. The run will tell.
+            # Not installed, or found only beside the script: the run will tell. If "a.b" is missing "a" may be loaded
+            # now, as it is in a run that tries.
             if error.name is None or not f"{name}.".startswith(f"{error.name}."):
                 raise _Unfit(f"importing {name} failed: {error}") from error
         except BaseException as error:
@@ -106,6 +111,16 @@ def _check_fit(control: socket.socket) -> None:
     known = {0, 1, 2, control.fileno()}
     if left := [one for one in map(int, os.listdir("/proc/self/fd")) if one not in known and _is_open(one)]:  # noqa: PTH208
         raise _Unfit(f"importing its modules leaves files open: {os.readlink(f'/proc/self/fd/{left[0]}')}")  # noqa: PTH115
+    if shared := _shared_memory():
+        raise _Unfit(f"importing its modules leaves memory that runs would share: {shared}")
+
+
+def _shared_memory() -> str:
+    """Return what a fork would write to together with its parent and all others, as a semaphore with a name is."""
+    with open("/proc/self/maps") as maps:  # noqa: PTH123
+        # Addresses, rights, offset, device, inode and path.
+        fields = (line.rstrip("\n").split(maxsplit=5) for line in maps)
+        return next((" ".join(found[5:]) for found in fields if found[1].startswith("rw") and found[1][3] == "s"), "")
 
 
 def _is_open(descriptor: int) -> bool:
@@ -141,7 +156,10 @@ def _serve(control: socket.socket) -> "dict[str, Any] | None":
             if shadow := _shadowed(os.path.join(request["folder"], request["argv"][1])):  # noqa: PTH118
                 _tell(control, number=message["run"], cold=f"its file {shadow} has the name of an imported module")
             elif os.fork() == 0:
-                _stand_alone(control, message["run"], descriptors)
+                try:
+                    _stand_alone(control, message["run"], descriptors)
+                except BaseException:  # noqa: BLE001 (whatever it is, back there it would be a second zygote)
+                    os._exit(125)
                 return request
         except OSError as error:
             _tell(control, number=message["run"], cold=str(error))
@@ -178,8 +196,10 @@ def _receive(control: socket.socket) -> "tuple[Any, list[int]]":
 
 
 def _tell(control: socket.socket, **message: object) -> None:
+    # What a module raised may be long.
+    short = {name: said[:_REASON_CHARACTERS] if isinstance(said, str) else said for name, said in message.items()}
     try:
-        control.send(json.dumps(message).encode())
+        control.send(json.dumps(short).encode())
     except (BrokenPipeError, ConnectionResetError):
         # The client has gone; the next message is its end.
         return
@@ -256,11 +276,25 @@ def _spare(loaded: "list[tuple[str, object]]") -> None:
     """Keep the end of a run from taking the zygote's modules apart, which takes longer than many a run.
 
     What the script and its own modules hold is let go as always. ``loaded`` holds itself and is frozen, so nothing ever
-    lets go of what is in it.
+    lets go of what is in it; a file that the run has left there would never be written out.
     """
+    _write_out_files()
     for name, module in loaded:
         if sys.modules.get(name) is module:
             del sys.modules[name]
+
+
+def _write_out_files() -> None:
+    for held in gc.get_objects():
+        try:
+            if (
+                (type(held) in _BUFFERED or (type(held) is io.TextIOWrapper and type(held.buffer) in _BUFFERED))
+                # Who reads a pipe may not do so, and would be waited for.
+                and stat.S_ISREG(os.fstat(held.fileno()).st_mode)
+            ):
+                held.flush()
+        except (OSError, ValueError):
+            continue  # closed, or broken: where files are let go of, nobody is told either
 
 
 def _hide_own_frames(hook: Any) -> Any:
