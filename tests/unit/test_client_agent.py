@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import errno
+import os
 import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -17,6 +20,7 @@ from runnel.client.agent import ClientAgent
 from runnel.client.outbox import Outbox
 from runnel.client.runtimes import Call, Finished, LineSink, PackageFiles, Prepared
 from runnel.common.blobs import digest_file
+from runnel.common.compression import NO_COMPRESSION
 from runnel.common.errors import EntryPointFailed, StorageFull
 from runnel.common.protocol import (
     Assignment,
@@ -45,6 +49,7 @@ pytestmark = pytest.mark.unit
 
 KEY = AssignmentKey(session_id="ses-1", round=1, work=Work.TRAIN)
 OTHER = AssignmentKey(session_id="ses-2", round=1, work=Work.TRAIN)
+COUNT = 300  # so many floats are compressed
 
 
 class Link:
@@ -124,7 +129,7 @@ class SlowRuntime:
         if self.fails:
             self.fails -= 1
             raise EntryPointFailed("It ended with status 3.", exit_status=3, log_tail="oh")
-        write_npz(Path(call.arguments[1]), {"w": np.full(3, float(len(self.began)), np.float32)})
+        write_npz(Path(call.arguments[1]), {"w": np.full(COUNT, float(len(self.began)), np.float32)})
         return Finished(exit_status=0, elapsed_s=0.0, log_tail="")
 
 
@@ -136,7 +141,7 @@ class Site:
         write_package(folder / "package", {"train.py": ADD_ONE, "validate.py": MEASURE})
         archive = pack(folder / "package", folder / "package.tar.gz").path
         model = folder / "model.npz"
-        write_npz(model, {"w": np.zeros(3, np.float32)})
+        write_npz(model, {"w": np.zeros(COUNT, np.float32)})
         self.package, self.model = digest_file(archive), digest_file(model)
         self.link = Link({self.package.sha256: archive, self.model.sha256: model})
         self.runtime = SlowRuntime()
@@ -159,7 +164,13 @@ class Site:
             variables={},
         )
 
-    def order(self, number: int, key: AssignmentKey = KEY, remaining_s: float | None = None) -> Assignment:
+    def order(
+        self,
+        number: int,
+        key: AssignmentKey = KEY,
+        remaining_s: float | None = None,
+        compression: str = NO_COMPRESSION,
+    ) -> Assignment:
         return Assignment(
             order_id=f"ord-{number}",
             key=key,
@@ -167,6 +178,7 @@ class Site:
             package=self.package,
             model=self.model,
             remaining_s=remaining_s,
+            compression=compression,
         )
 
     async def running(self, number: int) -> None:
@@ -315,6 +327,40 @@ async def test_called_off_while_it_keeps_its_report_nothing_stays(site: Site, mo
     await eventually(lambda: not site.agent._clearing, timeout_s=5)
     await site.empty()
     assert site.link.reports == []
+
+
+async def test_called_off_while_it_compresses_what_it_carried_is_for_the_next(site: Site) -> None:
+    first, second, third = (dataclasses.replace(KEY, round=number) for number in (1, 2, 3))
+    site.runtime.may_end.set()
+    site.link.receive(site.order(1, first, compression="top-k:0.1"))
+    await site.reported(1)
+    site.link.receive(settled(first))
+    await site.empty()
+
+    # A report in the outbox that takes a while to read: the compression waits for it in its thread.
+    slow = site.state / "outbox" / "slow" / "report.json"
+    slow.parent.mkdir()
+    os.mkfifo(slow)
+    site.link.receive(site.order(2, second, compression="top-k:0.1"))
+    reading = await eventually(lambda: _opened_if_read(slow), timeout_s=10)
+    assert reading is not None
+    site.link.receive(called_off(second), site.order(3, third, compression="top-k:0.1"))
+    await eventually(lambda: third in site.held, timeout_s=5)
+    os.close(reading)
+
+    assert (await site.reported(2)).key == third
+    held = site.agent._outbox.get(third)
+    assert held is not None
+    assert len(held.carried) == 1
+
+
+def _opened_if_read(fifo: Path) -> int | None:
+    try:
+        return os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        return None
 
 
 async def test_a_full_disk_fails_the_work_and_not_the_client(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

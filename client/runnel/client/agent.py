@@ -19,7 +19,7 @@ from runnel.client.domain.jobs import Abort, Decision, Forget, JobBook, Offer, S
 from runnel.client.execution import Execution, Site
 from runnel.client.log_stream import LogStream
 from runnel.client.model_cache import ModelCache
-from runnel.client.outbox import Outbox, Update
+from runnel.client.outbox import Outbox
 from runnel.client.package_cache import PackageCache
 from runnel.client.runtimes import Runtime
 from runnel.common.blobs import in_thread
@@ -218,15 +218,15 @@ class ClientAgent:
         if clearing is not None:
             await asyncio.wait((clearing,))
         folder = self._work / f"{key.session_id}-{key.round}-{key.work.value}"
-        update: Update | None = None
         try:
             say = functools.partial(self._logs.add, key)
             outcome, update = await self._execution.outcome(assignment, folder, say)
             outcome = await self._delivery.keep(key, outcome, update)
             reach(CrashPoint.UPDATE_KEPT)
         finally:
-            if update is not None and update.carried:
-                await in_thread(self._compressor.kept, key, update)
+            await in_thread(
+                self._compressor.kept, key
+            )  # also where a compression was cancelled, and went on in its thread
             await in_thread(shutil.rmtree, folder, ignore_errors=True)
         del self._running[key]
         self._apply(self._book.finished(key, failed=outcome.failure is not None))

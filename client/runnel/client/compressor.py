@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import shutil
 import threading
-from collections.abc import Iterable
 from pathlib import Path
 
 import structlog
@@ -44,12 +43,14 @@ class Compressor:
     def __init__(self, root: Path, outbox: Outbox) -> None:
         self._root = root
         self._outbox = outbox
-        self._under_way: set[Path] = set()
+        self._under_way: dict[AssignmentKey, list[Path]] = {}  # carried by what is not in the outbox yet
         self._lock = threading.Lock()
         root.mkdir(parents=True, exist_ok=True)
 
     def compress(self, key: AssignmentKey, update: Path, *, how: str, base: Path, workdir: Path) -> Update:
         """Return the update as it is to be pushed: ``update`` itself, or a file in ``workdir`` and what that leaves.
+
+        However this ends, nobody else carries what it carries until :meth:`kept` is called.
 
         Args:
             key: of the work that made it.
@@ -68,12 +69,8 @@ class Compressor:
             return Update(file=update)
         encoded, left = workdir / "update.compressed", workdir / "update.left"
         carried = self._take(key, base, compression)
-        try:
-            with storage_errors(workdir):
-                wrote = encode_update(update, encoded, compression=compression, base=base, carried=carried, left=left)
-        except BaseException:
-            self._free(carried)
-            raise
+        with storage_errors(workdir):
+            wrote = encode_update(update, encoded, compression=compression, base=base, carried=carried, left=left)
         log.info(
             "update compressed",
             key=str(key),
@@ -84,9 +81,10 @@ class Compressor:
         update.unlink()
         return Update(file=encoded, left=left if wrote else None, carried=tuple(path.name for path in carried))
 
-    def kept(self, key: AssignmentKey, update: Update) -> None:
-        """Hear that ``update`` is in the outbox, or came to nothing: the outbox knows now what its reports carry."""
-        self._free(self._folder(key) / name for name in update.carried)
+    def kept(self, key: AssignmentKey) -> None:
+        """Hear that an update is in the outbox, or came to nothing: the outbox knows now what its reports carry."""
+        with self._lock:
+            self._under_way.pop(key, None)
 
     def settled(self, key: AssignmentKey, *, counted: bool) -> None:
         """Drop a report from the outbox; if it was ``counted``, what it left takes the place of what it carried."""
@@ -99,12 +97,14 @@ class Compressor:
         self._outbox.drop(key)
 
     def _advance(self, held: HeldReport) -> None:
-        folder = self._folder(held.key)
+        folder, own = self._folder(held.key), _name(str(held.key))
+        # Work that a reducer restored from a backup asks for again may carry what it left the first time.
+        replaced = set() if held.left is None else {own}
         with self._lock:
             folder.mkdir(exist_ok=True)
             if held.left is not None and held.left.exists():  # if not, this was interrupted after it before
-                held.left.replace(folder / _name(str(held.key)))
-            for name in held.carried:
+                held.left.replace(folder / own)
+            for name in set(held.carried) - replaced:
                 (folder / name).unlink(missing_ok=True)
             self._trim()
 
@@ -118,8 +118,9 @@ class Compressor:
         with self._lock:
             carried = {name for held in self._outbox.reports(key.session_id) for name in held.carried}
             free = [path for path in sorted(folder.glob("*")) if path.name not in carried]
-            free = [path for path in free if path not in self._under_way]
-            self._under_way.update(free)
+            taken = {path for paths in self._under_way.values() for path in paths}
+            free = [path for path in free if path not in taken]
+            self._under_way[key] = free
         usable = []
         for path in free:
             try:
@@ -129,12 +130,7 @@ class Compressor:
             except BadModel as error:  # torn by a loss of power; what is lost with it is less than an update
                 log.warning("what an earlier update left is dropped", key=str(key), error=str(error))
                 path.unlink(missing_ok=True)
-                self._free([path])
         return usable
-
-    def _free(self, paths: Iterable[Path]) -> None:
-        with self._lock:
-            self._under_way.difference_update(paths)
 
     def _folder(self, key: AssignmentKey) -> Path:
         return self._root / _name(key.session_id)
