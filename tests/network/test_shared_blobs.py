@@ -17,6 +17,7 @@ from runnel.common.protocol import BlobRef
 from runnel.reducer.store.blob_place import opened_blobs
 from runnel.reducer.store.blobs import Blobs
 from runnel.reducer.store.object_storage import PART_BYTES
+from runnel.reducer.store.shared_blobs import SharedBlobs
 from tests.bucket_server import CREDENTIALS, KEY, SECRET, BucketServer, running_bucket_server
 
 pytestmark = [pytest.mark.network, pytest.mark.timeout(60)]
@@ -268,6 +269,31 @@ async def test_a_state_whose_blobs_are_in_a_bucket_is_not_run_without_it(server:
     with pytest.raises(BadSettings, match=r"are in s3://bucket-\w+/some/prefix at http.*is not given"):
         async with opened(None, tmp_path):
             pass
+
+
+async def test_a_state_whose_blobs_are_in_a_bucket_is_not_run_with_another(server: BucketServer, tmp_path: Path) -> None:
+    url, other = server.new_bucket(), server.new_bucket()
+    async with opened(url, tmp_path):
+        pass
+    with pytest.raises(BadSettings, match=r"are in s3://.*, and the setting blobs names s3://") as caught:
+        async with opened(other, tmp_path):
+            pass
+    assert f"remove {tmp_path / 'blobs.place'}" in caught.value.hint
+    async with opened(url, tmp_path):
+        pass
+    (tmp_path / "blobs.place").unlink()
+    async with opened(other, tmp_path):
+        pass
+
+
+async def test_what_was_kept_last_is_known_to_last(server: BucketServer, tmp_path: Path) -> None:
+    async with opened(server.new_bucket(), tmp_path) as blobs:
+        assert isinstance(blobs, SharedBlobs)
+        first = await kept(blobs, b"model")
+        blobs._kept |= dict.fromkeys(map(str, range(999)))
+        await blobs.keep(first.sha256)
+        other = await kept(blobs, b"another")
+        assert blobs.lasts(first.sha256, other.sha256)
 
 
 # ---- what is wrong

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,11 +30,13 @@ SESSION = "ses-aaaaaaaaaa"
 
 
 class StubbornStore(BlobStore):
-    """Can't delete while ``stuck``."""
+    """Can't delete while ``stuck``; counts how often it was ``asked``."""
 
     stuck = False
+    asked = 0
 
     def delete(self, sha256: str) -> bool:
+        self.asked += 1
         if self.stuck:
             raise PermissionError("no")
         return super().delete(sha256)
@@ -204,6 +207,38 @@ async def test_a_file_that_can_not_be_removed_is_tried_again(state: State) -> No
     state.blobs.stuck = False
     await Retention(state.journal, FolderBlobs(state.blobs), 0).remove_files()
     assert state.files() == 3
+
+
+async def test_others_can_write_between_some_removals_and_the_next(state: State) -> None:
+    async with state.database.write() as tx:
+        tx.add_all(RemovalRow(digest=state.put(f"old {number}")) for number in range(35))
+    seen: set[int] = set()
+
+    async def write() -> None:
+        while state.files():
+            async with state.database.write():
+                seen.add(state.files())
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(write())
+        await Retention(state.journal, FolderBlobs(state.blobs), 0).remove_files()
+    assert seen & {25, 15, 5}
+
+
+@pytest.mark.parametrize("number", [9, 10, 25])
+async def test_of_files_that_can_not_be_removed_each_is_tried_once_a_time(state: State, number: int) -> None:
+    digests = {state.put(f"old {each}") for each in range(number)}
+    async with state.database.write() as tx:
+        tx.add_all(RemovalRow(digest=digest) for digest in digests)
+    state.blobs.stuck = True
+    retention = Retention(state.journal, FolderBlobs(state.blobs), 0)
+    await retention.remove_files()
+    assert (state.blobs.asked, state.files()) == (number, number)
+    state.blobs.stuck = False
+    await retention.remove_files()
+    async with state.database.read() as tx:
+        assert not list(await tx.scalars(select(RemovalRow)))
+    assert state.files() == 0
 
 
 async def test_who_asks_for_a_removed_file_is_told_what_there_is(state: State) -> None:

@@ -30,6 +30,7 @@ from runnel.reducer.store.tables import ModelRow, RemovalRow, RoundRow, SessionR
 log = structlog.get_logger()
 
 _AT_ONCE = 500  # rows that one transaction touches: where a long trail is cut for the first time
+_FILES_AT_ONCE = 10  # that are removed while nobody else can write: each may take two requests to a bucket
 
 
 def kept_models(config: SessionConfig, default: int) -> int:
@@ -134,19 +135,28 @@ class Retention:
         Raises:
             Unreachable: the database does not answer.
         """
+        last: str | None = ""
+        while last is not None:
+            last = await self._remove_files(last)
+
+    async def _remove_files(self, after: str) -> str | None:
+        """Remove a few files, in the order of their digests; return the last of them, None if there are no more."""
+        some = select(RemovalRow.digest).where(RemovalRow.digest > after).order_by(RemovalRow.digest)
         # Within a write transaction, so that no row comes meanwhile that names one of them.
         async with self._journal.database.write() as tx:
-            for digest in list(await tx.scalars(select(RemovalRow.digest).limit(_AT_ONCE))):
+            digests = list(await tx.scalars(some.limit(_FILES_AT_ONCE)))
+            for digest in digests:
                 if not await registry.is_used(tx, digest):
                     try:
                         await self._blobs.delete(digest)
                     except Unreachable as error:
                         log.warning("files not removed", error=str(error))
-                        return
+                        return None
                     except OSError as error:
                         log.warning("file not removed", sha256=digest, error=str(error))
                         continue
                 await tx.execute(delete(RemovalRow).where(RemovalRow.digest == digest))
+        return digests[-1] if len(digests) == _FILES_AT_ONCE else None
 
 
 async def _needed(tx: AsyncSession, models: set[str]) -> set[str]:

@@ -28,12 +28,11 @@ async def opened_blobs(
 
     Raises:
         BadSettings: the URL makes no sense, the bucket is not there, the credentials are wrong, or the state's blobs
-            are in a bucket and none is given.
+            are in a bucket and none or another one is given.
         Unreachable: the store does not answer.
     """
-    marker = state / PLACE_FILE
+    marker, earlier = state / PLACE_FILE, bucket_of(state)
     if setting is None:
-        earlier = bucket_of(state)
         if earlier is not None:
             raise BadSettings(
                 f"The models of the state {state} are in {earlier}, and the setting blobs is not given.",
@@ -50,8 +49,14 @@ async def opened_blobs(
             hint="Give an endpoint with https, or --allow-plaintext where the network is protected otherwise.",
             key="blobs",
         )
+    if earlier not in {None, str(url)}:
+        raise BadSettings(
+            f"The models of the state {state} are in {earlier}, and the setting blobs names {url}.",
+            hint=f"Copy all objects to there, unless they are there under another name, and then remove {marker}.",
+            key="blobs",
+        )
     first_from = None
-    if bucket_of(state) is None and (state / BLOBS_FOLDER).is_dir():
+    if earlier is None and (state / BLOBS_FOLDER).is_dir():
         first_from = await in_thread(BlobStore, state / BLOBS_FOLDER)
     files = await in_thread(BlobStore, state / CACHE_FOLDER, durable=False)
     async with await in_thread(_shared, url, files, cache_bytes, first_from) as shared:

@@ -92,6 +92,7 @@ class SharedBlobs:
                 async with hold.lock:
                     await self._keep(digest)
                     self._kept[digest] = None
+                    self._kept.move_to_end(digest)
         while len(self._kept) > _REMEMBERED:
             self._kept.popitem(last=False)
         await self._make_room()
