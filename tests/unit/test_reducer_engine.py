@@ -12,11 +12,12 @@ from typing import Any, TypeVar
 import numpy as np
 import pytest
 
-from runnel.common.blobs import BlobStore, digest_file
+from runnel.common.blobs import BlobStore, Spool, digest_file
 from runnel.common.errors import IllegalState, StorageFull
 from runnel.common.protocol import (
     Assignment,
     AssignmentKey,
+    BlobRef,
     Cancel,
     Close,
     Downward,
@@ -39,11 +40,14 @@ from runnel.common.tensors import write_npz
 from runnel.reducer.domain.collection import SlotState
 from runnel.reducer.domain.values import SessionConfig, SessionStatus
 from runnel.reducer.engine.engine import Engine, wait_for
+from runnel.reducer.rpc.gateway import Gateway
 from runnel.reducer.store import access, ledger
-from runnel.reducer.store.blobs import FolderBlobs
 from runnel.reducer.store.database import Database
 from runnel.reducer.store.journal import Journal, Transaction
-from runnel.reducer.store.tables import SessionRow
+from runnel.reducer.store.tables import ModelRow, SessionRow
+from runnel.transport import Child, CredentialIssuer, NodeIdentity
+from runnel.transport.messages import downward_to_wire
+from tests.doubles.faulty_blobs import FaultyBlobs
 from tests.doubles.reducer_state import add_session, database_in, model_row
 from tests.eventually import eventually
 
@@ -85,16 +89,31 @@ class Net:
         self.database = database
         self.journal = FragileJournal(database)
         self.blobs = BlobStore(folder / "blobs")
+        self.lasting = FaultyBlobs(self.blobs)
         self.sent: dict[str, list[Downward]] = {}
         self.engine = self.new_engine()
 
     def new_engine(self) -> Engine:
         return Engine(
             journal=self.journal,
-            blobs=FolderBlobs(self.blobs),
+            blobs=self.lasting,
             partials=self.partials,
             name="top",
             organisation="default",
+        )
+
+    def new_gateway(self) -> Gateway:
+        return Gateway(
+            engine=self.engine,
+            journal=self.journal,
+            blobs=self.lasting,
+            spool=Spool(self.folder / "spool"),
+            partials=self.partials,
+            issuer=CredentialIssuer(bytes(32)),
+            insecure=True,
+            heartbeat_s=1.0,
+            credential_ttl_s=60.0,
+            direct_capacity=9,
         )
 
     # ---- nodes
@@ -325,6 +344,93 @@ async def test_a_bad_update_fails_its_client_and_the_reason_is_kept(net: Net) ->
     assert await net.states() == {"a": "failed", "b": "counted"}
     assert settlements(net, "a") == [(("a",), Settlement.DISCARDED)]
     assert list(net.partials.iterdir()) == []
+
+
+async def test_what_is_pushed_again_does_not_touch_what_is_being_checked_or_counts(net: Net) -> None:
+    await net.attach("a")
+    await net.attach("b")
+    await net.start()
+    order = await net.order("a")
+    gateway, child = net.new_gateway(), child_named("a")
+    file = net.folder / "pushed.npz"
+    write_npz(file, {"w": np.ones(4, np.float32)})
+    ref, data = digest_file(file), file.read_bytes()
+    seen = []
+
+    async def push(_base: BlobRef) -> None:
+        """Push the very same once more, when the check is about to begin, to decode the first in its place."""
+        (counted,) = net.partials.iterdir()
+        counted.write_bytes(data + b"decoded")
+        file.write_bytes(data)
+        await gateway.pushed(child.identity, order.order_id, ref, file)
+        seen.append(counted.read_bytes() == data + b"decoded")
+        counted.write_bytes(data)
+
+    await gateway.pushed(child.identity, order.order_id, ref, file)
+    net.lasting.before_held = push
+    report = Report(key=TRAIN, order_id=order.order_id, outcomes=tuple(ok("a")), payload=ref, weight=1.0)
+    await gateway.received(child, dataclasses.replace(report, payload_kind=PayloadKind.UPDATE))
+    net.lasting.before_held = FaultyBlobs(net.blobs).before_held
+    assert seen == [True]
+    assert await net.states() == {"a": "counted", "b": "open"}
+    await gateway.detached(child, "it leaves")
+    assert [path.read_bytes() for path in net.partials.iterdir()] == [data]
+    await net.report("b", await net.order("b"), *ok("b"))
+    assert (await net.ended()).phase == "finished"
+
+
+def child_named(name: str) -> Child:
+    identity = NodeIdentity(name=name, node_id=f"id-{name}", kind=NodeKind.CLIENT)
+    return Child(
+        identity,
+        credential=None,
+        verify=lambda _: identity,
+        attached_at=0.0,
+        encode=downward_to_wire,
+        mailbox_items=9,
+        mailbox_bytes=1 << 20,
+        silence_s=60.0,
+    )
+
+
+# ---- files that are gone
+
+
+async def test_a_model_whose_equal_is_removed_as_it_is_stored_is_made_again(net: Net) -> None:
+    await net.attach("a")
+    await net.start()
+    net.lasting.vanishing = 1
+    await net.report("a", await net.order("a"), *ok("a"))
+    row = await net.ended()
+    assert (row.phase, row.reason) == ("finished", None)
+    async with net.database.read() as tx:
+        assert net.model((await tx.get_one(ModelRow, row.model_id)).digest) == [1.0] * 4
+
+
+@pytest.mark.parametrize("strategy", ["fedavgm", "fedavg"])
+async def test_without_the_optimizers_state_a_session_does_not_go_on(net: Net, strategy: str) -> None:
+    await net.attach("a")
+    await net.start(rounds=2, strategy=strategy)
+    await net.report("a", await net.order("a"), *ok("a"))
+    second = await net.order("a", 2)
+    position = net.engine._runners[SESSION].position
+    before, state = position.model_id, position.optimizer_state
+    if state is None:
+        state = position.optimizer_state = "0" * 64  # of a session with another strategy, from which this one goes on
+    net.blobs.delete(state)
+    await net.report("a", second, *ok("a"))
+    row = await net.ended()
+    if strategy == "fedavg":
+        assert row.phase == "finished"
+        return
+    assert row.phase == "failed"
+    assert row.model_id == before
+    assert row.reason is not None
+    assert (
+        f"goes on from the model {before}, and the state that fedavgm had there, the file {state}, is gone"
+        in row.reason
+    )
+    assert "Restore the file and resume the session" in row.reason
 
 
 # ---- a full disk

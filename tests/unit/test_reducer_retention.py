@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import select
 
 from runnel.common.blobs import BlobStore
-from runnel.common.errors import Gone
+from runnel.common.errors import Conflict, Gone
+from runnel.common.tensors import write_npz
 from runnel.reducer.domain.values import SessionConfig, SessionStatus, StopRule
 from runnel.reducer.engine.retention import Retention, kept_models, superfluous
 from runnel.reducer.store import registry
@@ -22,6 +24,8 @@ from runnel.reducer.store.blobs import FolderBlobs
 from runnel.reducer.store.database import Database
 from runnel.reducer.store.journal import Journal
 from runnel.reducer.store.tables import ModelRow, RemovalRow, RoundRow, SessionRow
+from runnel.reducer.uploads import Uploads
+from tests.doubles.faulty_blobs import FaultyBlobs
 from tests.doubles.reducer_state import add_session, database_in, model_row
 
 pytestmark = pytest.mark.unit
@@ -239,6 +243,23 @@ async def test_of_files_that_can_not_be_removed_each_is_tried_once_a_time(state:
     async with state.database.read() as tx:
         assert not list(await tx.scalars(select(RemovalRow)))
     assert state.files() == 0
+
+
+async def test_who_pushes_what_is_removed_in_that_moment_is_told_to_push_it_again(state: State) -> None:
+    seed = state.folder / "seed.npz"
+    write_npz(seed, {"w": np.ones(3)})
+
+    async def body() -> AsyncIterator[bytes]:
+        yield seed.read_bytes()
+
+    lasting = FaultyBlobs(state.blobs)
+    uploads = Uploads(journal=state.journal, blobs=lasting, max_package_bytes=1 << 20, max_model_bytes=1 << 20)
+    lasting.vanishing = 1
+    with pytest.raises(Conflict, match="An equal file was removed"):
+        await uploads.add_model("default", body())
+    assert state.files() == 0
+    await uploads.add_model("default", body())
+    assert state.files() == 1
 
 
 async def test_who_asks_for_a_removed_file_is_told_what_there_is(state: State) -> None:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from runnel.common.errors import Conflict
+from runnel.common.errors import Conflict, NotFound
 from runnel.common.ids import new_id
 from runnel.common.protocol import BlobRef
 from runnel.common.tensors import open_npz
@@ -52,7 +52,7 @@ class Uploads:
                 async with self._blobs.held(ref) as file:
                     described = await asyncio.to_thread(describe, file, name=name)
                 manifest = _manifest_json(described)
-            await self._blobs.keep(ref.sha256)
+            await self._keep(ref)
         except BaseException:
             await self._drop_unused(ref)
             raise
@@ -84,7 +84,7 @@ class Uploads:
         try:
             async with self._blobs.held(ref) as file:
                 n_params, tensors = await asyncio.to_thread(_inspect_seed, file)
-            await self._blobs.keep(ref.sha256)
+            await self._keep(ref)
         except BaseException:
             await self._drop_unused(ref)
             raise
@@ -106,14 +106,16 @@ class Uploads:
             await tx.record("model.added", organisation, model=row.id, digest=row.digest)
         return registry.model_view(row)
 
+    async def _keep(self, ref: BlobRef) -> None:
+        try:
+            await self._blobs.keep(ref.sha256)
+        except NotFound as err:
+            raise _removed(ref) from err
+
     async def _require_blob(self, ref: BlobRef) -> None:
         """Refuse what was stored and is gone, within the write transaction that names it: nobody removes it then."""
         if not await asyncio.to_thread(self._blobs.lasts, ref.sha256):
-            raise Conflict(
-                "An equal file was removed in the moment in which this one was stored.",
-                hint="Push it once more.",
-                sha256=ref.sha256,
-            )
+            raise _removed(ref)
 
     async def _drop_unused(self, ref: BlobRef) -> None:
         """Remove a file that was refused, unless it is somebody's under another name."""
@@ -121,6 +123,14 @@ class Uploads:
         async with self._journal.database.write() as tx:
             if not await registry.is_used(tx, ref.sha256):
                 await self._blobs.discard(ref.sha256)
+
+
+def _removed(ref: BlobRef) -> Conflict:
+    return Conflict(
+        "An equal file was removed in the moment in which this one was stored.",
+        hint="Push it once more.",
+        sha256=ref.sha256,
+    )
 
 
 def _manifest_json(described: Description) -> dict[str, Any]:

@@ -31,6 +31,9 @@ class TopK:
     "Sparsified SGD with Memory"; Lin et al. 2018, "Deep Gradient Compression". Over any number of updates that count,
     what arrived plus what is still kept is the sum of all differences.
 
+    Magnitudes are compared as float32. Those of float64 that round to the same are equal to it, so for them the bound
+    holds but for a factor of :math:`1 + 2^{-21}`, and only within the range of normal float32 (1.2e-38 to 3.4e38).
+
     Positions are told as gaps: the first position plus one, then the distance to the next. 8 bytes for each element
     that is kept; memory: those of one tensor.
     """

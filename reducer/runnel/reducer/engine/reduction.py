@@ -14,9 +14,10 @@ from runnel.common.aggregation.float64_file import Float64File
 from runnel.common.aggregation.mean import part_magnitude, require_weight, update_magnitude
 from runnel.common.blobs import BlobStore, require_room
 from runnel.common.compression import NO_COMPRESSION, decode_in_place, parse_compression
-from runnel.common.errors import BadModel, CorruptData, InvalidInput
+from runnel.common.errors import BadModel, CorruptData, InvalidInput, NotFound
 from runnel.common.protocol import BlobRef, Failure, Gather, PayloadKind, Report, Work
 from runnel.common.tensors import ModelSchema, open_npz
+from runnel.reducer.engine.position import Position
 from runnel.reducer.store.blobs import Blobs
 from runnel.reducer.store.tables import PartialRow
 
@@ -39,13 +40,13 @@ class ReducedModel:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reduction:
     """The inputs of a reduce step, all local files: where blobs and payloads lie, the global model that the payloads
-    update, the optimizer's state.
+    update, the state of the optimizer that belongs to it, if it has one.
     """
 
     blobs: BlobStore
     folder: Path
     base: BlobRef
-    optimizer_state: str | None
+    optimizer_state: BlobRef | None
 
     def run(
         self,
@@ -69,9 +70,7 @@ class Reduction:
             for p in partials
         ]
         base = self.blobs.path(self.base)
-        state_in = None
-        if self.optimizer_state is not None and (ref := self.blobs.find(self.optimizer_state)) is not None:
-            state_in = self.blobs.path(ref)
+        state_in = None if self.optimizer_state is None else self.blobs.path(self.optimizer_state)
         model_out, state_out = self.blobs.temporary(), self.blobs.temporary()
         # Not to take the last of the disk, which the database and other sessions need, for half a model.
         require_room(model_out, self.base.size_bytes)
@@ -128,6 +127,27 @@ class Reduction:
                 for place, client in enumerate(clients)
             ]
         return [update for _, _, update in sorted(found, key=lambda each: each[:2])]
+
+
+async def optimizer_state_of(blobs: Blobs, position: Position) -> BlobRef | None:
+    """Return the optimizer's state that belongs to the model that a session goes on from; None: there is none yet.
+
+    Raises:
+        NotFound: it is gone. To begin with a fresh one would be another algorithm.
+    """
+    strategy = make_strategy(position.config.strategy, position.config.strategy_options)
+    if position.optimizer_state is None or not strategy.optimizer.slots:
+        return None
+    found = await blobs.find(position.optimizer_state)
+    if found is None:
+        raise NotFound(
+            f"The session goes on from the model {position.model_id}, and the state that {position.config.strategy} had"
+            f" there, the file {position.optimizer_state}, is gone.",
+            hint="Restore the file and resume the session, or push that model as a seed and start a session from it.",
+            session=position.session_id,
+            sha256=position.optimizer_state,
+        )
+    return found
 
 
 def schema_of(model: Path) -> ModelSchema:
@@ -201,22 +221,21 @@ def _check_update(payload: Path, base: Path, source: str, weight: float, compres
 
 @contextlib.asynccontextmanager
 async def inputs_here(
-    blobs: Blobs, models: Iterable[BlobRef], optimizer_state: str | None, payloads: Iterable[Path]
+    blobs: Blobs, models: Iterable[BlobRef], optimizer_state: BlobRef | None, payloads: Iterable[Path]
 ) -> AsyncIterator[None]:
     """Have all that a reduction reads as local files while the block runs.
 
     Args:
         blobs: where it comes from.
         models: the global model and those that buffered updates were trained from.
-        optimizer_state: SHA-256 of its blob.
+        optimizer_state: its blob.
         payloads: what was pushed for the round.
 
     Raises:
+        NotFound: one of them is gone.
         Unreachable: the store of files does not answer.
     """
-    refs = set(models)
-    if optimizer_state is not None and (found := await blobs.find(optimizer_state)) is not None:
-        refs.add(found)
+    refs = set(models) if optimizer_state is None else {*models, optimizer_state}
     async with contextlib.AsyncExitStack() as held:
         for ref in refs:
             await held.enter_async_context(blobs.held(ref))

@@ -16,7 +16,7 @@ import structlog
 
 from runnel.common.aggregation import weighted_mean_metrics
 from runnel.common.crash_points import CrashPoint, reach
-from runnel.common.errors import NotEnoughClients, RunnelError, StorageFull, Unreachable
+from runnel.common.errors import NotEnoughClients, NotFound, RunnelError, StorageFull, Unreachable
 from runnel.common.protocol import AssignmentKey, BlobRef, Work
 from runnel.reducer.domain.collection import Collection, SlotState
 from runnel.reducer.domain.selection import select_clients, wanted_updates
@@ -24,7 +24,7 @@ from runnel.reducer.domain.values import SessionStatus
 from runnel.reducer.engine.exchange import Exchange, Network
 from runnel.reducer.engine.exchanges import Exchanges
 from runnel.reducer.engine.position import Position
-from runnel.reducer.engine.reduction import Reduction, inputs_here
+from runnel.reducer.engine.reduction import Reduction, inputs_here, optimizer_state_of
 from runnel.reducer.engine.retention import Retention
 from runnel.reducer.engine.transitions import Change, Step, Transitions
 from runnel.reducer.store import ledger
@@ -352,14 +352,15 @@ class SessionRunner:
             counted = await ledger.counted_updates(tx, self.session_id, position.round)
             bases = {n: await ledger.base_of_round(tx, self.session_id, n) for n in {row.round for row in rows}}
         models = {n: BlobRef(sha256=row.digest, size_bytes=row.size_bytes) for n, row in bases.items()}
+        state = await optimizer_state_of(self._blobs, position)
         reduction = Reduction(
             blobs=self._blobs.files,
             folder=self._partials,
             base=position.model,
-            optimizer_state=position.optimizer_state,
+            optimizer_state=state,
         )
         payloads = [self._partials / row.filename for row in rows]
-        async with inputs_here(self._blobs, [position.model, *models.values()], position.optimizer_state, payloads):
+        async with inputs_here(self._blobs, [position.model, *models.values()], state, payloads):
             reduced = await asyncio.to_thread(
                 functools.partial(
                     reduction.run,
@@ -371,7 +372,10 @@ class SessionRunner:
                     bases=models,
                 )
             )
-        await self._blobs.keep(*reduced.digests)
+        try:
+            await self._blobs.keep(*reduced.digests)
+        except NotFound as err:
+            raise _Vanished from err
         reach(CrashPoint.MODEL_STORED)
         validates, asked_for = self._validates(), self._key(Work.TRAIN)
         model_id = self._new_order_id().replace("ord-", "mod-")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
@@ -232,8 +233,9 @@ class Gateway:
         except IllegalState:
             await asyncio.to_thread(file.unlink, missing_ok=True)
             raise
-        # A name for each content: a second payload must not take the place of one that is being checked or counted.
-        place = self._partials / f"{order_id}-{ref.sha256[:32]}.payload"
+        # A name for each push: not even the same payload, pushed again, may take the place of one that is being checked
+        # or counted, for that may be decoded there, and is removed only by whoever has it.
+        place = self._partials / f"{order_id}-{secrets.token_hex(8)}.payload"
         await asyncio.to_thread(file.replace, place)
         await asyncio.to_thread(self._spool.forget, f"{order_id}/{identity.name}")
         self._begun.get(identity.name, set()).discard(order_id)
@@ -242,7 +244,7 @@ class Gateway:
         except IllegalState:
             await asyncio.to_thread(place.unlink, missing_ok=True)
             raise
-        _, earlier = self._pushed.get((order_id, identity.name), (None, place))
+        _, earlier = self._pushed.get((order_id, identity.name), (None, None))
         self._pushed[(order_id, identity.name)] = (ref, place)
-        if earlier != place:
+        if earlier is not None:
             await asyncio.to_thread(earlier.unlink, missing_ok=True)

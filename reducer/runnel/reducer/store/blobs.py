@@ -39,7 +39,11 @@ class Blobs(Protocol):
     ) -> None: ...
 
     async def keep(self, *digests: str) -> None:
-        """Make blobs last that were adopted by ``files``. Doing it again changes nothing."""
+        """Make blobs last that were adopted by ``files``. Doing it again changes nothing.
+
+        Raises:
+            NotFound: one is gone: an equal one, of elsewhere, was deleted meanwhile.
+        """
 
     def lasts(self, *digests: str) -> bool:
         """Tell whether blobs that were just kept have not been deleted since, as another's equal ones."""
@@ -146,7 +150,7 @@ def unlink_all(files: Collection[Path]) -> None:
         try:
             file.unlink(missing_ok=True)
         except OSError as error:
-            log.warning("payload not removed", file=str(file), error=str(error))
+            log.warning("file not removed", file=str(file), error=str(error))
 
 
 def unlink_others(folder: Path, wanted: Collection[str]) -> None:
