@@ -133,7 +133,6 @@ PUBLIC: dict[str, list[str]] = {
         "magnitude",
         "normalise",
         "open_npz",
-        "storage_errors",
         "write_npz",
     ],
     "runnel.compute_package": [

@@ -26,7 +26,6 @@ from runnel.common.tensors import (
     TensorSpec,
     normalise,
     open_npz,
-    storage_errors,
     write_npz,
 )
 from tests.needs import needs
@@ -236,14 +235,6 @@ def test_memory_is_some_blocks(save: Save, tmp_path: Path) -> None:
     finally:
         tracemalloc.stop()
     assert peak < 4_000_000
-
-
-def test_a_full_disk_is_a_typed_error(tmp_path: Path) -> None:
-    with pytest.raises(StorageFull, match="no room") as caught, storage_errors(tmp_path):
-        raise OSError(28, "No space left on device")
-    assert caught.value.fields == {"folder": str(tmp_path)}
-    with pytest.raises(OSError, match="broken"), storage_errors(tmp_path):
-        raise OSError(5, "broken")
 
 
 def test_a_disk_that_is_full_while_sealing(tmp_path: Path) -> None:

@@ -21,10 +21,11 @@ from pathlib import Path
 import structlog
 
 from runnel.client.outbox import HeldReport, Outbox, Update
+from runnel.common.blobs import storage_errors
 from runnel.common.compression import Compression, encode_update, parse_compression, residual_schema
 from runnel.common.errors import BadModel
 from runnel.common.protocol import AssignmentKey
-from runnel.common.tensors import open_npz, storage_errors
+from runnel.common.tensors import open_npz
 
 log = structlog.get_logger()
 

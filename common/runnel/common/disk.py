@@ -12,8 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from runnel.common.blobs.storage import storage_errors
 from runnel.common.errors import BadSettings, CorruptData, NotFound
+from runnel.common.storage import storage_errors
 
 
 def write_bytes(path: Path, data: bytes, *, mode: int = 0o644, durable: bool = True) -> None:

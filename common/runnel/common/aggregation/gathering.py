@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runnel.common.errors import BadModel, EmptyAggregate
-from runnel.common.tensors import ModelSchema, NpzModel, Span, magnitude, storage_errors
+from runnel.common.storage import storage_errors
+from runnel.common.tensors import ModelSchema, NpzModel, Span, magnitude
 from runnel.common.tensors.regular_file import IrregularFile, open_regular
 
 _COPY_BYTES = 1 << 20

@@ -15,6 +15,7 @@ from runnel.common.aggregation.float64_file import Float64File, as_bytes
 from runnel.common.aggregation.mean import sum_magnitude, too_large
 from runnel.common.errors import InvalidInput
 from runnel.common.protocol import PayloadKind
+from runnel.common.storage import storage_errors
 from runnel.common.tensors import (
     BLOCK_PARAMS,
     AtomicFile,
@@ -23,7 +24,6 @@ from runnel.common.tensors import (
     magnitude,
     normalise,
     open_npz,
-    storage_errors,
 )
 
 MAX_OPEN_PARTS = 100

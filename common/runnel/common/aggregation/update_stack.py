@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from runnel.common.aggregation.gathering import GatheredFile, Gathering
 from runnel.common.aggregation.mean import require_weight
 from runnel.common.errors import EmptyAggregate
-from runnel.common.tensors import BLOCK_PARAMS, ModelSchema, NpzModel, Span, magnitude, open_npz, storage_errors
+from runnel.common.storage import storage_errors
+from runnel.common.tensors import BLOCK_PARAMS, ModelSchema, NpzModel, Span, magnitude, open_npz
 
 MAX_OPEN_FILES = 100
 """Files of updates that are read in place; what lies in more is copied into one first."""

@@ -3,9 +3,9 @@
 from runnel.common.blobs.digests import BLOCK_BYTES, EMPTY, digest_file, is_sha256
 from runnel.common.blobs.leftovers import KEPT_HEARTBEATS, Leftovers
 from runnel.common.blobs.spool import Spool, SpoolFile
-from runnel.common.blobs.storage import require_room, storage_errors
 from runnel.common.blobs.store import BlobStore
 from runnel.common.blobs.threads import in_thread, to_its_end
+from runnel.common.storage import require_room, storage_errors
 
 __all__ = [
     "BLOCK_BYTES",

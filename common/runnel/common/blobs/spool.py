@@ -8,9 +8,9 @@ import shutil
 from pathlib import Path
 
 from runnel.common.blobs.digests import update_digest
-from runnel.common.blobs.storage import require_room, storage_errors, sync_file
 from runnel.common.errors import CorruptData, StorageFull
 from runnel.common.protocol import BlobRef
+from runnel.common.storage import require_room, storage_errors, sync_file
 
 _PARTIAL = ".part"
 _WHOLE = ".whole"

@@ -10,10 +10,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from runnel.common.blobs.digests import digest_file, is_sha256
-from runnel.common.blobs.storage import storage_errors, sync_file
 from runnel.common.blobs.threads import in_thread
 from runnel.common.errors import CorruptData, InvalidInput, NotFound, TooLarge
 from runnel.common.protocol import BlobRef
+from runnel.common.storage import storage_errors, sync_file
 
 
 class BlobStore:

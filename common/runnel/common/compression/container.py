@@ -21,13 +21,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runnel.common.blobs.storage import sync_file
 from runnel.common.compression.codec import Blocks, Codec, wide
 from runnel.common.compression.codecs import Compression
 from runnel.common.compression.layout import Layout, largest_file
 from runnel.common.compression.zstd import compress_file, decompress_file
 from runnel.common.disk import sync_folder
 from runnel.common.errors import BadModel
+from runnel.common.storage import sync_file
 from runnel.common.tensors import ModelSchema, NpzModel, NpzWriter, normalise, open_npz
 
 

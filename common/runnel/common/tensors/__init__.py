@@ -4,7 +4,7 @@ Everything here is synchronous and reads or writes files: call it in a thread. N
 documentation says so.
 """
 
-from runnel.common.tensors.atomic_file import AtomicFile, storage_errors
+from runnel.common.tensors.atomic_file import AtomicFile
 from runnel.common.tensors.casting import cast_block
 from runnel.common.tensors.npz import DEFAULT_MAX_BYTES, Block, NpzModel, magnitude, open_npz
 from runnel.common.tensors.npz_writer import NpzWriter, normalise, write_npz
@@ -25,6 +25,5 @@ __all__ = [
     "magnitude",
     "normalise",
     "open_npz",
-    "storage_errors",
     "write_npz",
 ]

@@ -1,32 +1,15 @@
-"""Files that appear whole or not at all, and a full disk as a typed error."""
+"""Files that appear whole or not at all."""
 
 from __future__ import annotations
 
 import errno
 import os
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
-from runnel.common.errors import StorageFull
-
-
-@contextmanager
-def storage_errors(folder: Path) -> Iterator[None]:
-    """Turn "no space left" and "quota exceeded" into :class:`StorageFull` that names ``folder``."""
-    try:
-        yield
-    except OSError as e:
-        if e.errno in {errno.ENOSPC, errno.EDQUOT}:
-            raise StorageFull(
-                f"There is no room left in {folder}.",
-                hint="Free some space there, or choose another state directory.",
-                folder=str(folder),
-            ) from e
-        raise
+from runnel.common.storage import storage_errors
 
 
 class AtomicFile:

@@ -353,12 +353,8 @@ class SessionRunner:
             bases = {n: await ledger.base_of_round(tx, self.session_id, n) for n in {row.round for row in rows}}
         models = {n: BlobRef(sha256=row.digest, size_bytes=row.size_bytes) for n, row in bases.items()}
         state = await optimizer_state_of(self._blobs, position)
-        reduction = Reduction(
-            blobs=self._blobs.files,
-            folder=self._partials,
-            base=position.model,
-            optimizer_state=state,
-        )
+        files, folder = self._blobs.files, self._partials
+        reduction = Reduction(blobs=files, folder=folder, base=position.model, optimizer_state=state)
         payloads = [self._partials / row.filename for row in rows]
         async with inputs_here(self._blobs, [position.model, *models.values()], state, payloads):
             reduced = await asyncio.to_thread(

@@ -1,4 +1,4 @@
-"""What a full disk is called."""
+"""Room on disks: what a full one is called, looking for room before it is taken, and what survives a loss of power."""
 
 from __future__ import annotations
 
