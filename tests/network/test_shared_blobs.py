@@ -271,7 +271,7 @@ async def test_a_state_whose_blobs_are_in_a_bucket_is_not_run_without_it(server:
             pass
 
 
-async def test_a_state_whose_blobs_are_in_a_bucket_is_not_run_with_another(server: BucketServer, tmp_path: Path) -> None:
+async def test_a_state_with_its_blobs_in_a_bucket_is_not_run_with_another(server: BucketServer, tmp_path: Path) -> None:
     url, other = server.new_bucket(), server.new_bucket()
     async with opened(url, tmp_path):
         pass
