@@ -62,7 +62,7 @@ _QUICK = Scale(attached=60, asked=40, rounds=3, processes=2, idle_s=1.0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundTimes:
-    """One round: seconds by part, and processor seconds of the clients."""
+    """One round: seconds by part."""
 
     fan_out: float
     fan_out_order: float

@@ -123,6 +123,8 @@ async def measure(
 ) -> Result:
     """Measure the rows (``rows``: only those of these numbers, from 1)."""
     every = _QUICK if quick else _FULL
+    if missing := [n for n in rows if n > len(every)]:
+        raise ValueError(f"There is no row {missing[0]}; there are {len(every)}{' with --quick' if quick else ''}.")
     table = Table()
     for row in [every[n - 1] for n in rows] or every:
         table.groups.append(row.name)
@@ -159,7 +161,7 @@ def _prepare(row: Row, folder: Path) -> Path:
 
 
 async def _limits(row: Row, seed: Path, table: Table) -> float:
-    """Measure what nobody can beat; return the seconds of grpc.aio."""
+    """Measure what the parts take without a network; return the seconds of grpc.aio, one transfer after another."""
     runs = 5 if row.rounds > 2 else 2
     count = transfers_of_round(row.clients)
     transfers = [count * each for each in await transfer_seconds(row.size_bytes, runs)]

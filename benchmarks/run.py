@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
@@ -20,44 +19,23 @@ from benchmarks import (
     attached,
     compression,
     fedavg_paper,
+    fold_bandwidth,
     growth,
     idle,
     machine,
     memory,
+    robust_memory,
     round_overhead,
     rounds,
     startup,
     warm_runs,
 )
-from benchmarks.figures import Result, figure, quieten, show
+from benchmarks.figures import Result, quieten, show
 from benchmarks.mnist import NoMnist
 from benchmarks.report import Report, write
 from runnel.common.lifetime import report as failed
 
 RESULTS = Path(__file__).parent / "results"
-
-
-async def fold_bandwidth(quick: bool) -> Result:
-    """Run the script of that name in a process of its own, whose memory is nobody else's."""
-    size = ["--megabytes", "1", "--runs", "2"] if quick else []
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "benchmarks.fold_bandwidth", "--json", *size, stdout=asyncio.subprocess.PIPE
-    )
-    said, _ = await process.communicate()
-    if process.returncode:
-        raise RuntimeError(f"fold_bandwidth ended with {process.returncode}")
-    figures = []
-    for row in json.loads(said)["rows"]:
-        name = f"{row['megabytes']} MB: {row['operation']}"
-        figures.append(figure(name, "ms", [1e3 * row["seconds"]]))
-        figures.append(figure(f"{name}, times numpy", "x", [row["times_numpy"]]))
-        if row["peak_rss_models"] is not None:
-            figures.append(figure(f"{name}, peak memory", "models", [row["peak_rss_models"]]))
-    return Result(
-        benchmark="fold_bandwidth",
-        parameters={"seconds": "the best of some runs"},
-        figures=figures,
-    )
 
 
 BENCHMARKS: dict[str, Callable[[bool], Awaitable[Result]]] = {
@@ -67,7 +45,8 @@ BENCHMARKS: dict[str, Callable[[bool], Awaitable[Result]]] = {
     "round_overhead": round_overhead.measure,
     "warm_runs": warm_runs.measure,
     "memory": memory.measure,
-    "fold_bandwidth": fold_bandwidth,
+    "robust_memory": robust_memory.measure,
+    "fold_bandwidth": fold_bandwidth.measure,
     "growth": growth.measure,
     "attached": attached.measure,
     "compression": compression.measure,

@@ -116,7 +116,7 @@ def test_rounds_stand_beside_their_limits(report: Report) -> None:
     assert result.bars[0].values["Runnel"] == [took.median]
 
 
-@pytest.mark.parametrize("name", [name for name in BENCHMARKS if name != "fold_bandwidth"])
+@pytest.mark.parametrize("name", BENCHMARKS)
 def test_each_has_a_command_line(name: str) -> None:
     command = [sys.executable, "-m", f"benchmarks.{name}", "--help"]
     assert "--quick" in subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
