@@ -79,6 +79,7 @@ class HostileNode:
         self._token = token
         self._below = below
         self._call: Any = None
+        self._writing = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -120,7 +121,8 @@ class HostileNode:
             wire = message if isinstance(message, pb.Upward) else upward_to_wire(message)
             # When it is over already, what was heard tells why.
             with suppress(asyncio.InvalidStateError, RunnelError), rpc_errors("above"):
-                await self._call.write(wire)
+                async with self._writing:  # two writes at once end a call
+                    await self._call.write(wire)
 
     async def refusal(self, timeout_s: float = 30.0) -> RunnelError:
         """Return the error with which the stream was ended."""

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import zstandard
+from structlog.testing import capture_logs
 
+from runnel.client import delivery as delivery_module
+from runnel.combiner import combiner as combiner_module
+from runnel.combiner import partials as partials_module
 from tests.doubles.hostile_node import HostileNode
 from tests.eventually import eventually
 from tests.network.local_network import LocalNetwork, network, write_package
+from tests.small_disk import small_disk
 
 pytestmark = [pytest.mark.network, pytest.mark.timeout(120)]
 
@@ -65,6 +71,65 @@ async def trained(net: LocalNetwork, **config: Any) -> Arrays:
     view = await net.until_ended(await start(net, **config))
     assert view["status"] == "finished", view["reason"]
     return await net.model(view["model"])
+
+
+WAIT = """
+import os, time
+while os.path.exists(os.environ["RUNNEL_DATA"] + ".wait"):
+    time.sleep(0.02)
+"""
+LARGE: Arrays = {"w": np.zeros(600_000, np.float32)}
+
+
+@pytest.mark.parametrize("where", ["reducer", "c1"])
+async def test_who_has_no_room_to_decode_an_update_says_so_and_gets_it_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    monkeypatch.setattr(delivery_module, "_PUSH_AGAIN_S", 0.05)
+    monkeypatch.setattr(combiner_module, "_NO_ROOM_PAUSE_S", 0.05)
+    monkeypatch.setattr(partials_module, "_AGAIN_S", 0.05)
+    combiners = 1 if where == "c1" else 0
+    with small_disk(tmp_path / where, 48 << 20) as disk, capture_logs() as logs:
+
+        def said() -> list[str]:
+            return [line["event"] for line in logs]
+
+        async with network(tmp_path, combiners=combiners, clients=2, direct_clients=2) as net:
+            waiting = [tmp_path / f"site-{number}.txt.wait" for number in (1, 2)]
+            for file in waiting:
+                file.touch()
+            package = await net.push_package(write_package(tmp_path / "package", train=WAIT + TRAIN))
+            config = {"rounds": 1, "min_clients": 2, "retries": 0, "validate_every": 0, "compress": "top-k:0.05"}
+            session = await net.start_session(package, await net.push_model(LARGE), **config)
+            waiting[0].unlink()
+            if where == "reducer":
+                await eventually(lambda: counted(net, session, 1), timeout_s=30)
+                with disk.filled(1 << 20):  # for the update as it comes, and not as it is
+                    waiting[1].unlink()
+                    await eventually(lambda: "no room for a payload" in said(), timeout_s=20)
+            else:
+                partials = net.combiners["c1"]._partials
+                fold = await eventually(lambda: next(iter(partials._folds.values()), None), timeout_s=30)
+                assert fold is not None
+                await eventually(lambda: fold.clients == ["site-1"], timeout_s=20)
+                async with fold._turn:
+                    waiting[1].unlink()
+                    await eventually(lambda: net.combiners["c1"]._payloads._whole == {}, timeout_s=20)
+                    await eventually(lambda: fold._turn._waiters, timeout_s=20)
+                    full = contextlib.ExitStack()
+                    full.enter_context(disk.filled(1 << 20))
+                with full:
+                    await eventually(lambda: "no room to fold an update" in said(), timeout_s=20)
+                    await eventually(lambda: "no room for an update" in said(), timeout_s=20)  # it is offered again
+                    await eventually(lambda: "no room for a sum; trying again" in said(), timeout_s=20)
+            view = await net.until_ended(session)
+            assert view["status"] == "finished", view["reason"]
+            assert (view["rounds"][0]["updates"], view["rounds"][0]["failed"]) == (2, 0)
+
+
+async def counted(net: LocalNetwork, session: str, number: int) -> bool:
+    view = await net.session(session, clients=True)
+    return [client["status"] for each in view["rounds"] for client in each["clients"]].count("counted") == number
 
 
 @pytest.mark.parametrize("combiners", [0, 1])

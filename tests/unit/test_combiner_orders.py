@@ -124,6 +124,25 @@ def test_an_update_that_can_not_be_folded_is_its_clients_failure() -> None:
     assert outcome.failure == BAD
 
 
+def test_whose_update_there_was_no_room_for_is_asked_again_and_has_not_failed() -> None:
+    book = Book()
+    book.order("a", "c", "d")
+    report = book.report("a")
+    book.book.reported("a", report)
+    assert book.book.not_folded("ord-1", report) == [released("a")]
+    assert book.states() == {"a": "released", "c": "waiting", "d": "waiting"}
+    own = Failure(code="exit_status", message="3")
+    report = Report(
+        key=TRAIN, order_id="ord-1", outcomes=(Outcome(client="c"), Outcome(client="d", failure=own)), weight=1.0
+    )
+    book.book.reported("m2", report)
+    said, given_up, end = book.book.not_folded("ord-1", report)
+    assert said == SendUp(Progress(key=TRAIN, order_id="ord-1", client="d", stage=Stage.FAILED, detail="exit_status"))
+    assert (given_up, end) == (released("c"), Finish("ord-1"))
+    assert {o.client: o.failure for o in book.book.finished("ord-1")} == {"d": own}
+    assert book.book.not_folded("ord-1", report) == [], "the order is over"
+
+
 def test_a_bad_sum_leaves_the_failures_in_it_as_they_were() -> None:
     book = Book()
     book.order("c", "d")

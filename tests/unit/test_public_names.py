@@ -114,6 +114,7 @@ PUBLIC: dict[str, list[str]] = {
         "decode_in_place",
         "decode_update",
         "decoded_update",
+        "decoding_bytes",
         "encode_update",
         "parse_compression",
         "residual_schema",

@@ -39,6 +39,7 @@ from runnel.common.protocol import (
 from runnel.common.tensors import write_npz
 from runnel.reducer.domain.collection import SlotState
 from runnel.reducer.domain.values import SessionConfig, SessionStatus
+from runnel.reducer.engine import exchange as exchange_module
 from runnel.reducer.engine.engine import Engine, wait_for
 from runnel.reducer.rpc.gateway import Gateway
 from runnel.reducer.store import access, ledger
@@ -446,6 +447,30 @@ async def test_a_report_that_could_not_be_made_durable_does_not_count_and_is_ask
     assert settlements(net, "a") == []
     again = await net.order("a", 2)
     assert again.order_id != first.order_id
+    await net.report("a", again, *ok("a"))
+    assert (await net.ended()).phase == "finished"
+    assert settlements(net, "a") == [(("a",), Settlement.COUNTED)]
+
+
+async def test_a_report_that_there_is_no_room_to_check_is_asked_for_again(
+    net: Net, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exchange_module, "_NO_ROOM_PAUSE_S", 0.01)
+    await net.attach("a")
+    await net.start()
+    first = await net.order("a")
+
+    async def full(_ref: BlobRef) -> None:
+        raise StorageFull("No room in /here: 7 bytes are free.")
+
+    net.lasting.before_held = full
+    await net.report("a", first, *ok("a"))
+    assert list(net.partials.iterdir()) == []
+    collection = net.engine._runners[SESSION].collects(TRAIN)
+    assert collection is not None
+    assert collection.unanswered() == {"a": "The reducer: No room in /here: 7 bytes are free."}
+    net.lasting.before_held = FaultyBlobs(net.blobs).before_held
+    again = await net.order("a", 2)
     await net.report("a", again, *ok("a"))
     assert (await net.ended()).phase == "finished"
     assert settlements(net, "a") == [(("a",), Settlement.COUNTED)]

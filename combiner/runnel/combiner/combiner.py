@@ -21,7 +21,7 @@ from runnel.combiner.payloads import Payloads
 from runnel.combiner.small_blobs import take_small_payload, with_small_model
 from runnel.common.blobs import KEPT_HEARTBEATS, BlobStore, SpoolFile
 from runnel.common.crash_points import CrashPoint, reach
-from runnel.common.errors import CapacityExceeded, RunnelError
+from runnel.common.errors import CapacityExceeded, RunnelError, StorageFull
 from runnel.common.protocol import (
     Assignment,
     BlobRef,
@@ -48,6 +48,7 @@ from runnel.transport import Attached, Child, Detached, NodeIdentity, Received, 
 log = structlog.get_logger()
 
 _FETCH_DEADLINE_S = 3600.0
+_NO_ROOM_PAUSE_S = 5.0
 
 
 class Combiner:
@@ -259,8 +260,22 @@ class Combiner:
             attached.send(message)
 
     async def _fold(self, decision: FoldDecision) -> None:
-        failure = await self._partials.fold(decision)
-        self._apply(self._book.folded(decision.order_id, decision.report, failure))
+        order_id, report = decision.order_id, decision.report
+        try:
+            failure = await self._partials.fold(decision)
+        except StorageFull as err:
+            for outcome in report.outcomes:
+                stage = Stage.PUSHING if outcome.failure is None else Stage.FAILED
+                told = Progress(
+                    key=report.key, order_id=order_id, client=outcome.client, stage=stage, detail=err.message
+                )
+                self._link.send(told)
+            order = self._book.orders.get(order_id)
+            if order is not None and not order.closing:
+                await asyncio.sleep(_NO_ROOM_PAUSE_S)  # or they would be asked again, and push, over and over
+            self._apply(self._book.not_folded(order_id, report))
+        else:
+            self._apply(self._book.folded(order_id, report, failure))
 
     def _drop(self, order_id: str) -> None:
         self._group.create_task(self._partials.drop(order_id), name=f"drop {order_id}")

@@ -11,6 +11,7 @@ from runnel.combiner.domain import OrderBook
 from runnel.combiner.domain.orders import Order, SlotState
 from runnel.combiner.payloads import Payloads
 from runnel.common.blobs import SpoolFile
+from runnel.common.compression import decoding_bytes, parse_compression
 from runnel.common.crash_points import CrashPoint, reach
 from runnel.common.errors import IllegalState, StorageFull
 from runnel.common.payload_limits import require_fitting_payload
@@ -18,6 +19,18 @@ from runnel.common.protocol import BlobRef, NodeKind
 from runnel.transport import NodeIdentity
 
 log = structlog.get_logger()
+
+
+def room_to_decode(order: Order, kind: NodeKind) -> int:
+    """Return how many bytes folding an answer of a node of this kind takes for a while: clients compress, others don't.
+
+    Raises:
+        InvalidInput: there is no such compression.
+    """
+    asked = order.assignment
+    return (
+        decoding_bytes(parse_compression(asked.compression), asked.model.size_bytes) if kind is NodeKind.CLIENT else 0
+    )
 
 
 class Intake:
@@ -42,7 +55,7 @@ class Intake:
         Raises:
             IllegalState: no order waits for it.
             TooLarge, InvalidInput: it can't be what it is said to be.
-            StorageFull: there is no room.
+            StorageFull: there is no room for it, or then to decode it.
         """
         order = self.wanted(identity, order_id)
         require_fitting_payload(
@@ -56,7 +69,7 @@ class Intake:
         )
         file = await self._payloads.open(order_id, identity.name, ref)
         try:
-            await asyncio.to_thread(file.require_room)
+            await asyncio.to_thread(file.require_room, room_to_decode(order, identity.kind))
         except StorageFull as err:
             log.error("no room for an update", client=identity.name, order_id=order_id, error=str(err))
             raise

@@ -21,7 +21,7 @@ from runnel.transport import UplinkLink
 log = structlog.get_logger()
 
 _PUSH_DEADLINE_S = 3600.0
-_PUSH_AGAIN_S = 5.0
+_AGAIN_S = 5.0
 
 
 class Partials:
@@ -55,7 +55,11 @@ class Partials:
             await fold.drop()
 
     async def fold(self, decision: FoldDecision) -> Failure | None:
-        """Fold the payload of a report; return why it was refused, if it was."""
+        """Fold the payload of a report, and remove it; return why it was refused, if it was.
+
+        Raises:
+            StorageFull: there is no room here, which is not its fault.
+        """
         report, order_id = decision.report, decision.order_id
         ref, payload = self._payloads.take(order_id, decision.child)
         try:
@@ -71,6 +75,9 @@ class Partials:
             new = Fold(self._folder / f"{order_id}.sum", asked.gather, asked.compression)
             await self._folds.setdefault(order_id, new).add(report, payload, model, decision.child)
             reach(CrashPoint.UPDATE_FOLDED)
+        except StorageFull as err:
+            log.error("no room to fold an update", client=decision.child, key=str(report.key), error=str(err))
+            raise
         except RunnelError as err:
             log.warning("update refused", client=decision.child, key=str(report.key), code=err.code, error=str(err))
             return Failure(code=err.code, message=str(err))
@@ -93,7 +100,7 @@ class Partials:
         report = Report(key=order.assignment.key, order_id=order_id, outcomes=outcomes)
         try:
             if order.assignment.key.work is Work.TRAIN and order.weight > 0 and fold is not None:
-                path, ref = await fold.finish()
+                path, ref = await self._finish(order_id, fold)
                 await self._push(order_id, path, ref)
                 reach(CrashPoint.SUM_PUSHED)
                 report = Report(
@@ -119,18 +126,29 @@ class Partials:
         if (fold := self._folds.pop(order_id, None)) is not None:
             await fold.drop()
 
+    async def _finish(self, order_id: str, fold: Fold) -> tuple[Path, BlobRef]:
+        while True:
+            try:
+                return await fold.finish()
+            except StorageFull as err:
+                log.error("no room for a sum; trying again", order_id=order_id, error=str(err), again_in_s=_AGAIN_S)
+                await self._wait_for_room(order_id, err)
+
     async def _push(self, order_id: str, path: Path, ref: BlobRef) -> None:
         while True:
             try:
                 await self._link.push(order_id, path, ref, deadline_s=_PUSH_DEADLINE_S)
             except StorageFull as err:
-                log.error("no room above; trying again", order_id=order_id, error=str(err), again_in_s=_PUSH_AGAIN_S)
-                self._tell_no_room(order_id, err)
-                await asyncio.sleep(_PUSH_AGAIN_S)
-                if order_id not in self._book.orders:
-                    raise Unreachable("The order is no longer wanted.") from err
+                log.error("no room above; trying again", order_id=order_id, error=str(err), again_in_s=_AGAIN_S)
+                await self._wait_for_room(order_id, err)
             else:
                 return
+
+    async def _wait_for_room(self, order_id: str, error: StorageFull) -> None:
+        self._tell_no_room(order_id, error)
+        await asyncio.sleep(_AGAIN_S)
+        if order_id not in self._book.orders:
+            raise Unreachable("The order is no longer wanted.") from error
 
     def _tell_no_room(self, order_id: str, error: StorageFull) -> None:
         """Let those who wait for the report know why it does not come."""

@@ -7,7 +7,7 @@ import hashlib
 import itertools
 from pathlib import Path
 
-from runnel.common.blobs import Leftovers, Spool, SpoolFile, storage_errors
+from runnel.common.blobs import Leftovers, Spool, SpoolFile, require_room, storage_errors
 from runnel.common.errors import CorruptData
 from runnel.common.protocol import BlobRef
 
@@ -45,8 +45,15 @@ class Payloads:
         if earlier != file:
             await asyncio.to_thread(earlier.unlink, missing_ok=True)
 
-    def keep_data(self, order_id: str, name: str, ref: BlobRef, data: bytes) -> None:
+    def keep_data(self, order_id: str, name: str, ref: BlobRef, data: bytes, *, besides_bytes: int = 0) -> None:
         """Keep a small payload that came within its report; quick enough for the event loop.
+
+        Args:
+            order_id: under which it is reported.
+            name: of the node.
+            ref: what it is to be.
+            data: the payload.
+            besides_bytes: what is to fit on the disk besides.
 
         Raises:
             CorruptData: it is not what it is announced as.
@@ -55,6 +62,8 @@ class Payloads:
         if hashlib.sha256(data).hexdigest() != ref.sha256:
             raise CorruptData(f"The payload of {name} for {order_id} is not what its report says.", node=name)
         file = self._folder / f"within-{next(self._numbers)}.payload"
+        if besides_bytes:
+            require_room(file, len(data) + besides_bytes)
         with storage_errors(file, need_bytes=len(data)):
             try:
                 file.write_bytes(data)

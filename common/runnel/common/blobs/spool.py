@@ -56,14 +56,17 @@ class SpoolFile:
         """Whether all is here and was found right."""
         return self._verified
 
-    def require_room(self) -> None:
+    def require_room(self, besides_bytes: int = 0) -> None:
         """Look whether the rest fits on the disk; it blocks no longer than a directory entry.
+
+        Args:
+            besides_bytes: what is to fit besides, once the rest is here.
 
         Raises:
             StorageFull: it does not. What is here of it is dropped, for others may need the room.
         """
         try:
-            require_room(self.partial, self.ref.size_bytes - self._held)
+            require_room(self.partial, self.ref.size_bytes - self._held + besides_bytes)
         except StorageFull:
             self.drop()
             raise

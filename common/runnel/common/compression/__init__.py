@@ -28,6 +28,7 @@ from runnel.common.compression.container import (
     decode_in_place,
     decode_update,
     decoded_update,
+    decoding_bytes,
     encode_update,
     residual_schema,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "decode_in_place",
     "decode_update",
     "decoded_update",
+    "decoding_bytes",
     "encode_update",
     "parse_compression",
     "residual_schema",

@@ -110,6 +110,18 @@ def decode_update(encoded: Path, target: Path, *, compression: Compression, base
             raise BadModel(f"The update of {source}: {error.message}", hint=error.hint, **told) from error
 
 
+def decoding_bytes(compression: Compression, model_bytes: int) -> int:
+    """Return how much room decoding an update takes at most, besides that of the update as it was pushed.
+
+    Args:
+        compression: of the update.
+        model_bytes: of the global model.
+    """
+    if compression.is_none:
+        return 0
+    return 2 * model_bytes if compression.zstd else model_bytes  # the unpacked file lies beside what is made of it
+
+
 def decode_in_place(encoded: Path, *, compression: Compression, base: Path, source: str) -> None:
     """Replace ``encoded`` by the plain model that it stands for, on the disk before this returns.
 

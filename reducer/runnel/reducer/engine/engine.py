@@ -11,7 +11,7 @@ from types import TracebackType
 
 import structlog
 
-from runnel.common.errors import IllegalState, RunnelError, Unauthenticated, Unreachable
+from runnel.common.errors import IllegalState, RunnelError, StorageFull, Unauthenticated, Unreachable
 from runnel.common.ids import new_id
 from runnel.common.protocol import (
     AssignmentKey,
@@ -284,6 +284,12 @@ class Engine:
             # The durable state may have the report, and then its payload: the next start looks which are wanted. The
             # node is let go, and offers again what was not settled.
             raise
+        except StorageFull as err:
+            if payload is not None:
+                await self._blobs.drop_payloads(payload)
+            if exchange is not None:
+                exchange.no_room(report.order_id, f"The reducer: {err.message}")
+            log.error("no room for a report", child=child, key=str(report.key), error=str(err))
         except RunnelError as err:
             if payload is not None:
                 await self._blobs.drop_payloads(payload)

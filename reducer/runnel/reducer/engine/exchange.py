@@ -11,6 +11,7 @@ from typing import Protocol
 
 import structlog
 
+from runnel.common.compression import decoding_bytes, parse_compression
 from runnel.common.crash_points import CrashPoint, reach
 from runnel.common.errors import IllegalState, Unreachable
 from runnel.common.payload_limits import require_fitting_payload
@@ -39,6 +40,8 @@ from runnel.reducer.store.blobs import Blobs
 from runnel.reducer.store.journal import Journal
 
 log = structlog.get_logger()
+
+_NO_ROOM_PAUSE_S = 5.0
 
 
 class Network(Protocol):
@@ -147,6 +150,25 @@ class Exchange:
             self.collection.refused(order)
             self._network.unregister([order_id])
             self._wake()
+
+    def no_room(self, order_id: str, why: str) -> None:
+        """There was no room here for the report of an order: ask its clients again in a while, who keep it."""
+        if (order := self.collection.orders.get(order_id)) is not None:
+            for client in order.clients:
+                self.collection.heard(client, why)
+            asyncio.get_running_loop().call_later(_NO_ROOM_PAUSE_S, self._ask_again, order_id)
+
+    def _ask_again(self, order_id: str) -> None:
+        if order_id in self.collection.orders:
+            self.collection.unreported(order_id)
+            self._network.unregister([order_id])
+            self._wake()
+
+    def decoding_bytes(self, kind: NodeKind) -> int:
+        """Return how much room is taken by decoding what a node of this kind pushes."""
+        if kind is not NodeKind.CLIENT:
+            return 0
+        return decoding_bytes(parse_compression(self.position.config.compress), self.position.model.size_bytes)
 
     def require_fitting(self, payload: BlobRef, order_id: str, kind: NodeKind, overhead_bytes: int) -> None:
         """Require that a payload for a living order is not larger than it could be; raises :class:`TooLarge`."""

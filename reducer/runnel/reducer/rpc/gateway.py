@@ -220,7 +220,7 @@ class Gateway:
         self._left.take_up(f"{order_id}/{identity.name}", identity.name, ref.sha256)
         file = await asyncio.to_thread(self._spool.open, f"{order_id}/{identity.name}", ref)
         try:
-            await asyncio.to_thread(file.require_room)
+            await asyncio.to_thread(file.require_room, exchange.decoding_bytes(identity.kind))
         except StorageFull as err:
             log.error("no room for a payload", child=identity.name, order_id=order_id, error=str(err))
             raise
