@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ async def test_updates_stand_in_the_order_of_their_clients(tmp_path: Path) -> No
     fold = below.fold()
     three = [Outcome(client="x"), Outcome(client="bad", failure=FAILED), Outcome(client="y"), Outcome(client="z")]
     for report, path in (below.update("b", 1), below.updates(three, [7, 8, 9]), below.update("a", 2)):
-        await fold.add(report, path, below.model, "somebody")
+        await fold.add(report, path, "somebody", model=below.model)
     path, ref = await fold.finish()
     assert fold.clients == ["b", "x", "y", "z", "a"]
     assert values_of(path) == [1, 7, 8, 9, 2]
@@ -93,6 +94,37 @@ async def test_updates_stand_in_the_order_of_their_clients(tmp_path: Path) -> No
     assert path.stat().st_size == 5 * 16
     await fold.drop()
     assert not path.exists()
+
+
+@pytest.mark.parametrize("gather", list(Gather))
+async def test_what_came_within_reports_is_folded_like_files_and_together(tmp_path: Path, gather: Gather) -> None:
+    below = Below(tmp_path)
+    alike = {}
+    for within in (False, True):
+        fold = Fold(below.file(), gather)
+        report, bad = below.update("bad", float("nan"))
+        answers = [below.update("b", 1), (report, bad), below.update("a", 2)]
+        async with asyncio.TaskGroup() as group:
+            folds = [
+                group.create_task(
+                    _error_of(fold.add(each, path.read_bytes() if within else path, "somebody", model=below.model))
+                )
+                for each, path in answers
+            ]
+        assert [type(task.result()) for task in folds] == [type(None), BadModel, type(None)]
+        assert fold.clients == ["b", "a"]
+        path, _ = await fold.finish()
+        alike[within] = path.read_bytes()
+        await fold.drop()
+    assert alike[True] == alike[False]
+
+
+async def _error_of(work: Coroutine[Any, Any, None]) -> Exception | None:
+    try:
+        await work
+    except BadModel as error:
+        return error
+    return None
 
 
 def test_outcomes_are_told_in_the_order_of_the_updates() -> None:
@@ -107,7 +139,7 @@ def test_outcomes_are_told_in_the_order_of_the_updates() -> None:
 async def test_what_is_bad_leaves_nothing_behind(tmp_path: Path, what: str) -> None:
     below = Below(tmp_path)
     fold = below.fold()
-    await fold.add(*below.update("a", 1), below.model, "a")
+    await fold.add(*below.update("a", 1), "a", model=below.model)
     two = [Outcome(client="x"), Outcome(client="y")]
     report, path = below.updates(two, [2, np.inf if what == "not finite" else 3])
     match what:
@@ -126,10 +158,10 @@ async def test_what_is_bad_leaves_nothing_behind(tmp_path: Path, what: str) -> N
             write_npz(path, {"w": np.zeros((2, 2), np.float32)})
             report = below.report(PayloadKind.UPDATE, path, two[:1])
     with pytest.raises(RunnelError) as caught:
-        await fold.add(report, path, below.model, "mallory")
+        await fold.add(report, path, "mallory", model=below.model)
     assert isinstance(caught.value, BadModel | InvalidInput)
     assert fold.clients == ["a"]
-    await fold.add(*below.update("b", 4), below.model, "b")
+    await fold.add(*below.update("b", 4), "b", model=below.model)
     assert values_of((await fold.finish())[0]) == [1, 4]
     await fold.drop()
 
@@ -139,7 +171,7 @@ async def test_an_order_for_a_sum_takes_no_updates_of_a_combiner(tmp_path: Path)
     fold = Fold(below.file(), Gather.SUM)
     report, path = below.updates([Outcome(client="x")], [1])
     with pytest.raises(BadModel, match="expected was weighted_sum"):
-        await fold.add(report, path, below.model, "c1")
+        await fold.add(report, path, "c1", model=below.model)
 
 
 # ---- the reducer

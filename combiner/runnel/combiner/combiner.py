@@ -17,7 +17,7 @@ from runnel.combiner.domain import Decision, Finish, Membership, OrderBook, Send
 from runnel.combiner.domain import Fold as FoldDecision
 from runnel.combiner.intake import Intake
 from runnel.combiner.partials import Partials
-from runnel.combiner.payloads import Payloads
+from runnel.combiner.payloads import Payloads, remove
 from runnel.combiner.small_blobs import take_small_payload, with_small_model
 from runnel.common.blobs import KEPT_HEARTBEATS, BlobStore, SpoolFile
 from runnel.common.crash_points import CrashPoint, reach
@@ -329,7 +329,7 @@ class Combiner:
                 self._pass_on(name, message)
             case Report():
                 if message.payload_data:
-                    await take_small_payload(self._payloads, child.identity, message, self._intake.wanted)
+                    take_small_payload(self._payloads, child.identity, message, self._intake.wanted)
                 self._reported(name, dataclasses.replace(message, payload_data=b""))
             case Released():
                 self._apply(self._book.released(name, message))
@@ -357,8 +357,7 @@ class Combiner:
         self._apply(decisions)
         if not any(isinstance(decision, FoldDecision) for decision in decisions):
             _, payload = self._payloads.take(report.order_id, child)
-            if payload is not None:
-                payload.unlink(missing_ok=True)
+            remove(payload or b"")
 
     @contextlib.asynccontextmanager
     async def blob_file(self, ref: BlobRef, identity: NodeIdentity) -> AsyncIterator[Path]:

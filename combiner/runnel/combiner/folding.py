@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+from runnel.combiner.payloads import Payload
 from runnel.common.aggregation import Gathering, WeightedSum
 from runnel.common.aggregation.mean import require_weight
-from runnel.common.blobs import digest_file, storage_errors
+from runnel.common.blobs import digest_file, in_thread, storage_errors
 from runnel.common.compression import NO_COMPRESSION, decoded_update, parse_compression
 from runnel.common.errors import BadModel
 from runnel.common.protocol import BlobRef, Gather, PayloadKind, Report
 from runnel.common.tensors import ModelSchema, NpzModel, open_npz
+
+
+@dataclass(slots=True, kw_only=True)
+class _Waiting:
+    """An answer that is to be folded, and what was wrong with it."""
+
+    report: Report
+    payload: Payload
+    source: str
+    model: Path | None
+    error: Exception | None = None
 
 
 class Fold:
@@ -43,9 +55,15 @@ class Fold:
         self._held: WeightedSum | Gathering | None = None
         self._schema: ModelSchema | None = None
         self._turn = asyncio.Lock()
+        self._waiting: list[_Waiting] = []
 
-    async def add(self, report: Report, payload: Path, model: Path, source: str) -> None:
-        """Fold the payload of a report; ``model`` is the global model that it must look like.
+    @property
+    def begun(self) -> bool:
+        """Whether the global model is known, so that :meth:`add` needs it no more."""
+        return self._schema is not None
+
+    async def add(self, report: Report, payload: Payload, source: str, *, model: Path | None) -> None:
+        """Fold the payload of a report; ``model`` is the global model that it must look like, until it is known.
 
         Raises:
             RunnelError: the payload is bad, or there is no room; what was folded before is as it was.
@@ -62,14 +80,36 @@ class Fold:
             raise BadModel(f"{source} reported one update for {report.key}, and {len(counted)} clients.")
         if report.payload_kind is PayloadKind.WEIGHTED_SUM and abs(report.weight - weight) > 1e-9 * max(weight, 1.0):
             raise BadModel(f"{source} reported a sum of weight {report.weight:g}, and clients of {weight:g} together.")
+        mine = _Waiting(report=report, payload=payload, source=source, model=model)
+        self._waiting.append(mine)
         async with self._turn:
-            await asyncio.to_thread(functools.partial(self._add, report, payload, model, source))
-            self.clients += [outcome.client for outcome in counted]
+            # Whoever comes first folds for all that wait: for a small update the way to a thread is the larger part.
+            if batch := self._waiting:
+                self._waiting = []
+                await in_thread(self._add_all, batch)
+        if mine.error is not None:
+            raise mine.error
 
-    def _add(self, report: Report, payload: Path, model: Path, source: str) -> None:
+    def _add_all(self, batch: Sequence[_Waiting]) -> None:
+        for each in batch:
+            try:
+                self._begin(each.model)
+                self._add(each.report, each.payload, each.source)
+            except Exception as error:  # noqa: BLE001 - told to the one whose update it is
+                each.error = error
+            else:
+                self.clients += [outcome.client for outcome in each.report.outcomes if outcome.failure is None]
+
+    def _begin(self, model: Path | None) -> None:
         if self._schema is None:
+            assert model is not None
+            if not self._compression.is_none:
+                self._own(model)
             with open_npz(model, source="the global model") as opened:
                 self._schema = opened.schema
+
+    def _add(self, report: Report, payload: Payload, source: str) -> None:
+        assert self._schema is not None
         counted = [o for o in report.outcomes if o.failure is None]
         if self.payload_kind is PayloadKind.UPDATES:
             held = self._held = self._held or Gathering(self._path, self._schema)
@@ -77,37 +117,55 @@ class Fold:
             for outcome in counted:
                 require_weight(outcome.weight, source=outcome.client)
             if report.payload_kind is PayloadKind.UPDATES:
-                held.merge(payload, len(counted), source=source)
+                with self._file(payload) as file:
+                    held.merge(file, len(counted), source=source)
             else:
-                with self._update(payload, model, source) as update:
+                with self._update(payload, source) as update:
                     held.add(update)
             return
         total = self._held = self._held or WeightedSum.create(self._path, self._schema)
         assert isinstance(total, WeightedSum)
         if report.payload_kind is PayloadKind.WEIGHTED_SUM:
-            total.merge(payload, report.weight, source=source)
+            with self._file(payload) as file:
+                total.merge(file, report.weight, source=source)
         else:
-            with self._update(payload, model, source) as update:
+            with self._update(payload, source) as update:
                 total.add(update, counted[0].weight)
 
     @contextmanager
-    def _update(self, payload: Path, model: Path, source: str) -> Iterator[NpzModel]:
-        base = model if self._compression.is_none else self._own(model)
+    def _update(self, payload: Payload, source: str) -> Iterator[NpzModel]:
+        if self._compression.is_none:
+            with open_npz(payload, source=source, expect=self._schema) as update:
+                yield update
+            return
         with (
-            decoded_update(payload, compression=self._compression, base=base, source=source) as plain,
+            self._file(payload) as file,
+            decoded_update(file, compression=self._compression, base=self._base, source=source) as plain,
             open_npz(plain, source=source, expect=self._schema) as update,
         ):
             yield update
 
-    def _own(self, model: Path) -> Path:
-        """Return the global model under a name of this order's own: the cache may drop it while updates still come."""
+    @contextmanager
+    def _file(self, payload: Payload) -> Iterator[Path]:
+        if isinstance(payload, Path):
+            yield payload
+            return
+        file = self._path.with_suffix(".payload")
+        try:
+            with storage_errors(file, need_bytes=len(payload)):
+                file.write_bytes(payload)
+            yield file
+        finally:
+            file.unlink(missing_ok=True)
+
+    def _own(self, model: Path) -> None:
+        """Give the global model a name of this order's own: the cache may drop it while updates still come."""
         if not self._base.exists():
             try:
                 self._base.hardlink_to(model)
             except OSError:  # a filesystem without links
                 with storage_errors(self._base):
                     shutil.copyfile(model, self._base)
-        return self._base
 
     async def finish(self) -> tuple[Path, BlobRef]:
         """Return the file of the sum or of the updates, and its name."""

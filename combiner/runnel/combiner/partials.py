@@ -12,10 +12,10 @@ from runnel.combiner.domain import Fold as FoldDecision
 from runnel.combiner.domain import OrderBook
 from runnel.combiner.domain.outcomes import fitting, in_order
 from runnel.combiner.folding import Fold
-from runnel.combiner.payloads import Payloads
+from runnel.combiner.payloads import Payloads, remove
 from runnel.common.crash_points import CrashPoint, reach
 from runnel.common.errors import BadModel, RunnelError, StorageFull, Unreachable
-from runnel.common.protocol import MOST_WITHIN_BYTES, BlobRef, Failure, PayloadKind, Progress, Report, Stage, Work
+from runnel.common.protocol import BlobRef, Failure, PayloadKind, Progress, Report, Stage, Work
 from runnel.transport import UplinkLink
 
 log = structlog.get_logger()
@@ -68,12 +68,12 @@ class Partials:
             order = self._book.orders.get(order_id)
             if order is None:
                 return None
-            model = await self._cache.path(order.assignment.model)
+            asked, fold = order.assignment, self._folds.get(order_id)
+            model = await self._cache.path(asked.model) if fold is None or not fold.begun else None
             if order_id not in self._book.orders:
                 return None  # fenced meanwhile
-            asked = order.assignment
-            new = Fold(self._folder / f"{order_id}.sum", asked.gather, asked.compression)
-            await self._folds.setdefault(order_id, new).add(report, payload, model, decision.child)
+            fold = fold or Fold(self._folder / f"{order_id}.sum", asked.gather, asked.compression)
+            await self._folds.setdefault(order_id, fold).add(report, payload, decision.child, model=model)
             reach(CrashPoint.UPDATE_FOLDED)
         except StorageFull as err:
             log.error("no room to fold an update", client=decision.child, key=str(report.key), error=str(err))
@@ -82,10 +82,8 @@ class Partials:
             log.warning("update refused", client=decision.child, key=str(report.key), code=err.code, error=str(err))
             return Failure(code=err.code, message=str(err))
         finally:
-            if payload is not None and ref is not None and ref.size_bytes <= MOST_WITHIN_BYTES:
-                payload.unlink(missing_ok=True)  # quicker than the way to a thread and back
-            elif payload is not None:
-                await asyncio.to_thread(payload.unlink, missing_ok=True)
+            if isinstance(payload, Path):
+                await asyncio.to_thread(remove, payload)
             if order_id not in self._book.orders:
                 await self.drop(order_id)
         return None

@@ -13,18 +13,15 @@ from collections.abc import Callable
 import structlog
 
 from runnel.combiner.blob_cache import BlobCache
-from runnel.combiner.domain.orders import Order
-from runnel.combiner.intake import room_to_decode
 from runnel.combiner.payloads import Payloads
 from runnel.common.crash_points import CrashPoint, reach
-from runnel.common.errors import CorruptData, IllegalState, InvalidInput, RunnelError, StorageFull
+from runnel.common.errors import CorruptData, IllegalState, RunnelError
 from runnel.common.protocol import MOST_WITHIN_BYTES, Assignment, Report
 from runnel.transport import NodeIdentity
 
 log = structlog.get_logger()
 
 _MODEL_S = 5.0
-_AGAIN_S = 5.0
 
 
 async def with_small_model(order: Assignment, cache: BlobCache) -> Assignment:
@@ -43,8 +40,8 @@ async def with_small_model(order: Assignment, cache: BlobCache) -> Assignment:
     return dataclasses.replace(order, model_data=data, payload_within=MOST_WITHIN_BYTES)
 
 
-async def take_small_payload(
-    payloads: Payloads, identity: NodeIdentity, report: Report, wanted: Callable[[NodeIdentity, str], Order]
+def take_small_payload(
+    payloads: Payloads, identity: NodeIdentity, report: Report, require_wanted: Callable[[NodeIdentity, str], object]
 ) -> None:
     """Keep a payload that came within its report like one that was pushed before, unless it is not wanted.
 
@@ -52,19 +49,15 @@ async def take_small_payload(
         payloads: where to.
         identity: whose it is.
         report: with the payload.
-        wanted: returns the order; raises ``IllegalState`` if no payload of this node is waited for under it.
+        require_wanted: raises ``IllegalState`` if no payload of this node is waited for under the order.
     """
     name, order_id, ref = identity.name, report.order_id, report.payload
-    while ref is not None:
-        try:
-            besides = room_to_decode(wanted(identity, order_id), identity.kind)
-            payloads.keep_data(order_id, name, ref, report.payload_data, besides_bytes=besides)
-            reach(CrashPoint.UPDATE_RECEIVED)
-        except StorageFull as err:
-            # The client has said all that it had to say, and waits.
-            log.error("no room for an update", client=name, order_id=order_id, error=str(err))
-            await asyncio.sleep(_AGAIN_S)
-            continue
-        except (IllegalState, CorruptData, InvalidInput) as err:
-            log.info("payload not taken", client=name, order_id=order_id, error=str(err))
+    if ref is None:
         return
+    try:
+        require_wanted(identity, order_id)
+        payloads.keep_data(order_id, name, ref, report.payload_data)
+    except (IllegalState, CorruptData) as err:
+        log.info("payload not taken", client=name, order_id=order_id, error=str(err))
+    else:
+        reach(CrashPoint.UPDATE_RECEIVED)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from runnel.common.errors import BadModel
 from runnel.common.tensors.member_bytes import DeflatedBytes, MemberBytes, StoredBytes
 from runnel.common.tensors.npy_header import PREFIX_BYTES, HeaderFault, NpyHeader, header_nbytes, parse_header
-from runnel.common.tensors.regular_file import IrregularFile, open_regular
+from runnel.common.tensors.regular_file import IrregularFile, open_bytes, open_regular
 from runnel.common.tensors.schema import BLOCK_PARAMS, ModelSchema, TensorSpec
 from runnel.common.tensors.zip_directory import Member, read_members, refusal
 
@@ -46,9 +46,8 @@ class NpzModel:
     """
 
     def __init__(
-        self, file: BinaryIO, path: Path, source: str, members: tuple[Member, ...], headers: tuple[NpyHeader, ...]
+        self, file: BinaryIO, source: str, members: tuple[Member, ...], headers: tuple[NpyHeader, ...]
     ) -> None:
-        self.path = path
         self.source = source
         self.schema = ModelSchema(
             tensors=tuple(
@@ -209,12 +208,12 @@ class NpzModel:
 
 
 def open_npz(
-    path: Path, *, source: str, expect: ModelSchema | None = None, max_bytes: int = DEFAULT_MAX_BYTES
+    path: Path | bytes, *, source: str, expect: ModelSchema | None = None, max_bytes: int = DEFAULT_MAX_BYTES
 ) -> NpzModel:
     """Open a model file and check everything that can be known without reading its elements.
 
     Args:
-        path: an ``.npz`` as numpy writes it, stored or deflated.
+        path: an ``.npz`` as numpy writes it, stored or deflated; or the bytes of a small one.
         source: whose file it is, for messages: ``"client hospital-a"``.
         expect: if given, names, shapes, dtypes and order must be these.
         max_bytes: limit of the size of all members, unpacked.
@@ -226,13 +225,13 @@ def open_npz(
         OSError: the file is not there or not readable.
     """
     try:
-        file = open_regular(path)
+        file = open_bytes(path) if isinstance(path, bytes) else open_regular(path)
     except IrregularFile as e:
         raise refusal(source, "it is not a regular file") from e
     try:
         members = read_members(file, source=source, max_bytes=max_bytes)
         headers = tuple(_read_header(file.fileno(), member, source) for member in members)
-        model = NpzModel(file, path, source, members, headers)
+        model = NpzModel(file, source, members, headers)
         if expect is not None:
             expect.require_same(model.schema, source=source)
     except BaseException:

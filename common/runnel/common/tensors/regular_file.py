@@ -5,12 +5,25 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import tempfile
 from pathlib import Path
 from typing import BinaryIO
 
 
 class IrregularFile(ValueError):
     """There is a folder, pipe, socket or device where a file should be."""
+
+
+def open_bytes(data: bytes) -> BinaryIO:
+    """Return ``data`` as an open file that has no name: in memory, where the system has such files."""
+    file: BinaryIO
+    if hasattr(os, "memfd_create"):
+        file = os.fdopen(os.memfd_create("model", os.MFD_CLOEXEC), "w+b")
+    else:
+        file = tempfile.TemporaryFile()  # noqa: SIM115 (the caller closes it)
+    file.write(data)
+    file.seek(0)
+    return file
 
 
 def open_regular(path: Path) -> BinaryIO:
