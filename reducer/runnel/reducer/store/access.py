@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import delete, select
+from sqlalchemy import bindparam, delete, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from runnel.common.errors import Conflict, NotFound
@@ -138,31 +139,46 @@ async def note_joined(
 
 async def owners(tx: AsyncSession, members: Iterable[Member]) -> dict[str, str]:
     """Return by name whose the nodes are; one that has not joined, or under another identity, is missing."""
+    told = {member.name: (member.node_id, member.kind.value) for member in members}
+    query = select(NodeRow.name, NodeRow.node_id, NodeRow.kind, NodeRow.organisation_id)
     found = {}
-    for member in members:
-        row = await tx.get(NodeRow, member.name)
-        if row is not None and (row.node_id, row.kind) == (member.node_id, member.kind.value):
-            found[member.name] = row.organisation_id
+    for names in _batches(told):
+        for row in await tx.execute(query.where(NodeRow.name.in_(names))):
+            if (row.node_id, row.kind) == told[row.name]:
+                found[row.name] = row.organisation_id
     return found
 
 
-async def note_attached(tx: AsyncSession, members: list[Member]) -> None:
-    """Store what attached nodes say of themselves."""
+async def note_attached(tx: AsyncSession, members: Iterable[Member]) -> None:
+    """Store what attached nodes say of themselves; of one that has not joined nothing is."""
     now = datetime.now(UTC)
-    for member in members:
-        row = await tx.get(NodeRow, member.name)
-        if row is not None:
-            row.version, row.platform, row.address = member.version[:64], member.platform[:200], member.address or None
-            row.last_seen_at = now
+    told = [
+        {
+            "node": member.name,
+            "version": member.version[:64],
+            "platform": member.platform[:200],
+            "address": member.address or None,
+            "last_seen_at": now,
+        }
+        for member in members
+    ]
+    if told:
+        connection = await tx.connection()
+        await connection.execute(update(NodeRow).where(NodeRow.name == bindparam("node")), told)
 
 
-async def note_seen(tx: AsyncSession, names: list[str]) -> None:
+async def note_seen(tx: AsyncSession, names: Iterable[str]) -> None:
     """Store that nodes were there until now."""
     now = datetime.now(UTC)
-    for name in names:
-        row = await tx.get(NodeRow, name)
-        if row is not None:
-            row.last_seen_at = now
+    for some in _batches(names):
+        await tx.execute(update(NodeRow).where(NodeRow.name.in_(some)).values(last_seen_at=now))
+
+
+def _batches(names: Iterable[str]) -> Iterator[list[str]]:
+    """Yield names, as many at once as a statement of any database takes."""
+    left = iter(names)
+    while some := list(itertools.islice(left, 500)):
+        yield some
 
 
 async def nodes(
