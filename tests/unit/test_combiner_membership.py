@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from runnel.combiner.domain import Membership
@@ -134,6 +134,7 @@ events = st.lists(
 
 
 @given(events)
+@example([("attach", "b", "a"), ("hello", "a", "a"), ("attach", "a", "b"), ("welcome", "a", "a"), ("attach", "a", "a")])
 def test_the_node_above_knows_in_the_end_what_is_known_here(told: list[tuple[str, str, str]]) -> None:
     """Changes while the way up is gone come with the hello, those until its welcome after it, others as they happen."""
     make = {"a": client, "b": client, "m2": combiner, "m3": combiner}

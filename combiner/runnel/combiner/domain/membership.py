@@ -29,7 +29,10 @@ class Membership:
         self._below[member.name] = {}
         now = self.join(member.name, [member, *below])
         arrived = {each.name for each in now.joined}
-        return Roster(joined=now.joined, left=tuple(name for name in before.left if name not in arrived))
+        return Roster(
+            joined=(*(each for each in before.joined if each.name not in arrived), *now.joined),
+            left=tuple(name for name in before.left if name not in arrived),
+        )
 
     def detach(self, child: str) -> Roster:
         """Remove a directly attached node and all below it."""
