@@ -47,8 +47,9 @@ class FullNetwork(ProcessNetwork):
 
     def serve(self) -> None:
         self.start_reducer()
+        self.start_combiner("c1")
+        self.until_attached("c1")  # a client that joined before it would stay at the reducer
         with self.together():
-            self.start_combiner("c1")
             for number in (1, 2):
                 data = self.folder / f"site-{number}.txt"
                 data.write_text(str(float(number)))
