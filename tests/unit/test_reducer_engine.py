@@ -21,6 +21,7 @@ from runnel.common.protocol import (
     Cancel,
     Close,
     Downward,
+    Drain,
     Failure,
     Hello,
     Member,
@@ -46,7 +47,8 @@ from runnel.reducer.store import access, ledger
 from runnel.reducer.store.database import Database
 from runnel.reducer.store.journal import Journal, Transaction
 from runnel.reducer.store.tables import ModelRow, SessionRow
-from runnel.transport import Child, CredentialIssuer, NodeIdentity
+from runnel.rpc.v1 import uplink_pb2 as pb
+from runnel.transport import Child, CredentialIssuer, JoinAsk, NodeIdentity
 from runnel.transport.messages import downward_to_wire
 from tests.doubles.faulty_blobs import FaultyBlobs
 from tests.doubles.reducer_state import add_session, database_in, model_row
@@ -380,14 +382,49 @@ async def test_what_is_pushed_again_does_not_touch_what_is_being_checked_or_coun
     assert (await net.ended()).phase == "finished"
 
 
-def child_named(name: str) -> Child:
-    identity = NodeIdentity(name=name, node_id=f"id-{name}", kind=NodeKind.CLIENT)
+@pytest.mark.parametrize("when", ["before it joins", "on its way", "attached"])
+async def test_a_client_moves_on_once_there_is_a_combiner(net: Net, when: str) -> None:
+    gateway, told = net.new_gateway(), list[Downward]()
+    combiner = child_named("m1", kind=NodeKind.COMBINER)
+
+    def tell(message: Downward) -> pb.Downward:
+        told.append(message)
+        return downward_to_wire(message)
+
+    client = child_named("a", encode=tell)
+
+    async def attach(child: Child) -> None:
+        member = Member(name=child.identity.name, node_id=child.identity.node_id, kind=child.identity.kind)
+        await gateway.attached(child, Hello(member=dataclasses.replace(member, address="127.0.0.1:1")))
+
+    async def join(child: Child) -> str:
+        who = child.identity
+        return (await gateway.join(JoinAsk(name=who.name, node_id=who.node_id, kind=who.kind), None)).attach_to
+
+    await join(combiner)
+    if when == "before it joins":
+        await attach(combiner)
+        assert await join(client) == "m1"
+        await attach(client)  # the combiner did not take it
+        assert told == []
+        return
+    assert await join(client) == "top"
+    first, second = (combiner, client) if when == "on its way" else (client, combiner)
+    await attach(first)
+    await attach(second)
+    assert told == [Drain(reason="a combiner is there")]
+
+
+def child_named(
+    name: str, kind: NodeKind = NodeKind.CLIENT, encode: Callable[[Downward], pb.Downward] = downward_to_wire
+) -> Child:
+    identity = NodeIdentity(name=name, node_id=f"id-{name}", kind=kind)
     return Child(
         identity,
         credential=None,
         verify=lambda _: identity,
         attached_at=0.0,
-        encode=downward_to_wire,
+        encode=encode,
         mailbox_items=9,
         mailbox_bytes=1 << 20,
         silence_s=60.0,

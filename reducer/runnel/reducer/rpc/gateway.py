@@ -26,6 +26,7 @@ log = structlog.get_logger()
 _SENT_AND_EXPECTED_S = 15.0
 _LOOK_LATER_S = 0.1  # than what was left is over
 _ROLE_OF_KIND = {NodeKind.CLIENT: Role.CLIENT, NodeKind.COMBINER: Role.COMBINER}
+_COMBINER_THERE = Drain(reason="a combiner is there")
 
 
 class Gateway:
@@ -75,6 +76,8 @@ class Gateway:
         self._pushed: dict[tuple[str, str], tuple[BlobRef, Path]] = {}
         self._begun: dict[str, set[str]] = {}  # by node, the orders for which it began to push
         self._sent: dict[str, tuple[str, float]] = {}
+        self._combiners_came = 0
+        self._kept_here: dict[str, int] = {}  # clients that were given a place here, and how many combiners had come
 
     # ---- Directory
 
@@ -132,7 +135,9 @@ class Gateway:
                 direct_capacity=self._direct_capacity,
                 underway=self._underway(),
             ).member
-            if member is not None and ask.attached_to != member.name:
+            if member is None:
+                self._kept_here[ask.name] = self._combiners_came
+            elif ask.attached_to != member.name:
                 self._sent[ask.name] = (member.name, time.monotonic())
         return Place(
             address="" if member is None else member.address,
@@ -169,14 +174,14 @@ class Gateway:
         self._children[child.identity.name] = child
         await self._engine.attached(hello, child.send)
         log.info("node attached", name=child.identity.name, kind=child.identity.kind.value, below=len(hello.below))
+        # Clients that attach here for want of a combiner are to move once there is one.
         if child.identity.kind is NodeKind.COMBINER:
-            self._send_clients_on()
-
-    def _send_clients_on(self) -> None:
-        """Now that there is a combiner, the clients that attached here for want of one are to move there."""
-        for name in self._engine.roster.direct_clients():
-            if name in self._children:
-                self._children[name].send(Drain(reason="a combiner is there"))
+            self._combiners_came += 1
+            for name in self._engine.roster.direct_clients():
+                if name in self._children:
+                    self._children[name].send(_COMBINER_THERE)
+        elif self._kept_here.pop(child.identity.name, self._combiners_came) < self._combiners_came:
+            child.send(_COMBINER_THERE)  # it came while this one was on its way
 
     async def detached(self, child: Child, reason: str) -> None:
         """A node that was attached here is gone."""
