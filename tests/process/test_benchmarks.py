@@ -50,7 +50,7 @@ def test_all_of_them_give_sane_figures(report: Report) -> None:
     assert report.quick
     assert {"processor", "cores", "memory_gb", "python", "numpy", "grpcio", "load_1min"} <= set(report.machine)
     for result in report.results:
-        assert len(result.figures) >= 5
+        assert len(result.figures) >= 3
         assert len({each.name for each in result.figures}) == len(result.figures)
         for each in result.figures:
             assert each.runs >= 1
