@@ -80,6 +80,10 @@ class RoundNetwork:
         name, act = found[choice % len(found)]
         self.trace.append(name)
         act()
+        for client in self.clients.values():
+            if client.leaves and client.wire is not None:
+                self.cut(client.wire, len(client.wire.up), 0)
+            client.leaves = False
         return True
 
     def _may_go_up(self, wire: Wire) -> bool:

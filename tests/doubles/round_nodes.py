@@ -109,6 +109,7 @@ class ModelClient(Node):
         self.book = JobBook(held=self.outbox)
         self.running: list[AssignmentKey] = []
         self.offers: list[Offer] = []
+        self.leaves = False
 
     def hello(self) -> Hello:
         return Hello(member=dataclasses.replace(self.member(), holding=self.book.holding()))
@@ -130,6 +131,8 @@ class ModelClient(Node):
             case Cancel(key=key) if key is not None:
                 self.truth.called_off(self.name)
                 self.apply(self.book.dropped(key))
+            case Attached():
+                self.leaves = self.book.untold
             case Gone():
                 self.book.detached()
 

@@ -280,6 +280,7 @@ class SmallNetwork:
         name: str = "c1",
         *,
         node_id: str | None = None,
+        kind: NodeKind = NodeKind.CLIENT,
         token: str | None = TOKEN,
         network: str | None = None,
         tls: ClientTls | None = None,
@@ -291,17 +292,17 @@ class SmallNetwork:
             network or self.address,
             name=name,
             node_id=node_id,
-            kind=NodeKind.CLIENT,
+            kind=kind,
             token=token,
-            hello=lambda: hello(name, node_id),
+            hello=lambda: hello(name, node_id, kind),
             tls=tls,
             retry=retry,
             mailbox_items=mailbox_items,
         )
 
 
-def hello(name: str = "c1", node_id: str | None = None) -> Hello:
-    return Hello(member=Member(name=name, node_id=node_id or f"id-{name}", kind=NodeKind.CLIENT, version="0.1.0"))
+def hello(name: str = "c1", node_id: str | None = None, kind: NodeKind = NodeKind.CLIENT) -> Hello:
+    return Hello(member=Member(name=name, node_id=node_id or f"id-{name}", kind=kind, version="0.1.0"))
 
 
 def released(number: int) -> Released:
@@ -310,10 +311,10 @@ def released(number: int) -> Released:
 
 @asynccontextmanager
 async def attached(
-    network: SmallNetwork, name: str = "c1", *, tls: ClientTls | None = None
+    network: SmallNetwork, name: str = "c1", *, kind: NodeKind = NodeKind.CLIENT, tls: ClientTls | None = None
 ) -> AsyncIterator[UplinkLink]:
     """A link that is attached already."""
-    async with network.link(name, tls=tls) as link:
+    async with network.link(name, kind=kind, tls=tls) as link:
         await anext(aiter(link))
         assert link.attached
         yield link

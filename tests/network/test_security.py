@@ -123,8 +123,10 @@ def _log(client: str = "mallory", at_ms: int = 0, text: str = "x") -> Lie:
     return lie
 
 
-def _progress(client: str, stage: Stage) -> Lie:
-    return lambda node, order: Progress(key=order.key, order_id=order.order_id, client=client, stage=stage)
+def _progress(client: str, stage: Stage, *others: str) -> Lie:
+    return lambda node, order: Progress(
+        key=order.key, order_id=order.order_id, client=client, stage=stage, others=others
+    )
 
 
 def _weighted_sum(node: HostileNode, order: Assignment) -> Said:
@@ -165,6 +167,11 @@ LIES: dict[str, tuple[Lie, type[RunnelError], str]] = {
     "megabytes of notes": (_outcome(extra_json='"' + "x" * 2_000_000 + '"'), InvalidInput, "at most 262,144 bytes"),
     "says it is counted": (_progress("mallory", Stage.COUNTED), Forbidden, "counted"),
     "speaks for another": (_progress("site-1", Stage.RUNNING), Forbidden, "speaks for site-1"),
+    "speaks for another too": (
+        _progress("mallory", Stage.RUNNING, "site-1"),
+        Forbidden,
+        "speaks for site-1",
+    ),
     "logs for another": (_log("site-1"), Forbidden, "speaks for site-1"),
     "logs at the end of time": (_log(at_ms=(1 << 64) - 1), InvalidInput, "before the year 10000"),
     "logs a line of megabytes": (_log(text="x" * 2_000_000), InvalidInput, "at most 16,384 characters"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import socket
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -23,7 +24,7 @@ from runnel.common.errors import (
     Unauthenticated,
     Unreachable,
 )
-from runnel.common.protocol import Close, Heartbeat, NodeKind, Welcome
+from runnel.common.protocol import Close, Heartbeat, NodeKind, Progress, Stage, Welcome
 from runnel.transport import (
     Attached,
     CredentialVerifier,
@@ -110,6 +111,28 @@ async def test_what_was_sent_before_the_end_arrives(network: SmallNetwork) -> No
         for number in range(100):
             link.send(progress(number))
     await eventually(lambda: len(network.handler.said("received")) == 100)
+
+
+async def test_what_is_the_same_of_many_clients_is_told_together_and_in_order(network: SmallNetwork) -> None:
+    def of(client: str, stage: Stage = Stage.COUNTED, detail: str = "") -> Progress:
+        return dataclasses.replace(progress(1, client), stage=stage, detail=detail)
+
+    def heard() -> list[Progress]:
+        return [message for message in network.handler.said("received") if isinstance(message, Progress)]
+
+    told = [of(f"c{n}") for n in range(1_500)]
+    told[1_200:1_200] = [of("x", Stage.FAILED), dataclasses.replace(of("y"), order_id="ord-2")]
+    told[300:300] = [of("z", detail="a word")]
+    async with attached(network, kind=NodeKind.COMBINER) as link:
+        for message in told:
+            link.send(message)
+    await eventually(lambda: sum(len(message.clients) for message in heard()) == len(told))
+    singly = [
+        dataclasses.replace(message, client=client, others=()) for message in heard() for client in message.clients
+    ]
+    assert singly == told
+    assert len(heard()) <= 8
+    assert max(len(message.others) for message in heard()) <= 1_000
 
 
 async def test_a_lost_connection_is_replaced_within_moments(network: SmallNetwork) -> None:

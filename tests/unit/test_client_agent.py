@@ -59,6 +59,7 @@ class Link:
         self._blobs = blobs
         self._events: asyncio.Queue[LinkEvent | None] = asyncio.Queue()
         self.sent: list[Upward] = []
+        self.left = 0
         self.pushes = 0
         self.full = 0
         self.pushing = asyncio.Event()
@@ -86,6 +87,9 @@ class Link:
     def send(self, message: Upward) -> bool:
         self.sent.append(message)
         return True
+
+    def leave(self) -> None:
+        self.left += 1
 
     async def fetch(self, ref: BlobRef, target: Path, *, deadline_s: float) -> None:
         shutil.copyfile(self._blobs[ref.sha256], target)
@@ -246,6 +250,21 @@ async def test_asked_again_elsewhere_it_offers_what_it_has(site: Site) -> None:
     site.link.receive(site.order(2))
     assert (await site.reported(2)).order_id == "ord-2"
     assert len(site.runtime.began) == 1
+
+
+async def test_work_that_a_hello_did_not_name_is_told_by_another(site: Site) -> None:
+    """It came by the attachment before, and was read after the hello of the next one was said."""
+    there = Attached(welcome=Welcome(name="top", heartbeat_s=1.0), via="top", address="here")
+    assert not site.held
+    site.link.receive(site.order(1))
+    site.link.happens(Detached(reason="lost"), there)
+    await eventually(lambda: site.link.left == 1, timeout_s=10)
+    assert site.held == (KEY,)
+    site.link.happens(Detached(reason="left"), there)
+    await site.running(1)
+    site.link.receive(settled())
+    await eventually(lambda: not site.held, timeout_s=10)
+    assert site.link.left == 1
 
 
 async def test_asked_again_after_a_failure_it_works_again(site: Site) -> None:

@@ -145,6 +145,9 @@ class ClientAgent:
                         case Attached():
                             log.info("attached", to=event.via, address=event.address)
                             self._logs.flush()
+                            if self._book.untold:
+                                log.info("attaching anew, to tell of work that was begun meanwhile")
+                                self._link.leave()
                         case Received(message=message):
                             self._received(message)
                         case Detached(reason=reason):

@@ -324,7 +324,9 @@ class Combiner:
         name = child.identity.name
         match message:
             case Progress():
-                self._apply(self._book.progressed(name, message))
+                for client in message.clients:
+                    one = dataclasses.replace(message, client=client, others=())
+                    self._apply(self._book.progressed(name, one))
             case LogLines():
                 self._pass_on(name, message)
             case Report():

@@ -169,13 +169,19 @@ class Roster:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """How far one client is."""
+    """How far a client is, and ``others`` of the same order as far as this one."""
 
     key: AssignmentKey
     order_id: str
     client: str
     stage: Stage
     detail: str = ""
+    others: tuple[str, ...] = ()
+
+    @property
+    def clients(self) -> tuple[str, ...]:
+        """All of whom it tells."""
+        return (self.client, *self.others)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

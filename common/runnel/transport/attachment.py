@@ -10,7 +10,7 @@ import grpc
 import structlog
 
 from runnel.common.errors import CapacityExceeded, DeadlineExceeded, IllegalState, RunnelError, Unreachable
-from runnel.common.protocol import Assignment, Downward, Drain, Heartbeat, Hello, Report, Upward, Welcome
+from runnel.common.protocol import Assignment, Downward, Drain, Heartbeat, Hello, Progress, Report, Upward, Welcome
 from runnel.rpc.v1 import uplink_pb2 as pb
 from runnel.rpc.v1 import uplink_pb2_grpc as pb_grpc
 from runnel.transport.credentials import bearer_metadata
@@ -24,6 +24,7 @@ R = TypeVar("R")
 
 _WELCOME_DEADLINE_S = 15.0  # above the 10 s that the other side gives a superseded stream and its handler
 _FAREWELL_S = 1.0
+_MOST_OTHERS = 1_000  # clients of whom one message tells
 _RENEW_AT = 0.8
 
 _HEARTBEAT = upward_to_wire(Heartbeat())
@@ -92,6 +93,8 @@ class Attachment:
         """Send ``message`` up, in order, without waiting; False if that is not possible any more."""
         if self.lost.is_set():
             return False
+        if isinstance(message, Progress) and self._told_with_last(message):
+            return True
         if isinstance(message, Report):
             message = self.within.complete(message)
         try:
@@ -100,6 +103,18 @@ class Attachment:
             self._log.warning("the node above does not take our messages", via=self.peer, **error.fields)
             self.end("overflow", error)
             return False
+        return True
+
+    def _told_with_last(self, message: Progress) -> bool:
+        """Let the message that waits last tell this too, if it says the same of another client of the order."""
+        last = self._outgoing.last
+        if last is None or last.WhichOneof("body") != "progress" or last.progress.order_id != message.order_id:
+            return False
+        if message.detail or last.progress.detail or len(last.progress.others) >= _MOST_OTHERS:
+            return False
+        if last.progress.stage != pb.Stage.Value(f"STAGE_{message.stage.name}"):
+            return False
+        last.progress.others.extend(message.clients)
         return True
 
     def offer(self, message: Upward) -> bool:

@@ -47,6 +47,11 @@ class Mailbox(Generic[T]):
         return 2 * len(self._waiting) >= self._limit_items or 2 * self._bytes >= self._limit_bytes
 
     @property
+    def last(self) -> T | None:
+        """The item that waits last, if any waits."""
+        return self._waiting[-1][0] if self._waiting else None
+
+    @property
     def closed(self) -> bool:
         """Whether nothing more is taken."""
         return self._closed

@@ -85,6 +85,7 @@ def upward_to_wire(message: Upward) -> pb.Upward:
                     client=message.client,
                     stage=pb.Stage.Value(f"STAGE_{message.stage.name}"),
                     detail=text_to_wire(message.detail, MAX_DETAIL),
+                    others=message.others,
                 )
             )
         case LogLines():
@@ -131,6 +132,7 @@ def _progress_from_wire(wire: pb.Progress) -> Progress:
         client=name_from_wire(wire.client, "progress.client"),
         stage=enum_from_wire(Stage, pb.Stage, "STAGE_", wire.stage, "progress.stage"),
         detail=text_from_wire(wire.detail, "progress.detail", MAX_DETAIL),
+        others=tuple(name_from_wire(name, "progress.others") for name in wire.others),
     )
 
 

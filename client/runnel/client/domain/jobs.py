@@ -79,13 +79,23 @@ class JobBook:
     def __init__(self, *, parallel: int = 1, held: Iterable[AssignmentKey] = ()) -> None:
         self._parallel = parallel
         self._draining = False
+        self._told: frozenset[AssignmentKey] = frozenset()
         self.jobs: dict[AssignmentKey, Job] = {
             key: Job(key=key, state=JobState.HELD, assignment=None, order_id=None) for key in held
         }
 
     def holding(self) -> tuple[AssignmentKey, ...]:
         """Return what is under way or held, as a hello tells it."""
+        self._told = frozenset(self.jobs)
         return tuple(self.jobs)
+
+    @property
+    def untold(self) -> bool:
+        """Whether the last hello did not name all: an order of the time before it was taken after it was said.
+
+        That order has ended with its attachment, so that nobody would ever say what is to become of the work.
+        """
+        return not self.jobs.keys() <= self._told
 
     def drain(self) -> None:
         """Begin nothing any more. What runs may end and be offered; who asks for more asks somebody else, or later."""

@@ -124,15 +124,16 @@ class Exchange:
         return order is not None and order.child == child
 
     def progressed(self, child: str, progress: Progress) -> None:
-        """A node below tells how far a client is that was asked through it."""
+        """A node below tells how far clients are that were asked through it."""
         order = self.collection.orders.get(progress.order_id)
         if order is None or order.child != child or progress.key != self.collection.key:
             return
-        if progress.client in order.clients:
+        if known := order.clients.intersection(progress.clients):
             reach(CrashPoint.ASSIGNMENT_ARRIVED)
-            self.collection.progressed(progress.order_id, progress.client, progress.stage)
-            self.collection.heard(progress.client, progress.detail)
-            self.stages[progress.client] = progress.detail or progress.stage.value
+            for client in known:
+                self.collection.progressed(progress.order_id, client, progress.stage)
+                self.collection.heard(client, progress.detail)
+                self.stages[client] = progress.detail or progress.stage.value
             self._show()
             self._wake()
 

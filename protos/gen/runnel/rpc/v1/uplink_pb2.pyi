@@ -517,6 +517,7 @@ class Progress(_message.Message):
     CLIENT_FIELD_NUMBER: _builtins.int
     STAGE_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
+    OTHERS_FIELD_NUMBER: _builtins.int
     order_id: _builtins.str
     client: _builtins.str
     stage: Global___Stage.ValueType
@@ -524,6 +525,10 @@ class Progress(_message.Message):
     """for people: "installing requirements (12 of 40)" """
     @_builtins.property
     def key(self) -> Global___AssignmentKey: ...
+    @_builtins.property
+    def others(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """further clients of the order of whom the same is told"""
+
     def __init__(
         self,
         *,
@@ -532,10 +537,11 @@ class Progress(_message.Message):
         client: _builtins.str = ...,
         stage: Global___Stage.ValueType = ...,
         detail: _builtins.str = ...,
+        others: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["client", b"client", "detail", b"detail", "key", b"key", "order_id", b"order_id", "stage", b"stage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client", b"client", "detail", b"detail", "key", b"key", "order_id", b"order_id", "others", b"others", "stage", b"stage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
