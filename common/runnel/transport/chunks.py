@@ -12,8 +12,8 @@ from typing import Any
 from runnel.common.blobs import SpoolFile, to_its_end
 from runnel.common.errors import CorruptData
 
-CHUNK_BYTES = 512 << 10
-"""Bytes of a full chunk: larger ones are slower in Python, smaller ones cost more calls."""
+CHUNK_BYTES = 256 << 10
+"""Bytes of a full chunk: smaller ones cost more calls, larger ones more memory for each of many nodes at once."""
 
 MAX_CHUNK_BYTES = 1 << 20
 """The most that is taken from others in one chunk."""
@@ -23,7 +23,7 @@ _INLINE_BYTES = 64 << 10
 
 
 async def read_chunks(path: Path, offset: int, size_bytes: int) -> AsyncGenerator[bytes, None]:
-    """Yield the bytes of ``path`` from ``offset`` up to ``size_bytes`` in chunks of at most 512 KiB.
+    """Yield the bytes of ``path`` from ``offset`` up to ``size_bytes`` in chunks of at most 256 KiB.
 
     The next chunk is read while the one before it is used.
 
@@ -72,6 +72,7 @@ async def receive_into(file: SpoolFile, chunks: AsyncGenerator[bytes, None]) -> 
                     file.write(0, data)
                 else:
                     writing = asyncio.create_task(asyncio.to_thread(file.write, file.held, data))
+                del data  # not to hold it, for each of many that push, until the next one comes
     finally:
         try:
             await _ended(writing)

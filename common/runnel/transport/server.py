@@ -35,10 +35,10 @@ _OPTIONS: tuple[tuple[str, Any], ...] = (
     # Callers probe every KEEPALIVE_MS, also between calls. A busy machine reads several probes at once, and gRPC would
     # take that for abuse and cut the connection in the middle of a large push.
     ("grpc.http2.max_ping_strikes", 0),
-    # What a sender may send ahead of the reader, for each stream: 20 MB/s over 50 ms. gRPC's own estimate grows with
+    # What a sender may send ahead of the reader, for each stream: 10 MB/s over 50 ms. gRPC's own estimate grows with
     # the bandwidth to many times that, and this is held once for every node that pushes at the same time.
     ("grpc.http2.bdp_probe", 0),
-    ("grpc.http2.lookahead_bytes", 1 << 20),
+    ("grpc.http2.lookahead_bytes", 512 << 10),
 )
 
 

@@ -331,7 +331,11 @@ class UplinkServer(pb_grpc.UplinkServicer):
             file = await self._handler.open_push(identity, order_id, ref)
             if file is None or (order_id, ref.sha256) in self._pushed.get(identity.name, ()):
                 return pb.Receipt(held_bytes=ref.size_bytes, complete=True)
-            await self._take(file, header, request_iterator)
+            # One that begins elsewhere than where ours ends is answered at once, unread.
+            if not header.data or header.offset == file.held:
+                chunks = _pushed(header, request_iterator)
+                del header
+                await receive_into(file, chunks)
             if file.held < ref.size_bytes:
                 return pb.Receipt(held_bytes=file.held, complete=False)
             await self._finish(file, identity, order_id)
@@ -356,22 +360,6 @@ class UplinkServer(pb_grpc.UplinkServicer):
             del self._pushing[key]
             turn.ended.set()
 
-    async def _take(self, file: SpoolFile, header: pb.Chunk, requests: AsyncIterator[pb.Chunk]) -> None:
-        """Append what comes; a stream that begins elsewhere than where ours ends is answered at once, unread."""
-        if header.data and header.offset != file.held:
-            return
-
-        async def pushed() -> AsyncGenerator[bytes, None]:
-            chunk: pb.Chunk | None = header
-            while chunk is not None:
-                if len(chunk.data) > MAX_CHUNK_BYTES:
-                    raise InvalidInput(f"A chunk has at most {MAX_CHUNK_BYTES} bytes, not {len(chunk.data)}.")
-                if chunk.data:
-                    yield chunk.data
-                chunk = await anext(requests, None)
-
-        await receive_into(file, pushed())
-
     async def _finish(self, file: SpoolFile, identity: NodeIdentity, order_id: str) -> None:
         ref = file.ref
         try:
@@ -395,3 +383,17 @@ class UplinkServer(pb_grpc.UplinkServicer):
                 "This node does not take nodes at the moment: it starts or shuts down.", hint="Try again."
             )
         return self._tasks
+
+
+async def _pushed(header: pb.Chunk, requests: AsyncIterator[pb.Chunk]) -> AsyncGenerator[bytes, None]:
+    """Yield the data of a push; hold none of it longer than it is used, as many may push at once."""
+    chunk: pb.Chunk | None = header
+    del header
+    while chunk is not None:
+        data, chunk = chunk.data, None
+        if len(data) > MAX_CHUNK_BYTES:
+            raise InvalidInput(f"A chunk has at most {MAX_CHUNK_BYTES} bytes, not {len(data)}.")
+        if data:
+            yield data
+        del data
+        chunk = await anext(requests, None)
