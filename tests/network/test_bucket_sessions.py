@@ -104,6 +104,7 @@ async def test_another_machine_with_the_database_goes_on_with_what_was_settled(
         await eventually(lambda: len(server.keys(url) - {"runnel.txt"}) == 4, timeout_s=10)
 
 
+@pytest.mark.restarts
 async def test_a_store_that_goes_away_in_a_round_is_waited_for(server: BucketServer, tmp_path: Path) -> None:
     url = server.new_bucket(patience_s=0.3)
     # Without a cache every step needs the store.

@@ -344,6 +344,7 @@ async def test_plaintext_beyond_the_loopback_is_asked_for(tmp_path: Path) -> Non
     assert "--allow-plaintext" in told
 
 
+@pytest.mark.restarts
 async def test_a_store_that_is_away_is_waited_for(server: BucketServer, tmp_path: Path) -> None:
     async with opened(server.new_bucket(patience_s=20), tmp_path) as blobs:
         server.stop()
@@ -357,6 +358,7 @@ async def test_a_store_that_is_away_is_waited_for(server: BucketServer, tmp_path
         assert await blobs.find(ref.sha256) == ref
 
 
+@pytest.mark.restarts
 async def test_a_store_that_stays_away_is_unreachable_and_nothing_is_lost(server: BucketServer, tmp_path: Path) -> None:
     url, folder = server.new_bucket(patience_s=0.3), tmp_path / "partials"
     async with opened(url, tmp_path) as blobs:
