@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, TypeVar
 
 import numpy as np
 import pytest
 
-from runnel.common.blobs import BlobStore, Spool, digest_file
-from runnel.common.errors import IllegalState, StorageFull
+from runnel.common.blobs import digest_file
+from runnel.common.errors import IllegalState
 from runnel.common.protocol import (
     Assignment,
-    AssignmentKey,
     BlobRef,
     Cancel,
     Close,
@@ -35,186 +32,34 @@ from runnel.common.protocol import (
     Settled,
     Settlement,
     Stage,
-    Work,
 )
 from runnel.common.tensors import write_npz
 from runnel.reducer.domain.collection import SlotState
-from runnel.reducer.domain.values import SessionConfig, SessionStatus
-from runnel.reducer.engine import exchange as exchange_module
-from runnel.reducer.engine.engine import Engine, wait_for
-from runnel.reducer.rpc.gateway import Gateway
-from runnel.reducer.store import access, ledger
-from runnel.reducer.store.database import Database
-from runnel.reducer.store.journal import Journal, Transaction
-from runnel.reducer.store.tables import ModelRow, SessionRow
+from runnel.reducer.engine.engine import wait_for
+from runnel.reducer.store import ledger
 from runnel.rpc.v1 import uplink_pb2 as pb
-from runnel.transport import Child, CredentialIssuer, JoinAsk, NodeIdentity
+from runnel.transport import Child, JoinAsk
 from runnel.transport.messages import downward_to_wire
+from tests.doubles.engine_net import (
+    SESSION,
+    TRAIN,
+    Net,
+    child_named,
+    net_in,
+    ok,
+    settlements,
+)
 from tests.doubles.faulty_blobs import FaultyBlobs
-from tests.doubles.reducer_state import add_session, database_in, model_row
+from tests.doubles.reducer_state import database_in
 from tests.eventually import eventually
 
 pytestmark = pytest.mark.unit
 
-SESSION = "ses-aaaaaaaaaa"
-TRAIN = AssignmentKey(session_id=SESSION, round=1, work=Work.TRAIN)
-M = TypeVar("M", bound=Downward)
-
-
-async def nothing() -> None:
-    """Do nothing."""
-
-
-class FragileJournal(Journal):
-    """Has no room for the next ``failing`` commits; calls ``before_commit`` when all is written but not committed."""
-
-    def __init__(self, database: Database) -> None:
-        super().__init__(database)
-        self.failing = 0
-        self.before_commit: Callable[[], Awaitable[None]] = nothing
-
-    @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[Transaction]:
-        async with super().transaction() as tx:
-            yield tx
-            await self.before_commit()
-            if self.failing:
-                self.failing -= 1
-                raise StorageFull("The disk of the reducer's database is full.")
-
-
-class Net:
-    """An engine with its state, and what was sent to each directly attached node."""
-
-    def __init__(self, folder: Path, database: Database) -> None:
-        self.folder = folder
-        self.partials = folder / "partials"
-        self.database = database
-        self.journal = FragileJournal(database)
-        self.blobs = BlobStore(folder / "blobs")
-        self.lasting = FaultyBlobs(self.blobs)
-        self.sent: dict[str, list[Downward]] = {}
-        self.engine = self.new_engine()
-
-    def new_engine(self) -> Engine:
-        return Engine(
-            journal=self.journal,
-            blobs=self.lasting,
-            partials=self.partials,
-            name="top",
-            organisation="default",
-        )
-
-    def new_gateway(self) -> Gateway:
-        return Gateway(
-            engine=self.engine,
-            journal=self.journal,
-            blobs=self.lasting,
-            spool=Spool(self.folder / "spool"),
-            partials=self.partials,
-            issuer=CredentialIssuer(bytes(32)),
-            insecure=True,
-            heartbeat_s=1.0,
-            credential_ttl_s=60.0,
-            direct_capacity=9,
-        )
-
-    # ---- nodes
-
-    async def attach(self, name: str, *below: str, holding: tuple[AssignmentKey, ...] = ()) -> None:
-        """Attach a client, or with ``below`` a combiner of these clients (or of nobody: ``""``)."""
-        kind = NodeKind.COMBINER if below else NodeKind.CLIENT
-        member = Member(name=name, node_id=f"id-{name}", kind=kind, holding=() if below else holding)
-        clients = [self.client(client, holding) for client in below if client]
-        await self.join(member, *clients)
-        self.sent[name] = []
-        await self.engine.attached(Hello(member=member, below=tuple(clients)), self.sent[name].append)
-
-    @staticmethod
-    def client(name: str, holding: tuple[AssignmentKey, ...] = ()) -> Member:
-        return Member(name=name, node_id=f"id-{name}", kind=NodeKind.CLIENT, holding=holding)
-
-    async def join(self, *members: Member) -> None:
-        async with self.database.write() as tx:
-            for member in members:
-                kind = member.kind.value
-                await access.note_joined(tx, member.name, member.node_id, kind, "default", "", attached=False)
-
-    def got(self, child: str, kind: type[M]) -> list[M]:
-        return [message for message in self.sent[child] if isinstance(message, kind)]
-
-    async def order(self, child: str, number: int = 1) -> Assignment:
-        """Return the ``number``-th order that the child gets."""
-        await eventually(lambda: len(self.got(child, Assignment)) >= number, timeout_s=5, state=lambda: self.sent)
-        return self.got(child, Assignment)[number - 1]
-
-    async def report(self, child: str, order: Assignment, *outcomes: Outcome, kind: PayloadKind | None = None) -> None:
-        """Report; of a client with the model 1, of a combiner with the sum of as many models 1 as there are."""
-        counted = [outcome for outcome in outcomes if outcome.failure is None]
-        report = Report(key=order.key, order_id=order.order_id, outcomes=outcomes)
-        payload = None
-        if counted and order.key.work is Work.TRAIN:
-            weight = sum(outcome.weight for outcome in counted)
-            payload = self.partials / f"{order.order_id}.payload"
-            kind = kind or (PayloadKind.UPDATE if child == outcomes[0].client else PayloadKind.WEIGHTED_SUM)
-            if kind is PayloadKind.UPDATE:
-                write_npz(payload, {"w": np.ones(4, np.float32)})
-            else:
-                payload.write_bytes(np.full(4, weight, "<f8").tobytes())
-            report = dataclasses.replace(report, payload_kind=kind, payload=digest_file(payload), weight=weight)
-        await self.engine.received(child, report, payload)
-
-    # ---- sessions
-
-    async def start(self, **config: Any) -> None:
-        seed = self.folder / "seed.npz"
-        write_npz(seed, {"w": np.zeros(4, np.float32)})
-        ref = self.blobs.adopt(seed)
-        async with self.database.write() as tx:
-            model = model_row("mod-seed", digest=ref.sha256)
-            model.size_bytes = ref.size_bytes
-            given = {"rounds": 1, "validate_every": 0, "retries": 0} | config
-            await add_session(tx, SESSION, config=SessionConfig(**given), model=model)
-        self.engine.launch(SESSION)
-
-    async def row(self) -> SessionRow:
-        async with self.database.read() as tx:
-            return await ledger.require_session(tx, SESSION)
-
-    async def ended(self) -> SessionRow:
-        async def has_ended() -> SessionRow | None:
-            row = await self.row()
-            return row if SessionStatus(row.phase).ended and not self.engine.running else None
-
-        row = await eventually(has_ended, timeout_s=10)
-        assert row is not None
-        return row
-
-    async def states(self, key: AssignmentKey = TRAIN) -> dict[str, str]:
-        async with self.database.read() as tx:
-            return {row.client: row.state for row in await ledger.slots(tx, key)}
-
-    def model(self, digest: str) -> list[float]:
-        ref = self.blobs.find(digest)
-        assert ref is not None
-        with np.load(self.blobs.path(ref)) as arrays:
-            return [float(x) for x in arrays["w"]]
-
 
 @pytest.fixture
 async def net(tmp_path: Path) -> AsyncIterator[Net]:
-    async with database_in(tmp_path) as database:
-        made = Net(tmp_path, database)
-        async with made.engine:
-            yield made
-
-
-def settlements(net: Net, child: str) -> list[tuple[tuple[str, ...], Settlement]]:
-    return [(message.clients, message.settlement) for message in net.got(child, Settled)]
-
-
-def ok(*clients: str) -> list[Outcome]:
-    return [Outcome(client=client) for client in clients]
+    async with net_in(tmp_path) as made:
+        yield made
 
 
 # ---- a round
@@ -413,144 +258,6 @@ async def test_a_client_moves_on_once_there_is_a_combiner(net: Net, when: str) -
     await attach(first)
     await attach(second)
     assert told == [Drain(reason="a combiner is there")]
-
-
-def child_named(
-    name: str, kind: NodeKind = NodeKind.CLIENT, encode: Callable[[Downward], pb.Downward] = downward_to_wire
-) -> Child:
-    identity = NodeIdentity(name=name, node_id=f"id-{name}", kind=kind)
-    return Child(
-        identity,
-        credential=None,
-        verify=lambda _: identity,
-        attached_at=0.0,
-        encode=encode,
-        mailbox_items=9,
-        mailbox_bytes=1 << 20,
-        silence_s=60.0,
-    )
-
-
-# ---- files that are gone
-
-
-async def test_a_model_whose_equal_is_removed_as_it_is_stored_is_made_again(net: Net) -> None:
-    await net.attach("a")
-    await net.start()
-    net.lasting.vanishing = 1
-    await net.report("a", await net.order("a"), *ok("a"))
-    row = await net.ended()
-    assert (row.phase, row.reason) == ("finished", None)
-    async with net.database.read() as tx:
-        assert net.model((await tx.get_one(ModelRow, row.model_id)).digest) == [1.0] * 4
-
-
-@pytest.mark.parametrize("strategy", ["fedavgm", "fedavg"])
-async def test_without_the_optimizers_state_a_session_does_not_go_on(net: Net, strategy: str) -> None:
-    await net.attach("a")
-    await net.start(rounds=2, strategy=strategy)
-    await net.report("a", await net.order("a"), *ok("a"))
-    second = await net.order("a", 2)
-    position = net.engine._runners[SESSION].position
-    before, state = position.model_id, position.optimizer_state
-    if state is None:
-        state = position.optimizer_state = "0" * 64  # of a session with another strategy, from which this one goes on
-    net.blobs.delete(state)
-    await net.report("a", second, *ok("a"))
-    row = await net.ended()
-    if strategy == "fedavg":
-        assert row.phase == "finished"
-        return
-    assert row.phase == "failed"
-    assert row.model_id == before
-    assert row.reason is not None
-    assert (
-        f"goes on from the model {before}, and the state that fedavgm had there, the file {state}, is gone"
-        in row.reason
-    )
-    assert "Restore the file and resume the session" in row.reason
-
-
-# ---- a full disk
-
-
-async def test_a_report_that_could_not_be_made_durable_does_not_count_and_is_asked_for_again(net: Net) -> None:
-    await net.attach("a")
-    await net.start()
-    first = await net.order("a")
-    net.journal.failing = 1
-    await net.report("a", first, *ok("a"))
-    assert await net.states() == {"a": "open"}
-    assert settlements(net, "a") == []
-    again = await net.order("a", 2)
-    assert again.order_id != first.order_id
-    await net.report("a", again, *ok("a"))
-    assert (await net.ended()).phase == "finished"
-    assert settlements(net, "a") == [(("a",), Settlement.COUNTED)]
-
-
-async def test_a_report_that_there_is_no_room_to_check_is_asked_for_again(
-    net: Net, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(exchange_module, "_NO_ROOM_PAUSE_S", 0.01)
-    await net.attach("a")
-    await net.start()
-    first = await net.order("a")
-
-    async def full(_ref: BlobRef) -> None:
-        raise StorageFull("No room in /here: 7 bytes are free.")
-
-    net.lasting.before_held = full
-    await net.report("a", first, *ok("a"))
-    assert list(net.partials.iterdir()) == []
-    collection = net.engine._runners[SESSION].collects(TRAIN)
-    assert collection is not None
-    assert collection.unanswered() == {"a": "The reducer: No room in /here: 7 bytes are free."}
-    net.lasting.before_held = FaultyBlobs(net.blobs).before_held
-    again = await net.order("a", 2)
-    await net.report("a", again, *ok("a"))
-    assert (await net.ended()).phase == "finished"
-    assert settlements(net, "a") == [(("a",), Settlement.COUNTED)]
-
-
-async def test_a_round_does_not_go_on_with_a_report_that_is_not_durable_yet(net: Net) -> None:
-    await net.attach("a")
-    await net.start()
-    first = await net.order("a")
-
-    async def let_the_session_look_again() -> None:
-        for runner in net.engine._runners.values():
-            runner.roster_changed()
-        for _ in range(20):
-            await asyncio.sleep(0)
-
-    net.journal.failing, net.journal.before_commit = 1, let_the_session_look_again
-    await net.report("a", first, *ok("a"))
-    again = await net.order("a", 2)
-    assert (await net.row()).phase == "training"
-    await net.report("a", again, *ok("a"))
-    assert (await net.ended()).phase == "finished"
-    assert await net.states() == {"a": "counted"}
-
-
-async def test_a_node_that_could_not_be_taken_in_is_not_there(net: Net) -> None:
-    await net.attach("m1", "a")
-    await net.start(min_clients=1)
-    await net.order("m1")
-    net.journal.failing = 1
-    with pytest.raises(StorageFull):
-        await net.attach("m2", "b")
-    assert net.engine.roster.clients() == ["a"]
-    assert net.engine.roster.find("m2") is None
-    await net.attach("m2", "c")
-    assert net.engine.roster.clients() == ["a", "c"]
-    assert net.engine.roster.attached_to("b", "top") is None
-
-
-async def test_who_has_not_joined_brings_nobody_in(net: Net) -> None:
-    await net.attach("m1", "a")
-    await net.engine.received("m1", Roster(joined=(net.client("stranger"),)))
-    assert net.engine.roster.clients() == ["a"]
 
 
 # ---- the end of a phase
