@@ -30,7 +30,7 @@ from runnel.client.runtimes import (
     Runtime,
     site_variables,
 )
-from runnel.common.allocator import keep_few_arenas
+from runnel.common.allocator import tune_allocator
 from runnel.common.disk import state_folder
 from runnel.common.endpoints import remove_endpoints, write_endpoints
 from runnel.common.lifetime import main_process, run_until_signal
@@ -120,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--last", type=int, required=True, help="number of the last client")
     wanted = parser.parse_args(argv)
     setup_logs()
-    keep_few_arenas()
+    tune_allocator()
     state, sites = wanted.state.absolute(), wanted.sites.absolute()
     numbers = range(wanted.first, wanted.last + 1)
     return main_process(lambda: run_until_signal(lambda stop: host(wanted.network, state, sites, numbers, stop)))

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
+import time
 from pathlib import Path
 from random import Random
+from typing import ClassVar
 
 import grpc
 import pytest
@@ -13,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runnel.common import errors
-from runnel.common.blobs import Spool, digest_file
+from runnel.common.blobs import Spool, SpoolFile, digest_file
 from runnel.common.errors import (
     BadSettings,
     CapacityExceeded,
@@ -362,6 +365,26 @@ async def test_chunks_are_the_file(tmp_path: Path, size: int) -> None:
     file = Spool(tmp_path / "spool").open("k", ref)
     await receive_into(file, read_chunks(source, 0, size))
     assert file.finish().read_bytes() == data
+
+
+class _SlowDisk(SpoolFile):
+    """Writes as slowly as a disk that is full of work, and remembers where it was asked to."""
+
+    threads: ClassVar[list[bool]] = []
+
+    def write(self, offset: int, data: bytes) -> None:
+        self.threads.append(threading.current_thread() is not threading.main_thread())
+        time.sleep(0.06)  # not a wait for something: it stands for a disk
+        super().write(offset, data)
+
+
+async def test_a_slow_disk_is_waited_for_in_a_thread(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(bytes(3 * CHUNK_BYTES))
+    file = _SlowDisk(partial=tmp_path / "part", whole=tmp_path / "whole", ref=digest_file(source))
+    await receive_into(file, read_chunks(source, 0, 3 * CHUNK_BYTES))
+    assert file.finish().read_bytes() == bytes(3 * CHUNK_BYTES)
+    assert _SlowDisk.threads == [False, True, True]
 
 
 async def test_a_file_that_shrank_is_noticed(tmp_path: Path) -> None:

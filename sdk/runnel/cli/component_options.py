@@ -13,7 +13,7 @@ import typer
 from pydantic import BaseModel
 
 from runnel.common import crash_points
-from runnel.common.allocator import keep_few_arenas
+from runnel.common.allocator import tune_allocator
 from runnel.common.lifetime import main_process, report, run_until_signal
 from runnel.common.logs import setup_logs
 from runnel.common.settings import load_settings
@@ -77,6 +77,6 @@ def run_component(
         settings = load_settings(model, flags=flags, environ=os.environ, prefix=prefix, file=config)
     except Exception as error:
         raise typer.Exit(report(error)) from error
-    keep_few_arenas()
+    tune_allocator()
     status = main_process(lambda: run_until_signal(lambda stop: run(settings, stop)))
     raise typer.Exit(status)
