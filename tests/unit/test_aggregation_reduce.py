@@ -50,13 +50,15 @@ def update(folder: Path, number: int, weight: float, arrays: Arrays) -> Part:
 
 
 def weighted_sum(folder: Path, number: int, models: Sequence[Weighted]) -> Part:
-    total = WeightedSum.create(folder / f"sum{number}", SCHEMA)
+    total = WeightedSum(SCHEMA)
     for weight, arrays in models:
         part = update(folder, 1000 + number, weight, arrays)
         with open_npz(part.path, source=part.source) as model:
             total.add(model, weight)
+    path = folder / f"sum{number}"
+    path.write_bytes(total.finish())
     return Part(
-        path=total.finish(),
+        path=path,
         kind=PayloadKind.WEIGHTED_SUM,
         weight=total.weight,
         source=f"combiner {number}",
@@ -200,11 +202,12 @@ def test_state_may_replace_itself(tmp_path: Path) -> None:
 def test_more_parts_than_may_be_open(tmp_path: Path) -> None:
     count = 2 * MAX_OPEN_PARTS + 57
     parts = [update(tmp_path, i, 1.0 + i, a_model(i)) for i in range(count)]
-    total = WeightedSum.create(tmp_path / "sum", SCHEMA)
+    total = WeightedSum(SCHEMA)
     for part in parts:
         with open_npz(part.path, source=part.source) as model:
             total.add(model, part.weight)
-    path = total.finish()
+    path = tmp_path / "sum"
+    path.write_bytes(total.finish())
     whole = Part(path=path, kind=PayloadKind.WEIGHTED_SUM, weight=total.weight, source="combiner", updates=count)
     before = {p.name for p in tmp_path.iterdir()} | {"base.npz", "next.npz"}
     assert same_floats(averaged(tmp_path, parts), averaged(tmp_path, [whole]))

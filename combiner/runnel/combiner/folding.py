@@ -12,7 +12,7 @@ from pathlib import Path
 from runnel.combiner.payloads import Payload
 from runnel.common.aggregation import Gathering, WeightedSum
 from runnel.common.aggregation.mean import require_weight
-from runnel.common.blobs import digest_file, in_thread, storage_errors
+from runnel.common.blobs import Source, digest_of, in_thread, storage_errors
 from runnel.common.compression import NO_COMPRESSION, decoded_update, parse_compression
 from runnel.common.errors import BadModel
 from runnel.common.protocol import BlobRef, Gather, PayloadKind, Report
@@ -38,7 +38,7 @@ class Fold:
     each of them.
 
     Args:
-        path: where the sum or the updates are kept.
+        path: where updates are kept; a sum is kept in memory.
         gather: which of the two.
         compression: of the updates of clients; each is decoded to a file beside it while it is folded.
 
@@ -123,7 +123,7 @@ class Fold:
                 with self._update(payload, source) as update:
                     held.add(update)
             return
-        total = self._held = self._held or WeightedSum.create(self._path, self._schema)
+        total = self._held = self._held or WeightedSum(self._schema)
         assert isinstance(total, WeightedSum)
         if report.payload_kind is PayloadKind.WEIGHTED_SUM:
             with self._file(payload) as file:
@@ -167,13 +167,13 @@ class Fold:
                 with storage_errors(self._base):
                     shutil.copyfile(model, self._base)
 
-    async def finish(self) -> tuple[Path, BlobRef]:
-        """Return the file of the sum or of the updates, and its name."""
+    async def finish(self) -> tuple[Source, BlobRef]:
+        """Return the bytes of the sum or the file of the updates, and their name; nothing may be added after that."""
         async with self._turn:
             if self._held is None:
                 raise ValueError("nothing was folded")
-            path = await asyncio.to_thread(self._held.finish)
-            return path, await asyncio.to_thread(digest_file, path)
+            source: Source = await in_thread(self._held.finish)
+            return source, await in_thread(digest_of, source)
 
     async def drop(self) -> None:
         """Remove the file, after what is being folded now."""

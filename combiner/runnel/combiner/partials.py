@@ -13,6 +13,7 @@ from runnel.combiner.domain import OrderBook
 from runnel.combiner.domain.outcomes import fitting, in_order
 from runnel.combiner.folding import Fold
 from runnel.combiner.payloads import Payloads, remove
+from runnel.common.blobs import Source
 from runnel.common.crash_points import CrashPoint, reach
 from runnel.common.errors import BadModel, RunnelError, StorageFull, Unreachable
 from runnel.common.protocol import BlobRef, Failure, PayloadKind, Progress, Report, Stage, Work
@@ -28,7 +29,7 @@ class Partials:
     """The partial aggregates of all living orders.
 
     Args:
-        folder: scratch, for their files.
+        folder: scratch, for what is not kept in memory.
         book: the orders.
         payloads: what those below pushed.
         cache: has the global models.
@@ -98,8 +99,8 @@ class Partials:
         report = Report(key=order.assignment.key, order_id=order_id, outcomes=outcomes)
         try:
             if order.assignment.key.work is Work.TRAIN and order.weight > 0 and fold is not None:
-                path, ref = await self._finish(order_id, fold)
-                await self._push(order_id, path, ref)
+                source, ref = await self._finish(order_id, fold)
+                await self._push(order_id, source, ref)
                 reach(CrashPoint.SUM_PUSHED)
                 report = Report(
                     key=report.key,
@@ -124,7 +125,7 @@ class Partials:
         if (fold := self._folds.pop(order_id, None)) is not None:
             await fold.drop()
 
-    async def _finish(self, order_id: str, fold: Fold) -> tuple[Path, BlobRef]:
+    async def _finish(self, order_id: str, fold: Fold) -> tuple[Source, BlobRef]:
         while True:
             try:
                 return await fold.finish()
@@ -132,10 +133,10 @@ class Partials:
                 log.error("no room for a sum; trying again", order_id=order_id, error=str(err), again_in_s=_AGAIN_S)
                 await self._wait_for_room(order_id, err)
 
-    async def _push(self, order_id: str, path: Path, ref: BlobRef) -> None:
+    async def _push(self, order_id: str, source: Source, ref: BlobRef) -> None:
         while True:
             try:
-                await self._link.push(order_id, path, ref, deadline_s=_PUSH_DEADLINE_S)
+                await self._link.push(order_id, source, ref, deadline_s=_PUSH_DEADLINE_S)
             except StorageFull as err:
                 log.error("no room above; trying again", order_id=order_id, error=str(err), again_in_s=_AGAIN_S)
                 await self._wait_for_room(order_id, err)

@@ -6,10 +6,9 @@ import os
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from runnel.common.blobs import SpoolFile, in_thread
+from runnel.common.blobs import Source, SpoolFile, in_thread
 from runnel.common.errors import CorruptData
 
 P = ParamSpec("P")
@@ -44,19 +43,23 @@ class _Hands:
         return result
 
 
-async def read_chunks(path: Path, offset: int, size_bytes: int) -> AsyncGenerator[bytes, None]:
-    """Yield the bytes of ``path`` from ``offset`` up to ``size_bytes`` in chunks of at most 256 KiB.
+async def read_chunks(source: Source, offset: int, size_bytes: int) -> AsyncGenerator[bytes, None]:
+    """Yield the bytes of ``source`` from ``offset`` up to ``size_bytes`` in chunks of at most 256 KiB.
 
     Raises:
         CorruptData: the file is shorter than ``size_bytes``.
     """
+    if isinstance(source, memoryview):
+        for at in range(offset, size_bytes, CHUNK_BYTES):
+            yield bytes(source[at : at + CHUNK_BYTES])
+        return
     hands = _Hands()
-    handle = os.open(path, os.O_RDONLY)
+    handle = os.open(source, os.O_RDONLY)
     try:
         while offset < size_bytes:
             data = await hands.do(os.pread, handle, min(CHUNK_BYTES, size_bytes - offset), offset)
             if not data:
-                raise CorruptData(f"{path.name} ends at byte {offset:,} and should have {size_bytes:,}.")
+                raise CorruptData(f"{source.name} ends at byte {offset:,} and should have {size_bytes:,}.")
             offset += len(data)
             yield data
             del data  # not to hold it, for each of many that fetch, while the next one is read

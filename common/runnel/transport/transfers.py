@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import suppress
-from pathlib import Path
 
 import structlog
 
-from runnel.common.blobs import SpoolFile, in_thread
+from runnel.common.blobs import Source, SpoolFile, in_thread
 from runnel.common.crash_points import CrashPoint, reach
 from runnel.common.errors import (
     Cancelled,
@@ -74,7 +73,7 @@ async def fetch_blob(present: Callable[[], Awaitable[Attachment]], file: SpoolFi
         await asyncio.sleep(next(waits))
 
 
-async def push_blob(attachment: Attachment, order_id: str, source: Path, ref: BlobRef, delays: Delays) -> None:
+async def push_blob(attachment: Attachment, order_id: str, source: Source, ref: BlobRef, delays: Delays) -> None:
     """Push ``source`` over ``attachment`` until the node above has verified all of it.
 
     Raises:
@@ -146,7 +145,7 @@ async def fetch_once(stub: pb_grpc.UplinkStub, file: SpoolFile, *, credential: s
 async def push_once(
     stub: pb_grpc.UplinkStub,
     order_id: str,
-    source: Path,
+    source: Source,
     ref: BlobRef,
     *,
     offset: int | None,

@@ -14,7 +14,7 @@ from types import TracebackType
 import grpc
 import structlog
 
-from runnel.common.blobs import SpoolFile, in_thread
+from runnel.common.blobs import Source, SpoolFile, in_thread
 from runnel.common.errors import (
     BadSettings,
     Cancelled,
@@ -201,8 +201,8 @@ class UplinkLink:
         finally:
             file.close()
 
-    async def push(self, order_id: str, source: Path, ref: BlobRef, *, deadline_s: float) -> None:
-        """Push the file ``source`` as payload of an order; returns when the node above has verified all of it.
+    async def push(self, order_id: str, source: Source, ref: BlobRef, *, deadline_s: float) -> None:
+        """Push ``source`` as payload of an order; returns when the node above has verified all of it.
 
         A small one of a client is not pushed where the order lets it go within the report: it is only kept for that.
 
@@ -391,8 +391,8 @@ def _write_whole(file: SpoolFile, data: bytes) -> None:
     file.finish()
 
 
-def _read_whole(source: Path, ref: BlobRef) -> bytes:
-    data = source.read_bytes()
+def _read_whole(source: Source, ref: BlobRef) -> bytes:
+    data = bytes(source) if isinstance(source, memoryview) else source.read_bytes()
     if hashlib.sha256(data).hexdigest() != ref.sha256:
-        raise CorruptData(f"{source.name} is not the blob {ref.sha256[:12]}… any more.", sha256=ref.sha256)
+        raise CorruptData(f"{source} is not the blob {ref.sha256[:12]}… any more.", sha256=ref.sha256)
     return data

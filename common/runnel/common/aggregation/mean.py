@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from runnel.common.aggregation.float64_file import Float64File, as_bytes
 from runnel.common.errors import BadModel, EmptyAggregate, InvalidInput
-from runnel.common.tensors import BLOCK_PARAMS, AtomicFile, ModelSchema, NpzModel
+from runnel.common.tensors import BLOCK_PARAMS, ModelSchema, NpzModel
 
 #: What sums of magnitudes may reach. Half of the largest float64: rounding can't carry a sum within it to infinity.
 _LARGEST_SUM = float(np.finfo(np.float64).max) / 2
@@ -37,19 +36,13 @@ class WeightedSum:
     An :meth:`add` or :meth:`merge` that raises has changed nothing. Not for several threads at once.
     """
 
-    def __init__(self, path: Path, schema: ModelSchema) -> None:
-        self._path = path
+    def __init__(self, schema: ModelSchema) -> None:
         self._schema = schema
         self._sum: NDArray[np.float64] = np.zeros(schema.n_params)
         self._product: NDArray[np.float64] = np.empty(BLOCK_PARAMS)
         self._reach = 0.0  # no element of the sum has a larger magnitude
         self._weight = 0.0
         self._count = 0
-
-    @classmethod
-    def create(cls, path: Path, schema: ModelSchema) -> Self:
-        """Begin a sum of models of ``schema``; ``path`` is where :meth:`finish` will write it."""
-        return cls(path, schema)
 
     @property
     def weight(self) -> float:
@@ -81,10 +74,10 @@ class WeightedSum:
         self._reach, self._weight, self._count = reach, self._weight + weight, self._count + 1
 
     def merge(self, sum_file: Path, weight: float, *, source: str, count: int = 1) -> None:
-        """Add the file of another weighted sum, as :meth:`finish` wrote it.
+        """Add the file of another weighted sum.
 
         Args:
-            sum_file: float64[n_params], raw little-endian.
+            sum_file: float64[n_params], raw little-endian: the bytes of its :meth:`finish`.
             weight: sum of the weights inside it, finite and above 0; the file is added as it is, not multiplied.
             source: who made it, for messages.
             count: number of updates inside it.
@@ -100,23 +93,18 @@ class WeightedSum:
                 self._fold(span.start, other.read(span.start, span.count), 1.0)
         self._reach, self._weight, self._count = reach, self._weight + weight, self._count + count
 
-    def finish(self) -> Path:
-        """Write the sum to the path given at the start, whole or not at all, and return that path.
+    def finish(self) -> memoryview:
+        """Return the sum as float64[n_params], raw little-endian, elements in model order.
 
-        The file is float64[n_params], raw little-endian, elements in model order: what travels as
-        ``PAYLOAD_KIND_WEIGHTED_SUM``. The sum stays as it is; more may be added and finished again.
+        It is what travels as ``PAYLOAD_KIND_WEIGHTED_SUM``. The bytes are those of the sum itself, without a copy:
+        nothing may be added while they are used.
 
         Raises:
             EmptyAggregate: nothing was added.
-            StorageFull: the disk is full.
         """
         if self._count == 0:
             raise EmptyAggregate("Nothing was added to this sum, so there is no mean to take of it.")
-        with AtomicFile(self._path) as out:
-            for at in range(0, len(self._sum), BLOCK_PARAMS):
-                out.write(as_bytes(self._sum[at : at + BLOCK_PARAMS]))
-            out.commit()
-        return self._path
+        return as_bytes(self._sum).toreadonly()
 
     def _fold(self, start: int, values: NDArray[np.generic], weight: float) -> None:
         product = self._product[: values.size]

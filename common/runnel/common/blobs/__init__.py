@@ -1,6 +1,6 @@
 """Files named by the SHA-256 of their bytes: models, packages and payloads on disk."""
 
-from runnel.common.blobs.digests import BLOCK_BYTES, EMPTY, digest_file, is_sha256
+from runnel.common.blobs.digests import BLOCK_BYTES, EMPTY, Source, digest_file, digest_of, is_sha256
 from runnel.common.blobs.leftovers import KEPT_HEARTBEATS, Leftovers
 from runnel.common.blobs.spool import Spool, SpoolFile
 from runnel.common.blobs.store import BlobStore
@@ -13,9 +13,11 @@ __all__ = [
     "KEPT_HEARTBEATS",
     "BlobStore",
     "Leftovers",
+    "Source",
     "Spool",
     "SpoolFile",
     "digest_file",
+    "digest_of",
     "in_thread",
     "is_sha256",
     "require_room",

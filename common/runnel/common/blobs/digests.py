@@ -19,6 +19,17 @@ def is_sha256(text: str) -> bool:
     return _SHA256.match(text) is not None
 
 
+Source = Path | memoryview
+"""Where the bytes of a blob are: in a file, or in memory where they are kept anyway."""
+
+
+def digest_of(source: Source) -> BlobRef:
+    """Return the name and exact length of what is in a file or in memory; blocks the thread."""
+    if isinstance(source, memoryview):
+        return BlobRef(sha256=hashlib.sha256(source).hexdigest(), size_bytes=source.nbytes)
+    return digest_file(source)
+
+
 def digest_file(path: Path) -> BlobRef:
     """Read the file once in blocks of 1 MiB and return its name and exact length.
 
