@@ -121,7 +121,6 @@ async def test_who_has_no_room_to_decode_an_update_says_so_and_gets_it_later(
                 with full:
                     await eventually(lambda: "no room to fold an update" in said(), timeout_s=20)
                     await eventually(lambda: "no room for an update" in said(), timeout_s=20)  # it is offered again
-                    await eventually(lambda: "no room for a sum; trying again" in said(), timeout_s=20)
             view = await net.until_ended(session)
             assert view["status"] == "finished", view["reason"]
             assert (view["rounds"][0]["updates"], view["rounds"][0]["failed"]) == (2, 0)

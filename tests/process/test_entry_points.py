@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,9 @@ def prepare(runtime: Runtime, tmp_path: Path, say: Listener) -> Callable[..., Aw
 def train(
     runtime: Runtime, prepare: Callable[..., Awaitable[Prepared]], model: Path, workdir: Path, say: Listener
 ) -> Train:
-    async def write_and_train(script: str, settings: str = "{}", timeout_s: float = 60.0) -> TrainResult:
+    async def write_and_train(
+        script: str, settings: str = "{}", timeout_s: float = 60.0, *, lend: bool = False
+    ) -> TrainResult:
         prepared = await prepare(train=script)
         return await entry_points.train(
             runtime,
@@ -88,6 +90,7 @@ def train(
             env={},
             timeout_s=timeout_s,
             say=say,
+            lend=lend,
         )
 
     return write_and_train
@@ -122,10 +125,34 @@ async def test_compressed_fortran_order_and_big_endian_become_canonical(train: T
     assert odd.notes.num_examples is None
 
 
-async def test_a_script_may_spoil_its_input_but_not_the_cached_model(train: Train, model: Path) -> None:
+SPOIL = {
+    "written": "\n    open(sys.argv[1], 'r+b').write(b'spoiled'); import os; os.truncate(sys.argv[1], 10)",
+    "mapped": "\n    import mmap; file = open(sys.argv[1], 'r+b'); mmap.mmap(file.fileno(), 0)[:4] = b'spoi'",
+    "and failed": "\n    open(sys.argv[1], 'r+b').write(b'spoiled'); raise SystemExit(1)",
+    "removed": "\n    import os; os.remove(sys.argv[1])",
+}
+
+
+@pytest.mark.parametrize("lend", [False, True], ids=["copied", "lent"])
+@pytest.mark.parametrize("spoil", SPOIL)
+async def test_a_script_may_spoil_its_input_but_not_the_cached_model(
+    train: Train, model: Path, spoil: str, lend: bool
+) -> None:
     before = model.read_bytes()
-    await train(ADD_ONE + "\n    open(sys.argv[1], 'r+b').write(b'spoiled'); import os; os.truncate(sys.argv[1], 10)")
-    assert model.read_bytes() == before
+    with suppress(EntryPointFailed):
+        await train(ADD_ONE + SPOIL[spoil], lend=lend)
+    if lend and spoil != "removed":
+        assert not model.exists(), "what was lent and written to is fetched again"
+    else:
+        assert model.read_bytes() == before
+
+
+async def test_a_lent_model_is_not_copied_and_stays(train: Train, model: Path) -> None:
+    inode = model.stat().st_ino
+    await train(ADD_ONE + "\n    import os; print('inode', os.stat(sys.argv[1]).st_ino)", lend=True)
+    result = await train(ADD_ONE + f"\n    import os; assert os.stat(sys.argv[1]).st_ino == {inode}", lend=True)
+    assert result.weight == 7.0
+    assert model.stat().st_ino == inode
 
 
 async def test_a_filesystem_without_copies_by_reference_serves_as_well(

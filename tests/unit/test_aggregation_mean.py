@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from runnel.common import aggregation
-from runnel.common.aggregation import WeightedSum
+from runnel.common.aggregation import SumMemory, WeightedSum
 from runnel.common.errors import BadModel, EmptyAggregate, InvalidInput
 from runnel.common.tensors import ModelSchema, open_npz, write_npz
 
@@ -230,6 +230,22 @@ def test_a_bad_sum_changes_nothing_and_is_named(words: str, numbers: NDArray[np.
 def test_a_sum_of_nothing_has_no_mean() -> None:
     with pytest.raises(EmptyAggregate):
         WeightedSum(SCHEMA).finish()
+
+
+def test_memory_that_was_used_before_does_not_show(tmp_path: Path) -> None:
+    memory, places = SumMemory(), set()
+    for seed in (1, 2):
+        arrays = a_model(seed)
+        write_npz(tmp_path / "m.npz", arrays)
+        total = WeightedSum(SCHEMA, memory)
+        with open_npz(tmp_path / "m.npz", source="client a") as model:
+            total.add(model, 2.0)
+            total.add(model, 0.5)
+        found = read(total.finish())
+        np.testing.assert_array_equal(found, 2.5 * flat(arrays))
+        places.add(found.ctypes.data)
+        total.release()
+    assert len(places) == 1
 
 
 def test_memory_is_one_sum(tmp_path: Path) -> None:

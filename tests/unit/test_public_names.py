@@ -80,6 +80,7 @@ PUBLIC: dict[str, list[str]] = {
         "ServerOptimizer",
         "Strategy",
         "StrategyKind",
+        "SumMemory",
         "TrimmedMean",
         "Update",
         "UpdateStack",

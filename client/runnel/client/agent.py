@@ -93,6 +93,7 @@ class ClientAgent:
             deadlines=self._deadlines,
             tell=self._tell,
             cleared=self._cleared,
+            alone=parallel == 1,
         )
         self._delivery = Delivery(name, self._outbox, self._book, self._link)
         self._running: dict[AssignmentKey, asyncio.Task[None]] = {}

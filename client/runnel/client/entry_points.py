@@ -10,8 +10,9 @@ with everything in it when the run is over, however it ends:
 * ``startup``: once for an unpacked package, before anything else of it.
 * ``build SEED``: it writes a seed model.
 
-Neither output exists before. The model is a copy (by reference where the filesystem can), for a script may well write
-to its input, and the cached model serves other runs.
+Neither output exists before. A script may well write to its input, and the cached model serves other runs: so
+``MODEL_IN`` is a copy, or the cached model itself where no other run uses it meanwhile; if that was written to, it is
+dropped.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ from runnel.common.tensors import ModelSchema, normalise, open_npz
 
 STARTED_MARK = ".runnel-started"
 _COPY_BYTES = 1 << 30
+_LENT_NS = 10**18
+"""When a model that is lent was modified, as its file says until somebody writes to it."""
 
 
 async def train(
@@ -54,19 +57,21 @@ async def train(
     timeout_s: float | None,
     say: LineSink,
     limits: Limits | None = None,
+    lend: bool = False,
 ) -> TrainResult:
     """Run ``train`` on ``model`` and check what it leaves.
 
     Args:
         runtime: where.
         prepared: by ``runtime``.
-        model: the global model, canonical ``.npz``; not modified.
+        model: the global model, canonical ``.npz``; not modified; removed if it was lent and written to.
         workdir: existing folder; the update is made in it, everything else in it is removed.
         settings_json: the session's client settings, a JSON object.
         env: from :func:`runnel.client.runtimes.variables.entry_point_variables`.
         timeout_s: for the entry point alone.
         say: takes its lines.
         limits: for its process; the defaults of :class:`Limits` if None.
+        lend: give it ``model`` itself and no copy, as nobody else uses it meanwhile.
 
     Raises:
         BadOutput: no model was written, or its metadata is not what the contract says.
@@ -78,12 +83,13 @@ async def train(
     check_settings(settings_json)
     async with _run_folder(workdir) as folder:
         model_in, model_out = folder / "model_in.npz", folder / "model_out.npz"
-        await _give(model, model_in, settings_json)
+        expect = await in_thread(_schema_of, model)
         run = _Run(
             runtime=runtime, prepared=prepared, folder=folder, env=env, timeout_s=timeout_s, say=say, limits=limits
         )
-        finished = await run("train", model_in, model_out)
-        kept, notes = await in_thread(_take_update, finished, model, model_out, workdir)
+        async with _given(model, model_in, settings_json, lend=lend):
+            finished = await run("train", model_in, model_out)
+        kept, notes = await in_thread(_take_update, finished, expect, model_out, workdir)
         _tell_not_finite(notes, say)
     return TrainResult(update=kept, notes=notes, elapsed_s=finished.elapsed_s, log_tail=finished.log_tail)
 
@@ -99,6 +105,7 @@ async def validate(
     timeout_s: float | None,
     say: LineSink,
     limits: Limits | None = None,
+    lend: bool = False,
 ) -> ValidateResult:
     """Run ``validate`` on ``model`` and read the JSON that it leaves; arguments and errors are those of :func:`train`.
 
@@ -108,11 +115,11 @@ async def validate(
     check_settings(settings_json)
     async with _run_folder(workdir) as folder:
         model_in, out = folder / "model_in.npz", folder / "validation.json"
-        await _give(model, model_in, settings_json)
         run = _Run(
             runtime=runtime, prepared=prepared, folder=folder, env=env, timeout_s=timeout_s, say=say, limits=limits
         )
-        finished = await run("validate", model_in, out)
+        async with _given(model, model_in, settings_json, lend=lend):
+            finished = await run("validate", model_in, out)
         with _told_with(finished, out, "validate"):
             notes = await in_thread(_take_notes, out, entry_point="validate")
         _tell_not_finite(notes, say)
@@ -234,14 +241,38 @@ def _make_folder(workdir: Path) -> Path:
     return Path(tempfile.mkdtemp(prefix="run-", dir=workdir.absolute()))
 
 
-async def _give(model: Path, model_in: Path, settings_json: str) -> None:
+@asynccontextmanager
+async def _given(model: Path, model_in: Path, settings_json: str, *, lend: bool) -> AsyncIterator[None]:
     with storage_errors(model_in):
-        await in_thread(_give_files, model, model_in, settings_json)
+        lent = await in_thread(_give, model, model_in, settings_json, lend=lend)
+    try:
+        yield
+    finally:
+        if lent:
+            await in_thread(_take_back, model)
 
 
-def _give_files(model: Path, model_in: Path, settings_json: str) -> None:
-    _copy(model, model_in)
+def _give(model: Path, model_in: Path, settings_json: str, *, lend: bool) -> bool:
+    """Make the files of the input; return whether the model is lent."""
+    lent = lend and _lend(model, model_in)
+    if not lent:
+        _copy(model, model_in)
     Path(f"{model_in}-metadata").write_text(settings_json, encoding="utf-8")
+    return lent
+
+
+def _lend(model: Path, model_in: Path) -> bool:
+    try:
+        os.utime(model, ns=(_LENT_NS, _LENT_NS))
+        model_in.hardlink_to(model)
+    except OSError:  # a filesystem without links
+        return False
+    return True
+
+
+def _take_back(model: Path) -> None:
+    if model.stat().st_mtime_ns != _LENT_NS:
+        model.unlink()
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -279,11 +310,11 @@ def _take_model(
     normalise(path, target, source=f"the entry point {entry_point}", expect=expect, keep_plain=keep_plain)
 
 
-def _take_update(finished: Finished, model: Path, model_out: Path, workdir: Path) -> tuple[Path, Notes]:
+def _take_update(finished: Finished, expect: ModelSchema, model_out: Path, workdir: Path) -> tuple[Path, Notes]:
     """Take what ``train`` left: the update, checked and moved to ``workdir``, and its metadata."""
     update, metadata = model_out.with_name("update.npz"), Path(f"{model_out}-metadata")
     with _told_with(finished, model_out, "train"):
-        _take_model(model_out, update, entry_point="train", expect=_schema_of(model), keep_plain=True)
+        _take_model(model_out, update, entry_point="train", expect=expect, keep_plain=True)
     with _told_with(finished, metadata, "train"):
         notes = _take_notes(metadata, entry_point="train", optional=True)
     return _keep(update, workdir), notes

@@ -59,6 +59,7 @@ class Execution:
         deadlines: of work.
         tell: is told the stages of work.
         cleared: waits until what is settled of a session is cleared away.
+        alone: one piece of work runs at a time.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Execution:
         deadlines: Deadlines,
         tell: Callable[[AssignmentKey, Stage], None],
         cleared: Callable[[str], Awaitable[None]],
+        alone: bool,
     ) -> None:
         self._site = site
         self._runtime = runtime
@@ -81,6 +83,7 @@ class Execution:
         self._deadlines = deadlines
         self._tell = tell
         self._cleared = cleared
+        self._alone = alone
 
     async def outcome(self, assignment: Assignment, folder: Path, say: LineSink) -> tuple[Outcome, Update | None]:
         """Work in ``folder``, which is made; return what to report, and the update that belongs to it."""
@@ -134,11 +137,11 @@ class Execution:
             model = await self._models.get(assignment.model)
         self._tell(key, Stage.RUNNING)
         with timed(elapsed_s, "run"):
-            settings = assignment.client_settings
+            common |= {"model": model, "settings_json": assignment.client_settings, "lend": self._alone}
             if key.work is Work.TRAIN:
-                trained = await train(self._runtime, prepared, model=model, settings_json=settings, **common)
+                trained = await train(self._runtime, prepared, **common)
             else:
-                validated = await validate(self._runtime, prepared, model=model, settings_json=settings, **common)
+                validated = await validate(self._runtime, prepared, **common)
                 return self._done(validated), None
         done = self._done(trained)
         if assignment.compression == NO_COMPRESSION:
@@ -146,10 +149,8 @@ class Execution:
         with timed(elapsed_s, "compress"):
             # What the update before this one left is there when that one is cleared away.
             await self._cleared(key.session_id)
-            how = assignment.compression
-            update = await in_thread(
-                self._compressor.compress, key, trained.update, how=how, base=model, workdir=folder
-            )
+            base, how = await self._models.get(assignment.model), assignment.compression
+            update = await in_thread(self._compressor.compress, key, trained.update, how=how, base=base, workdir=folder)
         return done, update
 
     def _done(self, result: TrainResult | ValidateResult) -> Outcome:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runnel.combiner.payloads import Payload
-from runnel.common.aggregation import Gathering, WeightedSum
+from runnel.common.aggregation import Gathering, SumMemory, WeightedSum
 from runnel.common.aggregation.mean import require_weight
 from runnel.common.blobs import Source, digest_of, in_thread, storage_errors
 from runnel.common.compression import NO_COMPRESSION, decoded_update, parse_compression
@@ -41,15 +41,23 @@ class Fold:
         path: where updates are kept; a sum is kept in memory.
         gather: which of the two.
         compression: of the updates of clients; each is decoded to a file beside it while it is folded.
+        memory: of sums.
 
     Raises:
         InvalidInput: there is no such compression.
     """
 
-    def __init__(self, path: Path, gather: Gather = Gather.SUM, compression: str = NO_COMPRESSION) -> None:
+    def __init__(
+        self,
+        path: Path,
+        gather: Gather = Gather.SUM,
+        compression: str = NO_COMPRESSION,
+        memory: SumMemory | None = None,
+    ) -> None:
         self.clients: list[str] = []
         self.payload_kind = PayloadKind.UPDATES if gather is Gather.UPDATES else PayloadKind.WEIGHTED_SUM
         self._compression = parse_compression(compression)
+        self._memory = memory
         self._path = path
         self._base = path.with_suffix(".base")
         self._held: WeightedSum | Gathering | None = None
@@ -123,7 +131,7 @@ class Fold:
                 with self._update(payload, source) as update:
                     held.add(update)
             return
-        total = self._held = self._held or WeightedSum(self._schema)
+        total = self._held = self._held or WeightedSum(self._schema, self._memory)
         assert isinstance(total, WeightedSum)
         if report.payload_kind is PayloadKind.WEIGHTED_SUM:
             with self._file(payload) as file:
@@ -174,6 +182,12 @@ class Fold:
                 raise ValueError("nothing was folded")
             source: Source = await in_thread(self._held.finish)
             return source, await in_thread(digest_of, source)
+
+    def release(self) -> None:
+        """What was folded is delivered: let the next order have the memory of the sum."""
+        if isinstance(self._held, WeightedSum):
+            self._held.release()
+            self._held = None
 
     async def drop(self) -> None:
         """Remove the file, after what is being folded now."""

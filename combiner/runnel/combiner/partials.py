@@ -13,6 +13,7 @@ from runnel.combiner.domain import OrderBook
 from runnel.combiner.domain.outcomes import fitting, in_order
 from runnel.combiner.folding import Fold
 from runnel.combiner.payloads import Payloads, remove
+from runnel.common.aggregation import SumMemory
 from runnel.common.blobs import Source
 from runnel.common.crash_points import CrashPoint, reach
 from runnel.common.errors import BadModel, RunnelError, StorageFull, Unreachable
@@ -23,6 +24,7 @@ log = structlog.get_logger()
 
 _PUSH_DEADLINE_S = 3600.0
 _AGAIN_S = 5.0
+_IDLE_S = 30.0  # until memory is given back that the next round would use
 
 
 class Partials:
@@ -45,6 +47,8 @@ class Partials:
         self._cache = cache
         self._link = link
         self._folds: dict[str, Fold] = {}
+        self._memory = SumMemory()
+        self._forgetting: asyncio.TimerHandle | None = None
 
     async def wipe(self) -> None:
         """Remove what an earlier process left."""
@@ -73,7 +77,7 @@ class Partials:
             model = await self._cache.path(asked.model) if fold is None or not fold.begun else None
             if order_id not in self._book.orders:
                 return None  # fenced meanwhile
-            fold = fold or Fold(self._folder / f"{order_id}.sum", asked.gather, asked.compression)
+            fold = fold or Fold(self._folder / f"{order_id}.sum", asked.gather, asked.compression, self._memory)
             await self._folds.setdefault(order_id, fold).add(report, payload, decision.child, model=model)
             reach(CrashPoint.UPDATE_FOLDED)
         except StorageFull as err:
@@ -99,8 +103,10 @@ class Partials:
         report = Report(key=order.assignment.key, order_id=order_id, outcomes=outcomes)
         try:
             if order.assignment.key.work is Work.TRAIN and order.weight > 0 and fold is not None:
-                source, ref = await self._finish(order_id, fold)
+                source, ref = await fold.finish()
                 await self._push(order_id, source, ref)
+                fold.release()
+                self._forget_later()
                 reach(CrashPoint.SUM_PUSHED)
                 report = Report(
                     key=report.key,
@@ -125,13 +131,10 @@ class Partials:
         if (fold := self._folds.pop(order_id, None)) is not None:
             await fold.drop()
 
-    async def _finish(self, order_id: str, fold: Fold) -> tuple[Source, BlobRef]:
-        while True:
-            try:
-                return await fold.finish()
-            except StorageFull as err:
-                log.error("no room for a sum; trying again", order_id=order_id, error=str(err), again_in_s=_AGAIN_S)
-                await self._wait_for_room(order_id, err)
+    def _forget_later(self) -> None:
+        if self._forgetting is not None:
+            self._forgetting.cancel()
+        self._forgetting = asyncio.get_running_loop().call_later(_IDLE_S, self._memory.forget)
 
     async def _push(self, order_id: str, source: Source, ref: BlobRef) -> None:
         while True:

@@ -8,7 +8,7 @@ from runnel.common.aggregation.coordinate_rules import Median, TrimmedMean
 from runnel.common.aggregation.distance_rules import Bulyan, Krum, MultiKrum
 from runnel.common.aggregation.float64_file import Float64File
 from runnel.common.aggregation.gathering import GatheredFile, Gathering
-from runnel.common.aggregation.mean import WeightedSum, sum_magnitude
+from runnel.common.aggregation.mean import SumMemory, WeightedSum, sum_magnitude
 from runnel.common.aggregation.metrics import weighted_mean_metrics
 from runnel.common.aggregation.norm_rules import GeometricMedian, NormClipping
 from runnel.common.aggregation.optimizers import (
@@ -51,6 +51,7 @@ __all__ = [
     "ServerOptimizer",
     "Strategy",
     "StrategyKind",
+    "SumMemory",
     "TrimmedMean",
     "Update",
     "UpdateStack",

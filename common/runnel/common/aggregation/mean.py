@@ -22,6 +22,29 @@ LARGEST_PART = 1e300
 _ROUNDING = 1e-9
 
 
+class SumMemory:
+    """The memory of the last sum that is done with, for the next one of the same size.
+
+    To be given fresh memory by the kernel, and on a virtual machine by its host, takes longer than folding an update.
+    """
+
+    def __init__(self) -> None:
+        self._spare: NDArray[np.float64] | None = None
+
+    def take(self, count: int) -> NDArray[np.float64]:
+        """Return float64[count] with anything in it."""
+        spare, self._spare = self._spare, None
+        return spare if spare is not None and spare.size == count else np.empty(count)
+
+    def give(self, memory: NDArray[np.float64]) -> None:
+        """Keep ``memory``, which the caller does not use any more, instead of what was kept before."""
+        self._spare = memory
+
+    def forget(self) -> None:
+        """Give what is kept back to the system."""
+        self._spare = None
+
+
 class WeightedSum:
     r"""Accumulates :math:`S = \sum_k w_k x_k` and :math:`W = \sum_k w_k` in float64, in any order of arrival.
 
@@ -34,11 +57,16 @@ class WeightedSum:
     as long, and a full disk under a map would end the process instead of raising.
 
     An :meth:`add` or :meth:`merge` that raises has changed nothing. Not for several threads at once.
+
+    Args:
+        schema: of the models.
+        memory: where the memory of the sum comes from, and goes with :meth:`release`.
     """
 
-    def __init__(self, schema: ModelSchema) -> None:
+    def __init__(self, schema: ModelSchema, memory: SumMemory | None = None) -> None:
         self._schema = schema
-        self._sum: NDArray[np.float64] = np.zeros(schema.n_params)
+        self._memory = memory
+        self._sum = (memory or SumMemory()).take(schema.n_params)
         self._product: NDArray[np.float64] = np.empty(BLOCK_PARAMS)
         self._reach = 0.0  # no element of the sum has a larger magnitude
         self._weight = 0.0
@@ -106,10 +134,18 @@ class WeightedSum:
             raise EmptyAggregate("Nothing was added to this sum, so there is no mean to take of it.")
         return as_bytes(self._sum).toreadonly()
 
+    def release(self) -> None:
+        """Give the memory to the next sum; neither this one nor what :meth:`finish` returned may be used any more."""
+        if self._memory is not None:
+            self._memory.give(self._sum)
+
     def _fold(self, start: int, values: NDArray[np.generic], weight: float) -> None:
+        total = self._sum[start : start + values.size]
+        if self._count == 0:  # whatever is in the memory
+            np.multiply(values, weight, out=total, dtype=np.float64)
+            return
         product = self._product[: values.size]
         np.multiply(values, weight, out=product, dtype=np.float64)
-        total = self._sum[start : start + values.size]
         np.add(total, product, out=total)
 
     def _reach_with(self, largest: float, source: str) -> float:
