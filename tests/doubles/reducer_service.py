@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from runnel.common.errors import BadPackage, Conflict, Forbidden, IllegalState, NotFound, Unauthenticated
+from runnel.common.protocol import PackageSignature
+from runnel.compute_package import key_id, public_key_text
 from runnel.reducer.domain.values import (
     ClientContribution,
     EventView,
@@ -25,6 +27,7 @@ from runnel.reducer.domain.values import (
     SessionConfig,
     SessionStatus,
     SessionView,
+    SignerView,
     StatusView,
     TokenView,
 )
@@ -121,6 +124,18 @@ class InMemoryReducer:
             manifest={"entry_points": {"train": "python train.py"}},
         )
         return self._packages.setdefault(digest, view)
+
+    async def sign_package(self, caller: Caller, digest: str, signature: PackageSignature) -> PackageView:
+        self._may(caller, Role.OPERATOR, Role.INITIATOR)
+        self.effects.append("signature")
+        view = _one(self._packages, digest, "package")
+        signer = SignerView(
+            key_id=key_id(signature.public_key),
+            public_key=public_key_text(signature.public_key),
+            signature=signature.signature.hex(),
+        )
+        self._packages[view.digest] = replace(view, signatures=(*view.signatures, signer))
+        return self._packages[view.digest]
 
     async def packages(self, caller: Caller, cursor: str | None, limit: int) -> Page[PackageView]:
         return _page([*self._packages.values()][::-1], cursor, limit)

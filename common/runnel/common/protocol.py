@@ -93,6 +93,14 @@ class BlobRef:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PackageSignature:
+    """Who vouches for a package: raw Ed25519 ``public_key`` (32 bytes) and ``signature`` (64 bytes), unverified."""
+
+    public_key: bytes
+    signature: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AssignmentKey:
     """One piece of work of a client; with the client's name, the identity under which an update counts once."""
 
@@ -243,6 +251,7 @@ class Assignment:
 
     ``compression``: of each client's update, as :func:`runnel.common.compression.parse_compression` reads it.
     ``model_data``: the model itself, or nothing; ``payload_within``: how large a payload may come within a report.
+    ``signatures``: of the package; ``organisation``: whose session it is.
     """
 
     order_id: str
@@ -257,6 +266,8 @@ class Assignment:
     compression: str = "none"
     model_data: bytes = field(default=b"", repr=False)
     payload_within: int = 0
+    signatures: tuple[PackageSignature, ...] = ()
+    organisation: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

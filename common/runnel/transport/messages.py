@@ -6,7 +6,7 @@ in ``from_wire`` raises :class:`InvalidInput` naming the field that does not fit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from runnel.common.errors import InvalidInput
@@ -25,6 +25,7 @@ from runnel.common.protocol import (
     Hello,
     LogLine,
     LogLines,
+    PackageSignature,
     PayloadKind,
     Progress,
     Released,
@@ -57,6 +58,8 @@ from runnel.transport.wire_values import (
 )
 
 _ED25519_KEY_BYTES = 32
+_ED25519_SIGNATURE_BYTES = 64
+_SIGNATURES = 16
 _LAST_MOMENT_MS = 253_402_300_799_000  # the end of the year 9999, the last that a date can tell
 
 
@@ -258,6 +261,10 @@ def _assignment_to_wire(order: Assignment) -> pb.Assignment:
         compression=order.compression,
         model_data=order.model_data,
         payload_within=order.payload_within,
+        signatures=[
+            pb.PackageSignature(public_key=each.public_key, signature=each.signature) for each in order.signatures
+        ],
+        organisation=order.organisation,
     )
 
 
@@ -291,7 +298,19 @@ def _assignment_from_wire(wire: pb.Assignment) -> Assignment:
         compression=id_from_wire(wire.compression, "assignment.compression") if wire.compression else "none",
         model_data=_within(wire.model_data, model, "assignment.model_data"),
         payload_within=min(wire.payload_within, MOST_WITHIN_BYTES),
+        signatures=_signatures_from_wire(wire.signatures),
+        organisation=text_from_wire(wire.organisation, "assignment.organisation", MAX_DETAIL),
     )
+
+
+def _signatures_from_wire(wire: Sequence[pb.PackageSignature]) -> tuple[PackageSignature, ...]:
+    if len(wire) > _SIGNATURES:
+        raise bad_field("assignment.signatures", f"at most {_SIGNATURES}", len(wire))
+    for each in wire:
+        if (len(each.public_key), len(each.signature)) != (_ED25519_KEY_BYTES, _ED25519_SIGNATURE_BYTES):
+            came = f"{len(each.public_key)} and {len(each.signature)} bytes"
+            raise bad_field("assignment.signatures", "a key of 32 bytes and a signature of 64", came)
+    return tuple(PackageSignature(public_key=each.public_key, signature=each.signature) for each in wire)
 
 
 def _close_from_wire(wire: pb.Close) -> Close:

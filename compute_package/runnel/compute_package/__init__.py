@@ -9,6 +9,19 @@ All functions block; on an event loop call them through ``asyncio.to_thread``.
 from runnel.compute_package.describe import Description, describe
 from runnel.compute_package.manifest import Manifest, ManifestKind, read_manifest
 from runnel.compute_package.pack import PackageFile, Packed, pack
+from runnel.compute_package.signatures import (
+    key_id,
+    new_key,
+    public_key_of,
+    public_key_text,
+    read_public_key,
+    read_signatures,
+    sign,
+    signature_file,
+    signature_of,
+    verifies,
+    write_signatures,
+)
 from runnel.compute_package.template import write_template
 from runnel.compute_package.unpack import UnpackLimits, unpack
 
@@ -20,8 +33,19 @@ __all__ = [
     "Packed",
     "UnpackLimits",
     "describe",
+    "key_id",
+    "new_key",
     "pack",
+    "public_key_of",
+    "public_key_text",
     "read_manifest",
+    "read_public_key",
+    "read_signatures",
+    "sign",
+    "signature_file",
+    "signature_of",
     "unpack",
+    "verifies",
+    "write_signatures",
     "write_template",
 ]

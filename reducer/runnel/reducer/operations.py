@@ -12,7 +12,7 @@ from typing import Any
 
 from runnel.common.errors import IllegalState, Unauthenticated
 from runnel.common.ids import new_id, new_secret
-from runnel.common.protocol import BlobRef, NodeKind
+from runnel.common.protocol import BlobRef, NodeKind, PackageSignature
 from runnel.reducer.authority import INITIATORS, OPERATORS, READERS, realm, require, require_realm
 from runnel.reducer.domain.session_rules import check_config
 from runnel.reducer.domain.values import (
@@ -113,6 +113,11 @@ class Operations:
         """Store and check an archive."""
         require(caller, INITIATORS)
         return await self._uploads.add_package(caller.organisation, filename, body)
+
+    async def sign_package(self, caller: Caller, digest: str, signature: PackageSignature) -> PackageView:
+        """Store who vouches for a package."""
+        require(caller, INITIATORS)
+        return await self._uploads.sign_package(caller.organisation, digest, signature)
 
     async def packages(self, caller: Caller, cursor: str | None, limit: int) -> Page[PackageView]:
         """List packages, newest first."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from runnel.common.protocol import PackageSignature
 from runnel.reducer.domain.values import (
     EventView,
     LogView,
@@ -50,6 +51,9 @@ class ReducerService(Protocol):
 
     async def add_package(self, caller: Caller, filename: str, body: AsyncIterator[bytes]) -> PackageView:
         """Store and check an archive; the same archive again returns the first entry. Raises BadPackage, TooLarge."""
+
+    async def sign_package(self, caller: Caller, digest: str, signature: PackageSignature) -> PackageView:
+        """Store who vouches for a package. Raises InvalidInput when it is not a signature of this package."""
 
     async def packages(self, caller: Caller, cursor: str | None, limit: int) -> Page[PackageView]:
         """List packages, newest first."""

@@ -8,11 +8,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from runnel.common.errors import Conflict, NotFound
+from runnel.common.errors import Conflict, InvalidInput, NotFound
 from runnel.common.ids import new_id
-from runnel.common.protocol import BlobRef
+from runnel.common.protocol import BlobRef, PackageSignature
 from runnel.common.tensors import open_npz
-from runnel.compute_package import Description, describe
+from runnel.compute_package import Description, describe, key_id, verifies
 from runnel.reducer.domain.values import ModelView, PackageView
 from runnel.reducer.store import access, registry
 from runnel.reducer.store.blobs import Blobs
@@ -71,6 +71,25 @@ class Uploads:
             if new:
                 await self._require_blob(ref)
                 await tx.record("package.added", organisation, digest=row.digest, name=row.name)
+        return registry.package_view(row)
+
+    async def sign_package(self, organisation: str, digest: str, signature: PackageSignature) -> PackageView:
+        """Store who vouches for a package. Whether to trust that key is for the sites to say.
+
+        Raises:
+            NotFound: there is no such package.
+            InvalidInput: the signature is not one of this package.
+            TooLarge: it has as many signatures as it may have.
+        """
+        async with self._journal.transaction() as tx:
+            row = await registry.add_signature(tx.session, organisation, digest, signature)
+            if not verifies(signature, row.digest):
+                raise InvalidInput(
+                    f"The signature by the key {key_id(signature.public_key)} is not one of package {row.digest[:16]}.",
+                    hint="Sign the archive that was pushed: runnel package sign ARCHIVE --key KEY.",
+                    digest=row.digest,
+                )
+            await tx.record("package.signed", organisation, digest=row.digest, key_id=key_id(signature.public_key))
         return registry.package_view(row)
 
     async def add_model(self, organisation: str, body: AsyncIterator[bytes]) -> ModelView:

@@ -20,7 +20,7 @@ from runnel.common.errors import BadSettings, RunnelError
 ENTRIES: Mapping[str, Entry] = {
     "demo": Entry("runnel.cli.demo_command:demo", "Run a whole network on this machine and watch it train."),
     "session": Entry("runnel.cli.session_commands:app", "Train: start, watch, show, stop, resume, extend."),
-    "package": Entry("runnel.cli.package_commands:app", "Compute packages: init, build, check, show, push, list."),
+    "package": Entry("runnel.cli.package_commands:app", "Compute packages: init, build, check, sign, push, list."),
     "model": Entry("runnel.cli.model_commands:app", "Models: list, show the trail, download."),
     "node": Entry("runnel.cli.node_commands:app", "Clients and combiners of the network."),
     "token": Entry("runnel.cli.token_commands:app", "Tokens: create, list, revoke."),

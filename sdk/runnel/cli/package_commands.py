@@ -11,6 +11,7 @@ import typer
 
 from runnel.cli.client_settings import read_client_settings
 from runnel.cli.desk import Desk, command, group
+from runnel.cli.signing_commands import add_signing
 from runnel.common.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from runnel.client.rehearsal import Rehearsal
 
 app = group("Compute packages: make, try and share the code that travels to the data.")
+
+add_signing(app)
 
 _LAST_LINES = 20
 
@@ -139,6 +142,7 @@ def show(
                 ("name", f"{found.name} {found.version}".rstrip()),
                 ("size", size(found.size_bytes)),
                 ("entry points", _entry_points(entry_points)),
+                ("signed by", "\n".join(f"{each.key_id}  {each.public_key}" for each in found.signatures) or "nobody"),
                 ("organisation", found.organisation),
                 ("pushed", when(found.created_at)),
             ]
@@ -150,7 +154,7 @@ def show(
 def push(
     desk: Desk, file: Annotated[Path, typer.Argument(metavar="FILE", help="An archive of `runnel package build`.")]
 ) -> None:
-    """Push an archive to the network and print its digest."""
+    """Push an archive to the network, with the signatures in FILE.sig if there are any, and print its digest."""
     if file.is_dir():
         raise InvalidInput(f"{file} is a folder.", hint=f"Pack it first: runnel package build {file}")
     with desk.transfer(file.name) as progress:
@@ -170,10 +174,11 @@ def list_packages(desk: Desk) -> None:
     if desk.as_json:
         desk.write_json([package.raw for package in packages])
         return
-    made = table("digest", "name", "version", "size", "pushed", right=("size",), fold=("name",))
+    made = table("digest", "name", "version", "size", "signed by", "pushed", right=("size",), fold=("name",))
     for package in packages:
-        moment = when(package.created_at)
-        made.add_row(package.digest[:16], package.name, package.version, size(package.size_bytes), moment)
+        moment, held = when(package.created_at), size(package.size_bytes)
+        signers = ", ".join(each.key_id for each in package.signatures)
+        made.add_row(package.digest[:16], package.name, package.version, held, signers, moment)
     desk.console.print(made)
 
 

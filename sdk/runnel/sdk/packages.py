@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from runnel.common.protocol import PackageSignature
 from runnel.sdk.connection import Connection
 from runnel.sdk.paths import quoted
 from runnel.sdk.transfers import Progress, download, push
@@ -20,12 +21,30 @@ class Packages:
     def push(self, file: str | Path, *, progress: Progress | None = None) -> Package:
         """Store an archive; the same archive again gives the entry that is there.
 
+        The signatures in the file ``ARCHIVE.sig`` beside it, which ``runnel package sign`` writes, go with it.
+
         Raises:
             NotFound: there is no such file.
             BadPackage: the network found it wanting; the message tells what.
+            InvalidInput: ``ARCHIVE.sig`` is not of this archive.
         """
         path = Path(file)
-        return read(Package, push(self._connection, "packages", path, progress=progress, filename=path.name))
+        signatures = beside(path)
+        package = read(Package, push(self._connection, "packages", path, progress=progress, filename=path.name))
+        for signature in signatures:
+            package = self.sign(package.digest, signature)
+        return package
+
+    def sign(self, digest: str, signature: PackageSignature) -> Package:
+        """Say who vouches for a stored package.
+
+        Raises:
+            InvalidInput: the signature is not one of this package.
+        """
+        from runnel.compute_package import public_key_text
+
+        body = {"public_key": public_key_text(signature.public_key), "signature": signature.signature.hex()}
+        return read(Package, self._connection.post(f"packages/{quoted(digest)}/signatures", body))
 
     def list(self) -> Iterator[Package]:
         """Yield all packages, newest first."""
@@ -47,3 +66,13 @@ class Packages:
             progress=progress,
         )
         return package
+
+
+def beside(archive: Path) -> tuple[PackageSignature, ...]:
+    """Return the signatures in the file beside ``archive``, if there is one."""
+    from runnel.common.blobs import digest_file
+    from runnel.compute_package import read_signatures, signature_file
+
+    if not (archive.exists() and signature_file(archive).exists()):
+        return ()
+    return read_signatures(archive, digest_file(archive).sha256)

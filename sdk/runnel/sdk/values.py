@@ -81,6 +81,16 @@ class Session:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Signer:
+    """Who vouches for a package; ``key_id`` is the short fingerprint of ``public_key``."""
+
+    key_id: str
+    public_key: str
+    signature: str
+    raw: Mapping[str, Any] = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Package:
     """A stored compute package; ``digest`` is the SHA-256 of its archive in hex."""
 
@@ -91,6 +101,7 @@ class Package:
     organisation: str
     created_at: datetime
     manifest: Mapping[str, Any]
+    signatures: tuple[Signer, ...]
     raw: Mapping[str, Any] = field(repr=False, compare=False)
 
 
@@ -208,7 +219,7 @@ def _value(name: str, annotation: str, value: Any) -> Any:
     if annotation.startswith("datetime"):
         return None if value is None else datetime.fromisoformat(value)
     if annotation.startswith("tuple"):
-        kind: type[Any] = Round if name == "rounds" else Contribution
+        kind: type[Any] = {"rounds": Round, "signatures": Signer}.get(name, Contribution)
         return tuple(read(kind, item) for item in value or ())
     if annotation.startswith("Mapping"):
         return value or {}

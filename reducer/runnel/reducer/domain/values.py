@@ -160,6 +160,15 @@ class SessionView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SignerView:
+    """Who vouches for a package; ``public_key`` and ``signature`` as they are written, ``key_id`` for people."""
+
+    key_id: str
+    public_key: str
+    signature: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PackageView:
     """A compute package in the registry; ``digest`` is the SHA-256 of the archive."""
 
@@ -170,6 +179,7 @@ class PackageView:
     organisation: str
     created_at: datetime
     manifest: Mapping[str, Any]
+    signatures: tuple[SignerView, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

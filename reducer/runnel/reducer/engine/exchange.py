@@ -346,6 +346,8 @@ class Exchange:
                     remaining_s=remaining_s,
                     gather=self._gather,
                     compression=position.config.compress,
+                    signatures=position.signatures,
+                    organisation=position.organisation,
                 ),
             )
 

@@ -9,9 +9,10 @@ from runnel.common.protocol import AssignmentKey, BlobRef, Work
 from runnel.reducer.domain.collection import Collection, SlotState
 from runnel.reducer.engine.exchange import Exchange, Network
 from runnel.reducer.engine.position import Position
-from runnel.reducer.store import ledger
+from runnel.reducer.store import ledger, registry
 from runnel.reducer.store.blobs import Blobs
 from runnel.reducer.store.journal import Journal
+from runnel.reducer.store.tables import PackageRow
 
 
 class Exchanges:
@@ -69,6 +70,9 @@ class Exchanges:
         async with self._journal.database.read() as tx:
             stored = await ledger.slot_states(tx, key)
             collection.restore({client: SlotState(state) for client, state in stored.items()})
+            # Who vouches for the package may have been said while the session runs.
+            package = await tx.get_one(PackageRow, (position.organisation, position.package.sha256))
+            position.signatures = registry.package_signatures(package)
             if buffers:
                 base = await ledger.base_of_round(tx, key.session_id, key.round)
                 position.model = BlobRef(sha256=base.digest, size_bytes=base.size_bytes)

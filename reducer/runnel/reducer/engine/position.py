@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from runnel.common.aggregation import FedBuff, make_strategy
-from runnel.common.protocol import BlobRef, Gather
+from runnel.common.protocol import BlobRef, Gather, PackageSignature
 from runnel.reducer.domain.values import SessionConfig, SessionStatus
-from runnel.reducer.store import ledger
+from runnel.reducer.store import ledger, registry
 from runnel.reducer.store.tables import ModelRow, PackageRow, RoundRow
 
 
@@ -28,6 +28,7 @@ class Position:
     optimizer_state: str | None
     round: int
     history: tuple[SessionStatus, ...]
+    signatures: tuple[PackageSignature, ...] = ()  # of the package
     phase_since: float = field(default_factory=time.monotonic)
     round_since: float | None = None  # when this process began the round, if it did
 
@@ -68,4 +69,5 @@ async def position_of(tx: AsyncSession, session_id: str) -> Position:
         optimizer_state=model.optimizer_state,
         round=row.round,
         history=(SessionStatus(row.phase),),
+        signatures=registry.package_signatures(package),
     )

@@ -161,6 +161,14 @@ class Session(BaseModel):
         )
 
 
+class Signer(BaseModel):
+    """Who vouches for a package."""
+
+    key_id: str = Field(description="The first 16 digits of the SHA-256 of the public key, for people to compare.")
+    public_key: str
+    signature: str
+
+
 class Package(BaseModel):
     """A compute package in the registry."""
 
@@ -171,6 +179,7 @@ class Package(BaseModel):
     organisation: str
     created_at: datetime
     manifest: dict[str, Any]
+    signatures: list[Signer] = Field(description="Verified; whom to believe is for each site to say.")
 
     @classmethod
     def of(cls, view: PackageView) -> Package:

@@ -11,6 +11,7 @@ from runnel.reducer.http.access import CallerDep, Cursor, Limit, Service
 from runnel.reducer.http.answers import Listing, Package, listing
 from runnel.reducer.http.files import Held, file_answer, upload_schema
 from runnel.reducer.http.idempotency import OnceDep
+from runnel.reducer.http.requests import SignatureRequest
 from runnel.reducer.http.uploads import body_blocks, request_identity
 
 router = APIRouter(prefix="/packages", tags=["packages"])
@@ -53,6 +54,23 @@ async def packages(service: Service, caller: CallerDep, cursor: Cursor = None, l
 async def package(digest: str, service: Service, caller: CallerDep) -> Package:
     """By its digest or a prefix of 4 characters or more."""
     return Package.of(await service.package(caller, digest))
+
+
+@router.post(
+    "/{digest}/signatures", status_code=201, response_model=Package, summary="Say who vouches for a compute package"
+)
+async def sign_package(
+    request: Request, digest: str, wanted: SignatureRequest, service: Service, caller: CallerDep, once: OnceDep
+) -> Response:
+    """An Ed25519 signature as `runnel package sign` writes it, in place of an earlier one by the same key.
+
+    It is verified and kept. Which signers are believed is the policy of each site that is asked to run the package.
+    """
+
+    async def act() -> Package:
+        return Package.of(await service.sign_package(caller, digest, wanted.read()))
+
+    return await once.answer(act, status=201, body=await request.body())
 
 
 @router.get("/{digest}/content", response_class=FileResponse, summary="Download a compute package")

@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from runnel.common.aggregation import STRATEGIES
 from runnel.common.compression import COMPRESSIONS, parse_compression
+from runnel.common.protocol import PackageSignature
+from runnel.compute_package import signature_of
 from runnel.reducer.domain.session_rules import MAX_RANDOM_SEED, MAX_ROUNDS, check_config, parse_sample, parse_stop_rule
 from runnel.reducer.domain.values import Role, SessionConfig
 
@@ -92,6 +94,17 @@ class ExtendRequest(_Request):
     """Rounds to add to a session."""
 
     rounds: int = Field(ge=1, le=MAX_ROUNDS, description="How many rounds to add.")
+
+
+class SignatureRequest(_Request):
+    """Who vouches for a package."""
+
+    public_key: str = Field(max_length=200, description="ed25519: and 64 hexadecimal digits.")
+    signature: str = Field(max_length=200, description="128 hexadecimal digits.")
+
+    def read(self) -> PackageSignature:
+        """Return it as a value; raises InvalidInput."""
+        return signature_of(self.public_key, self.signature)
 
 
 class TokenRequest(_Request):

@@ -8,8 +8,11 @@ from typing import Any
 from sqlalchemy import and_, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from runnel.common.errors import Conflict, Gone, NotFound
-from runnel.reducer.domain.values import ClientContribution, ModelView, PackageView, Page
+from runnel.common.errors import Conflict, Gone, NotFound, TooLarge
+from runnel.common.protocol import PackageSignature
+from runnel.compute_package import key_id, public_key_text, signature_of
+from runnel.compute_package.signatures import MAX_SIGNATURES
+from runnel.reducer.domain.values import ClientContribution, ModelView, PackageView, Page, SignerView
 from runnel.reducer.store.pages import after_cursor, page_of
 from runnel.reducer.store.tables import ModelRow, PackageRow, SlotRow
 
@@ -26,7 +29,16 @@ def package_view(row: PackageRow) -> PackageView:
         organisation=row.organisation_id,
         created_at=row.created_at,
         manifest=row.manifest,
+        signatures=tuple(
+            SignerView(key_id=key_id(each.public_key), public_key=written["public_key"], signature=written["signature"])
+            for each, written in zip(package_signatures(row), row.signatures, strict=True)
+        ),
     )
+
+
+def package_signatures(row: PackageRow) -> tuple[PackageSignature, ...]:
+    """Return who vouches for a package, as it travels to clients."""
+    return tuple(signature_of(each["public_key"], each["signature"]) for each in row.signatures)
 
 
 def model_view(row: ModelRow, participants: tuple[ClientContribution, ...] = ()) -> ModelView:
@@ -117,6 +129,23 @@ async def add_package(
     )
     tx.add(row)
     return row, True
+
+
+async def add_signature(tx: AsyncSession, organisation: str, digest: str, signature: PackageSignature) -> PackageRow:
+    """Add a signature to a package, in place of an earlier one by the same key.
+
+    Raises:
+        NotFound: there is no such package.
+        TooLarge: it has as many as it may have.
+    """
+    found = await find_package(tx, organisation, digest)
+    row = await tx.get_one(PackageRow, (organisation, found.digest), with_for_update=True, populate_existing=True)
+    written = {"public_key": public_key_text(signature.public_key), "signature": signature.signature.hex()}
+    others = [each for each in row.signatures if each["public_key"] != written["public_key"]]
+    if len(others) >= MAX_SIGNATURES:
+        raise TooLarge(f"Package {row.digest[:16]} has {len(others)} signatures, and more are not kept.")
+    row.signatures = [*others, written]
+    return row
 
 
 async def find_package(tx: AsyncSession, organisation: str, digest: str) -> PackageRow:

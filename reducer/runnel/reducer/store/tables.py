@@ -124,6 +124,7 @@ class PackageRow(Base):
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     manifest: Mapped[dict[str, Any]]
     created_at: Mapped[datetime] = mapped_column(index=True)
+    signatures: Mapped[list[dict[str, str]]] = mapped_column(JSON, default=list, server_default="[]")
 
 
 class ModelRow(Base):

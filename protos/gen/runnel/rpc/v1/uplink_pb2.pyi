@@ -884,6 +884,8 @@ class Assignment(_message.Message):
     REMAINING_MS_FIELD_NUMBER: _builtins.int
     MODEL_DATA_FIELD_NUMBER: _builtins.int
     PAYLOAD_WITHIN_FIELD_NUMBER: _builtins.int
+    SIGNATURES_FIELD_NUMBER: _builtins.int
+    ORGANISATION_FIELD_NUMBER: _builtins.int
     order_id: _builtins.str
     model_format: _builtins.str
     """"npz" """
@@ -903,6 +905,8 @@ class Assignment(_message.Message):
     """
     payload_within: _builtins.int
     """A client's payload of at most so many bytes may come within its report; 0: it is pushed, as larger ones are."""
+    organisation: _builtins.str
+    """whose session it is, for the site's records"""
     @_builtins.property
     def key(self) -> Global___AssignmentKey: ...
     @_builtins.property
@@ -913,6 +917,10 @@ class Assignment(_message.Message):
     def package(self) -> Global___BlobRef: ...
     @_builtins.property
     def model(self) -> Global___BlobRef: ...
+    @_builtins.property
+    def signatures(self) -> _containers.RepeatedCompositeFieldContainer[Global___PackageSignature]:
+        """of the package; who believes which is up to the client's site"""
+
     def __init__(
         self,
         *,
@@ -928,14 +936,42 @@ class Assignment(_message.Message):
         remaining_ms: _builtins.int = ...,
         model_data: _builtins.bytes = ...,
         payload_within: _builtins.int = ...,
+        signatures: _abc.Iterable[Global___PackageSignature] | None = ...,
+        organisation: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "model", b"model", "package", b"package"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_settings", b"client_settings", "clients", b"clients", "compression", b"compression", "gather", b"gather", "key", b"key", "model", b"model", "model_data", b"model_data", "model_format", b"model_format", "order_id", b"order_id", "package", b"package", "payload_within", b"payload_within", "remaining_ms", b"remaining_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_settings", b"client_settings", "clients", b"clients", "compression", b"compression", "gather", b"gather", "key", b"key", "model", b"model", "model_data", b"model_data", "model_format", b"model_format", "order_id", b"order_id", "organisation", b"organisation", "package", b"package", "payload_within", b"payload_within", "remaining_ms", b"remaining_ms", "signatures", b"signatures"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Assignment: _TypeAlias = Assignment  # noqa: Y015
+
+@_typing.final
+class PackageSignature(_message.Message):
+    """Who vouches for a package: an Ed25519 signature over "runnel compute package, version 1\\n" and the package's SHA-256."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PUBLIC_KEY_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    public_key: _builtins.bytes
+    """32 bytes"""
+    signature: _builtins.bytes
+    """64 bytes"""
+    def __init__(
+        self,
+        *,
+        public_key: _builtins.bytes = ...,
+        signature: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["public_key", b"public_key", "signature", b"signature"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PackageSignature: _TypeAlias = PackageSignature  # noqa: Y015
 
 @_typing.final
 class Close(_message.Message):
