@@ -16,6 +16,7 @@ import pytest
 from runnel.client.runtimes import EnvironmentCache, Guard
 from runnel.common.errors import EnvironmentFailed
 from tests.doubles.client_packages import Listener
+from tests.doubles.wheels import write_wheel
 from tests.eventually import eventually
 
 pytestmark = pytest.mark.process
@@ -36,24 +37,6 @@ async def guard() -> AsyncIterator[Guard]:
 @pytest.fixture
 def cache(tmp_path: Path, guard: Guard) -> EnvironmentCache:
     return EnvironmentCache(tmp_path / "cache", environ=dict(os.environ), guard=guard)
-
-
-def write_wheel(folder: Path, version: str = "1.0") -> Path:
-    """Write a wheel with one module and one command."""
-    info = f"greeting-{version}.dist-info"
-    files = {
-        "greeting.py": f"def main():\n    print('hello {version}')\n",
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: greeting\nVersion: {version}\n",
-        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        f"{info}/entry_points.txt": "[console_scripts]\ngreet = greeting:main\n",
-    }
-    record = "".join(f"{name},,\n" for name in (*files, f"{info}/RECORD"))
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"greeting-{version}-py3-none-any.whl"
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, text in (files | {f"{info}/RECORD": record}).items():
-            archive.writestr(name, text)
-    return path
 
 
 @pytest.fixture
@@ -125,7 +108,7 @@ async def test_a_wheel_beside_the_requirements_counts_by_its_content(
 async def test_a_python_env_yaml_is_understood(cache: EnvironmentCache, requirements: Path, say: Listener) -> None:
     yaml = requirements.with_name("python_env.yaml")
     yaml.write_text(
-        "name: x\npython: '3.9'\ndependencies: ['--no-index', '--find-links {}', greeting]\n".format(
+        "name: x\npython: '3'\ndependencies: ['--no-index', '--find-links {}', greeting]\n".format(
             yaml.parent / "wheels"
         )
     )

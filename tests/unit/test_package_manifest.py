@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -212,7 +213,7 @@ def test_other_commands_are_left_as_they_are() -> None:
 
 
 def test_fedn_commands_go_through_a_shell_with_quoted_arguments() -> None:
-    entry_points = {"train": "python train.py $OPTS", "validate": "./run validate"}
+    entry_points = {"train": "python train.py $OPTS", "validate": "./run validate; true"}
     manifest = Manifest(name="x", version="", entry_points=entry_points, kind=ManifestKind.FEDN)
     assert manifest.argv("train", ["a b"], python="/e n/python") == [
         "bash",
@@ -221,7 +222,70 @@ def test_fedn_commands_go_through_a_shell_with_quoted_arguments() -> None:
         "bash",
         "a b",
     ]
-    assert manifest.argv("validate", python="/p")[2] == './run validate "$@"'
+    assert manifest.argv("validate", python="/p")[2] == './run validate; true "$@"'
+
+
+@pytest.mark.parametrize(
+    ("command", "argv"),
+    [
+        ("python  train.py --lr=0.1", ["/p", "train.py", "--lr=0.1", "in put"]),
+        ("python3 -m src.train", ["/p", "-m", "src.train", "in put"]),
+        ("./train.sh", ["./train.sh", "in put"]),
+        ("/no-such-image/bin/python entrypoint train", ["/p", "entrypoint", "train", "in put"]),
+        ("/bin/sh train.sh", ["/bin/sh", "train.sh", "in put"]),
+    ],
+)
+def test_a_fedn_command_that_no_shell_would_change_needs_none(command: str, argv: list[str]) -> None:
+    manifest = Manifest(name="x", version="", entry_points={"train": command}, kind=ManifestKind.FEDN)
+    assert manifest.argv("train", ["in put"], python="/p") == argv
+
+
+def test_the_python_of_an_image_that_is_not_here_is_that_of_the_environment() -> None:
+    command = "/no-such-image/bin/python3.9 entrypoint train $ENTRYPOINT_OPTS"
+    manifest = Manifest(name="x", version="", entry_points={"train": command}, kind=ManifestKind.FEDN)
+    assert manifest.argv("train", python="/p")[2] == '/p entrypoint train $ENTRYPOINT_OPTS "$@"'
+    there = Manifest(
+        name="x", version="", entry_points={"train": f"{sys.executable} train.py $A"}, kind=ManifestKind.FEDN
+    )
+    assert there.argv("train", python="/p")[2] == f'{sys.executable} train.py $A "$@"'
+
+
+def test_the_python_that_a_project_requires_is_noted(tmp_path: Path) -> None:
+    root = package(tmp_path, train_py="", pyproject_toml='[project]\nname = "x"\nrequires-python = ">=3.9"')
+    assert read_manifest(root).requires_python == ">=3.9"
+    assert read_manifest(package(tmp_path, pyproject_toml="[tool.x]\na = 1")).requires_python == ""
+    for text, says in (("[project", "can not be read as TOML"), ("[project]\nrequires-python = 3", "should be text")):
+        with pytest.raises(BadPackage, match=says):
+            read_manifest(package(tmp_path, pyproject_toml=text))
+
+
+@pytest.mark.parametrize(
+    ("script", "imports", "helpers", "raw"),
+    [
+        (
+            "from fedn.utils.helpers.helpers import get_helper\nh = get_helper('numpyhelper')",
+            True,
+            ["numpyhelper"],
+            None,
+        ),
+        ("    import fedn\nHELPER_MODULE = 'binaryhelper'", True, ["binaryhelper"], "<f8"),
+        (
+            "from fedn.utils.helpers.helpers import get_helper\nget_helper('androidhelper')",
+            True,
+            ["androidhelper"],
+            "<f4",
+        ),
+        ("from fedn.utils.kerashelper import KerasHelper", True, ["kerashelper"], None),
+        ("import fedn; 'binaryhelper numpyhelper'", True, ["binaryhelper", "numpyhelper"], None),
+        ("import fednorm\n# from fedn import x", False, [], None),
+    ],
+)
+def test_what_a_package_uses_of_fedn_is_noted(
+    tmp_path: Path, script: str, imports: bool, helpers: list[str], raw: str | None
+) -> None:
+    (tmp_path / "entrypoint").write_text(script)
+    found = read_manifest(package(tmp_path, train_py="")).fedn
+    assert (found.imports, list(found.helpers), found.raw_dtype) == (imports, helpers, raw)
 
 
 def test_an_entry_point_that_is_not_there_is_named() -> None:

@@ -28,8 +28,10 @@ PUBLIC: dict[str, list[str]] = {
     "runnel.client.runtimes": [
         "Call",
         "EnvironmentCache",
+        "FednSource",
         "Finished",
         "Guard",
+        "Installs",
         "Limits",
         "LineSink",
         "LogCapture",
@@ -141,6 +143,7 @@ PUBLIC: dict[str, list[str]] = {
     ],
     "runnel.compute_package": [
         "Description",
+        "FednUse",
         "Manifest",
         "ManifestKind",
         "PackageFile",
@@ -161,6 +164,10 @@ PUBLIC: dict[str, list[str]] = {
         "unpack",
         "verifies",
         "write_signatures",
+        "shim_digest",
+        "shim_source",
+        "unpack",
+        "write_shim_wheel",
         "write_template",
     ],
     "runnel.demo": [
@@ -247,7 +254,7 @@ def packages() -> list[str]:
         for each in build["targets"]["wheel"]["packages"]
         for path in (ROOT / each).rglob("__init__.py")
     ]
-    return sorted(".".join(folder.parts) for folder in folders if "migrations" not in folder.parts)
+    return sorted(".".join(folder.parts) for folder in folders if not {"migrations", "fedn_shim"} & set(folder.parts))
 
 
 def exported(package: str) -> list[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import structlog
 
 from runnel.client.agent import ClientAgent
-from runnel.client.runtimes import ProcessRuntime, entry_point_variables, site_variables
+from runnel.client.runtimes import Installs, ProcessRuntime, entry_point_variables, site_variables
 from runnel.client.settings import ClientSettings
 from runnel.common.disk import state_folder
 from runnel.common.endpoints import remove_endpoints, write_endpoints
@@ -43,6 +43,27 @@ def site_databases(data: Mapping[str, str]) -> dict[str, Path | str]:
                 database=name,
             )
     return databases
+
+
+def site_installs(settings: ClientSettings) -> Installs:
+    """Return what the settings say about environments.
+
+    Raises:
+        BadSettings: a folder with wheels does not exist.
+    """
+    for place in settings.find_links:
+        if "://" not in place and not Path(place).is_dir():
+            raise BadSettings(
+                f"Wheels are to be found in {place}, and there is no such folder.", hint="Correct --find-links."
+            )
+    return Installs(
+        allowed=settings.installs,
+        # uv runs in the folders of packages.
+        find_links=tuple(one if "://" in one else str(Path(one).absolute()) for one in settings.find_links),
+        fedn=settings.fedn,
+        most_bytes=settings.environments_bytes,
+        most_days=settings.environments_days,
+    )
 
 
 async def run_client(settings: ClientSettings, stop: asyncio.Event, environ: Mapping[str, str] | None = None) -> None:
@@ -76,7 +97,12 @@ async def run_client(settings: ClientSettings, stop: asyncio.Event, environ: Map
             prefer=settings.prefer,
         )
 
-    runtime = ProcessRuntime(environments=settings.state / "environments", environ=environ, warm=settings.warm)
+    runtime = ProcessRuntime(
+        environments=settings.state / "environments",
+        environ=environ,
+        warm=settings.warm,
+        installs=site_installs(settings),
+    )
     async with runtime:
         agent = ClientAgent(
             name=identity.name,

@@ -17,6 +17,7 @@ from typing import Any
 
 from runnel.client import entry_points
 from runnel.client.domain.contract import Result, TrainResult
+from runnel.client.runtimes.installs import Installs
 from runnel.client.runtimes.process import ProcessRuntime
 from runnel.client.runtimes.runtime import LineSink, PackageFiles, Prepared
 from runnel.client.runtimes.variables import entry_point_variables
@@ -71,6 +72,7 @@ async def rehearse(
     say: LineSink,
     environ: Mapping[str, str] | None = None,
     environments: Path | None = None,
+    installs: Installs | None = None,
     timeout_s: float | None = DEFAULT_TIMEOUT_S,
 ) -> Rehearsal:
     """Run a package through all that a client will do with it, and tell at which step it fails and why.
@@ -86,12 +88,15 @@ async def rehearse(
         say: takes the lines that the entry points print.
         environ: the client's variables; those of this process by default.
         environments: folder that keeps built environments; by default none is kept.
+        installs: what a site says about environments.
         timeout_s: for each entry point.
     """
     place = await in_thread(_make_place)
     try:
         runtime = ProcessRuntime(
-            environments=environments or place / "environments", environ=os.environ if environ is None else environ
+            environments=environments or place / "environments",
+            environ=os.environ if environ is None else environ,
+            installs=installs,
         )
         async with runtime:
             attempt = _Attempt(
@@ -177,7 +182,8 @@ class _Attempt:
                 archive = packed.path
             elif not await in_thread(self.package.is_file):
                 raise NotFound(f"There is no folder or archive {self.package}.")
-            root = await in_thread(unpack, archive, self.place / "package")
+            # With a parent of its own, as at a client: packages of FEDn look beside their folder.
+            root = await in_thread(unpack, archive, self.place / "unpacked" / "package")
             ref = await in_thread(digest_file, archive)
             note(f"{ref.size_bytes:,} bytes, {ref.sha256[:12]}…")
         async with self._step("manifest") as note:

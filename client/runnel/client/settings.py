@@ -7,6 +7,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
+from runnel.client.runtimes.installs import DEFAULT_MOST_BYTES, DEFAULT_MOST_DAYS, FednSource
 from runnel.common.ids import valid_name
 from runnel.common.settings import OWN_PREFIX_ONLY, checked
 
@@ -39,6 +40,21 @@ class ClientSettings(BaseModel):
     warm: bool = Field(
         True,
         description="Fork runs from interpreters that have imported what is installed, where that can be.",
+    )
+    installs: bool = Field(
+        True, description="Whether environments are built; if not, only those run that are there already."
+    )
+    find_links: list[str] = Field(
+        default_factory=list, description="Folders or addresses with wheels, besides the package index."
+    )
+    fedn: FednSource = Field(
+        FednSource.SHIM, description="What a package gets that requires fedn: a light stand-in, or FEDn itself."
+    )
+    environments_bytes: int = Field(
+        DEFAULT_MOST_BYTES, gt=0, description="Above it, the environments that were not used for longest go."
+    )
+    environments_days: float = Field(
+        DEFAULT_MOST_DAYS, gt=0, description="An environment that was not used for so many days goes."
     )
     run_timeout_s: float | None = Field(None, gt=0, description="The site's own limit for one run of an entry point.")
     grace_s: float = Field(10.0, ge=0, description="Seconds to end what is under way when the process is told to stop.")

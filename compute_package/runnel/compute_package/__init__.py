@@ -7,6 +7,8 @@ All functions block; on an event loop call them through ``asyncio.to_thread``.
 """
 
 from runnel.compute_package.describe import Description, describe
+from runnel.compute_package.fedn_use import FednUse
+from runnel.compute_package.fedn_wheel import shim_digest, shim_source, write_shim_wheel
 from runnel.compute_package.manifest import Manifest, ManifestKind, read_manifest
 from runnel.compute_package.pack import PackageFile, Packed, pack
 from runnel.compute_package.signatures import (
@@ -27,6 +29,7 @@ from runnel.compute_package.unpack import UnpackLimits, unpack
 
 __all__ = [
     "Description",
+    "FednUse",
     "Manifest",
     "ManifestKind",
     "PackageFile",
@@ -47,5 +50,9 @@ __all__ = [
     "unpack",
     "verifies",
     "write_signatures",
+    "shim_digest",
+    "shim_source",
+    "unpack",
+    "write_shim_wheel",
     "write_template",
 ]

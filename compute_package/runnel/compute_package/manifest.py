@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import shlex
+import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import yaml
 
 from runnel.common.errors import BadPackage
+from runnel.compute_package.fedn_use import NO_USE, FednUse, find_fedn_use
 
 RUNNEL_MANIFEST = "runnel.yaml"
 FEDN_MANIFEST = "fedn.yaml"
@@ -24,6 +26,10 @@ _MAX_BYTES = 64 * 1024
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}", re.ASCII)
 _PYTHON = ("python", "python3")
+_PYTHON_PATH = re.compile(r"/\S*/python(3(\.\d+)?)?")
+# A shell would make nothing else of a command of such characters.
+_NO_SHELL_NEEDED = re.compile(r"[A-Za-z0-9_./:,@%+=-]+(\s+[A-Za-z0-9_./:,@%+=-]+)*")
+_PROJECT = "pyproject.toml"
 
 
 class ManifestKind(Enum):
@@ -45,6 +51,8 @@ class Manifest:
         requirements: the pip requirements file of its environment, relative to the package's root. None: there is none.
         python_env: the environment file that a ``fedn.yaml`` names, relative to the package's root; None otherwise.
         kind: which file said so; ``PLAIN`` when the scripts were found by their names.
+        requires_python: the ``requires-python`` of a ``pyproject.toml`` in the package's root; empty: any.
+        fedn: what its scripts use of FEDn.
 
     With neither ``requirements`` nor ``python_env`` the package runs with the interpreter of the client itself.
     """
@@ -55,6 +63,8 @@ class Manifest:
     requirements: str | None = None
     python_env: str | None = None
     kind: ManifestKind = ManifestKind.PLAIN
+    requires_python: str = ""
+    fedn: FednUse = NO_USE
 
     def command(self, entry_point: str) -> str:
         """Return the command line of ``entry_point`` as its author wrote it.
@@ -81,7 +91,9 @@ class Manifest:
             python: interpreter of the package's environment; stands in for a leading ``python`` or ``python3``.
 
         A ``runnel.yaml`` command is split by the rules of a POSIX shell but none interprets it: no variables, no pipes.
-        A ``fedn.yaml`` command is handed to ``bash -c``, for packages of that system rely on variables being expanded.
+        A ``fedn.yaml`` command is handed to ``bash -c``, for packages of that system rely on variables being expanded;
+        one that no shell would change is run without. The path of a Python that is not there, such as that of the image
+        for which a package was made, stands for ``python`` in it.
 
         Raises:
             BadPackage: the package has no such entry point.
@@ -93,7 +105,10 @@ class Manifest:
         command = self.command(entry_point)
         if self.kind is ManifestKind.FEDN:
             first, *rest = command.split(maxsplit=1)
-            line = " ".join([shlex.quote(python), *rest]) if first in _PYTHON else command
+            own = first in _PYTHON or (_PYTHON_PATH.fullmatch(first) is not None and not Path(first).exists())
+            if _NO_SHELL_NEEDED.fullmatch(command) and "=" not in first:
+                return [python if own else first, *" ".join(rest).split(), *arguments]
+            line = " ".join([shlex.quote(python), *rest]) if own else command
             return ["bash", "-c", f'{line} "$@"', "bash", *arguments]
         words = shlex.split(command)
         if words[0] in _PYTHON:
@@ -130,6 +145,11 @@ def read_manifest(root: Path, *, default_name: str | None = None) -> Manifest:
             file that does not exist. File and key are named.
     """
     name = _fitting_name(default_name or root.resolve().name)
+    manifest = _read(root, name)
+    return replace(manifest, requires_python=_requires_python(root), fedn=find_fedn_use(root))
+
+
+def _read(root: Path, name: str) -> Manifest:
     if (root / RUNNEL_MANIFEST).is_file():
         return _read_runnel(root, name)
     if (root / FEDN_MANIFEST).is_file():
@@ -143,6 +163,20 @@ def read_manifest(root: Path, *, default_name: str | None = None) -> Manifest:
             package=name,
         )
     return Manifest(name=name, version="", entry_points=found, requirements=_default_requirements(root))
+
+
+def _requires_python(root: Path) -> str:
+    path = root / _PROJECT
+    if not path.is_file():
+        return ""
+    try:
+        with path.open("rb") as file:
+            document = tomllib.loads(file.read(_MAX_BYTES).decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadPackage(f"{_PROJECT} can not be read as TOML: {error}.", file=_PROJECT) from error
+    project = document.get("project")
+    wanted = project.get("requires-python", "") if isinstance(project, dict) else ""
+    return _text(_PROJECT, "project.requires-python", wanted)
 
 
 def _read_runnel(root: Path, default_name: str) -> Manifest:

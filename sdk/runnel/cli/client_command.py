@@ -45,6 +45,17 @@ def client(
         bool | None,
         typer.Option("--warm/--no-warm", help="Start runs from interpreters that are kept. [default: warm]"),
     ] = None,
+    installs: Annotated[
+        bool | None,
+        typer.Option("--installs/--no-installs", help="Build the environments of packages. [default: installs]"),
+    ] = None,
+    find_links: Annotated[
+        list[str] | None, typer.Option(metavar="DIR_OR_URL", help="Wheels besides those of the package index.")
+    ] = None,
+    fedn: Annotated[
+        str | None,
+        typer.Option(metavar="shim|real", help="What a package gets that requires fedn. [default: shim]"),
+    ] = None,
     run_timeout_s: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="The site's own limit for one run of an entry point.")
     ] = None,
@@ -74,6 +85,9 @@ def client(
         "prefer": prefer,
         "parallel": parallel,
         "warm": warm,
+        "installs": installs,
+        "find_links": find_links,
+        "fedn": fedn,
         "run_timeout_s": run_timeout_s,
         "grace_s": grace_s,
     }

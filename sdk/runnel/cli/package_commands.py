@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,6 +25,13 @@ app = group("Compute packages: make, try and share the code that travels to the 
 add_signing(app)
 
 _LAST_LINES = 20
+
+
+class FednChoice(StrEnum):
+    """What a requirement of ``fedn`` gets."""
+
+    shim = "shim"
+    real = "real"
 
 
 @command(app, "init", local=True)
@@ -92,10 +100,24 @@ def check(
     client_settings: Annotated[
         str | None, typer.Option("--client-settings", metavar="JSON", help="Object that is handed to the package.")
     ] = None,
+    environments: Annotated[
+        Path | None,
+        typer.Option(
+            "--environments", metavar="DIR", help="Keep the environment there, as a client does in its state."
+        ),
+    ] = None,
+    find_links: Annotated[
+        list[str] | None,
+        typer.Option("--find-links", metavar="DIR_OR_URL", help="Wheels besides those of the package index."),
+    ] = None,
+    fedn: Annotated[
+        FednChoice, typer.Option("--fedn", help="What the package gets if it requires fedn, as at a client.")
+    ] = FednChoice.shim,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show what the entry points write, as it comes.")] = False,
 ) -> None:
     """Unpack and run a package the way a client will, and tell what is wrong; exit status 1 if anything is."""
     from runnel.client.rehearsal import rehearse
+    from runnel.client.runtimes import FednSource, Installs
     from runnel.common.logs import setup_logs
 
     setup_logs("warning")
@@ -109,7 +131,18 @@ def check(
 
     databases = {name: Path(path) for name, path in map(_database, data or [])}
     settings = read_client_settings(client_settings)
-    result = asyncio.run(rehearse(package, seed=seed, data=databases, settings=settings, say=say))
+    places = tuple(place if "://" in place else str(Path(place).absolute()) for place in find_links or ())
+    result = asyncio.run(
+        rehearse(
+            package,
+            seed=seed,
+            data=databases,
+            settings=settings,
+            say=say,
+            environments=environments,
+            installs=Installs(find_links=places, fedn=FednSource(fedn.value)),
+        )
+    )
     desk.answer(_document(result), lambda: _rehearsal(result))
     if not result.ok:
         if not (verbose or desk.as_json):

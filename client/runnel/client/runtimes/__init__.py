@@ -2,6 +2,7 @@
 
 from runnel.client.runtimes.environment import EnvironmentCache
 from runnel.client.runtimes.guard import Guard
+from runnel.client.runtimes.installs import FednSource, Installs
 from runnel.client.runtimes.log_capture import LogCapture
 from runnel.client.runtimes.process import PreparedProcess, ProcessRuntime, describe_status
 from runnel.client.runtimes.runtime import Call, Finished, Limits, LineSink, PackageFiles, Prepared, Runtime
@@ -10,8 +11,10 @@ from runnel.client.runtimes.variables import entry_point_variables, process_vari
 __all__ = [
     "Call",
     "EnvironmentCache",
+    "FednSource",
     "Finished",
     "Guard",
+    "Installs",
     "Limits",
     "LineSink",
     "LogCapture",

@@ -3,31 +3,43 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import hashlib
 import os
 import platform
-import secrets
-import shutil
+import re
 import sys
 import sysconfig
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import structlog
 
+from runnel.client.runtimes.environment_folders import (
+    claim_place,
+    evict,
+    hold,
+    interpreter,
+    release_place,
+    take_place,
+)
 from runnel.client.runtimes.guard import Guard
+from runnel.client.runtimes.installs import FednSource, Installs
 from runnel.client.runtimes.log_capture import LogCapture
 from runnel.client.runtimes.process_group import run_group
-from runnel.client.runtimes.requirements import Requirements, read_requirements
+from runnel.client.runtimes.python_versions import PythonRequest, choose, read_listing, read_request
+from runnel.client.runtimes.requirement_lines import FEDN_PLACE
+from runnel.client.runtimes.requirements import FOLDER_PLACE, Requirements, read_requirements
 from runnel.client.runtimes.runtime import LineSink
 from runnel.client.runtimes.variables import installer_variables
 from runnel.common.blobs import in_thread, storage_errors
 from runnel.common.errors import EnvironmentFailed
+from runnel.compute_package import shim_digest, write_shim_wheel
 
 DEFAULT_BUILD_TIMEOUT_S = 1800.0
-_BUILDING = "building-"
+_ASKED_FOR = "pyproject.toml"
+# How uv says that it did not get through to an index.
+_NO_NETWORK = re.compile(r"error sending request|failed to fetch|dns error|connection refused|timed out", re.IGNORECASE)
 
 log = structlog.get_logger()
 
@@ -41,68 +53,154 @@ class EnvironmentCache:
     break its scripts. What killed builds left behind is removed before the next build, in this or any other process
     that shares the folder.
 
+    If the package index can't be reached, what is at hand (uv's cache, local wheels) is tried before the build fails.
+
     Args:
         root: folder of this cache; made when needed.
         environ: the client's variables; uv sees :func:`~runnel.client.runtimes.variables.installer_variables` of them.
         guard: ends uv if the client is killed.
         timeout_s: seconds that a build may take.
+        installs: what the site says about environments.
+        installer: returns the path of uv; by default that which is installed with the client.
     """
 
     def __init__(
-        self, root: Path, *, environ: Mapping[str, str], guard: Guard, timeout_s: float = DEFAULT_BUILD_TIMEOUT_S
+        self,
+        root: Path,
+        *,
+        environ: Mapping[str, str],
+        guard: Guard,
+        timeout_s: float = DEFAULT_BUILD_TIMEOUT_S,
+        installs: Installs | None = None,
+        installer: Callable[[], str] | None = None,
     ) -> None:
         self._root = root.absolute()
-        self._env = installer_variables(environ)
+        # Of the machine's Pythons only: one that is fetched is a program that nobody at the site has looked at.
+        self._env = installer_variables(environ) | {"UV_PYTHON_DOWNLOADS": "never"}
         self._guard = guard
         self._timeout_s = timeout_s
+        self._installs = installs or Installs()
+        self._installer = installer or _uv_program
         self._locks: dict[str, asyncio.Lock] = {}
 
-    async def prepare(self, requirements: Path | None, say: LineSink) -> Path:
+    async def prepare(
+        self, requirements: Path | None, say: LineSink, *, root: Path | None = None, requires_python: str = ""
+    ) -> Path:
         """Return the interpreter of an environment that has what ``requirements`` lists; tell progress to ``say``.
 
         Args:
             requirements: a ``requirements.txt`` or ``python_env.yaml``. None, or one without entries: this process's
-                own interpreter is returned.
+                own interpreter is returned, unless the package asks for another Python.
+            root: the package's folder, which included files must not leave; that of ``requirements`` by default.
+            requires_python: what the package's ``pyproject.toml`` asks for; a ``python_env.yaml`` that names a Python
+                goes before.
 
         Raises:
             BadPackage: the file is not readable as what it is.
-            EnvironmentFailed: uv could not build it; the message has uv's last lines. Nothing is left behind.
+            EnvironmentFailed: uv could not build it, the message has uv's last lines; or the Python that it asks for is
+                not on this machine; or the site forbids to install. Nothing is left behind.
             StorageFull: no room for it.
         """
-        if requirements is None:
+        wanted = Requirements(folder=root or Path.cwd())
+        if requirements is not None:
+            shim = self._installs.fedn is FednSource.SHIM
+            wanted = await in_thread(read_requirements, requirements, root=root, fedn_shim=shim)
+        request = _request(wanted, requires_python)
+        own = request is None or request.accepts(platform.python_version())
+        if wanted.empty and own:
             return Path(sys.executable)
-        wanted = await in_thread(read_requirements, requirements)
-        if wanted.empty:
-            return Path(sys.executable)
-        key = await in_thread(_key, wanted)
-        python = self._root / key / "bin" / "python"
+        key = await in_thread(_key, wanted, None if own else request)
+        python = interpreter(self._root / key)
         # One task builds, the others that want the same wait for it; if it fails or is cancelled, the next one tries.
         async with self._locks.setdefault(key, asyncio.Lock()):
-            if not await in_thread(python.exists):
-                await self._build(key, wanted, say)
+            async with self.in_use(python) as there:
+                built = not there
+            if built:
+                await self._build(key, wanted, None if own else request, say)
+        await self._evict()
         return python
 
-    async def _build(self, key: str, wanted: Requirements, say: LineSink) -> None:
-        say("runnel", "Building the package's environment; it is kept for the next time.")
-        async with self._workplace() as place:
-            python = place / "bin" / "python"
-            await self._uv(
-                "venv", ["--relocatable", "--no-project", "--python", sys.executable, str(place)], wanted, say
+    @asynccontextmanager
+    async def in_use(self, python: Path) -> AsyncIterator[bool]:
+        """Keep the environment of ``python`` while the block runs; the value tells whether it is there.
+
+        An interpreter that is not of this cache is always there.
+        """
+        folder = python.parent.parent
+        if folder.parent != self._root:
+            yield True
+            return
+        held = await in_thread(hold, folder)
+        try:
+            yield held is not None
+        finally:
+            if held is not None:
+                os.close(held)
+
+    async def _evict(self) -> None:
+        # Where nothing may be installed, what is gone would not come back.
+        if self._installs.allowed:
+            limits = self._installs
+            await in_thread(evict, self._root, most_bytes=limits.most_bytes, most_days=limits.most_days)
+
+    async def _build(self, key: str, wanted: Requirements, request: PythonRequest | None, say: LineSink) -> None:
+        if not self._installs.allowed:
+            raise EnvironmentFailed(
+                f"This site does not install what packages require, and the environment {key[:12]} is not there.",
+                hint="Build it at the site first (see: environments in the guide of data providers), or ask the site "
+                "to allow installs.",
+                log_tail="",
             )
-            listing = wanted.file or place / "runnel-requirements.txt"
-            if wanted.file is None:
-                with storage_errors(place):
-                    await in_thread(listing.write_text, wanted.text, encoding="utf-8")
-            await self._uv("pip install", ["--python", str(python), "-r", str(listing)], wanted, say)
+        say("runnel", "Building the package's environment; it is kept for the next time.")
+        python = Path(sys.executable) if request is None else await self._find(request, wanted, say)
+        async with self._workplace() as place:
+            await self._uv("venv", ["--relocatable", "--no-project", "--python", str(python), str(place)], wanted, say)
+            if not wanted.empty:
+                await self._install(place, wanted, say)
             with storage_errors(place):
-                await in_thread(_take_place, place, self._root / key)
+                await in_thread(take_place, place, self._root / key)
         log.info("environment built", environment=key)
 
+    async def _find(self, request: PythonRequest, wanted: Requirements, say: LineSink) -> Path:
+        listed: list[str] = []
+
+        def take(stream: str, text: str) -> None:
+            if stream == "stdout":
+                listed.append(text)
+
+        await self._uv("python list", ["--only-installed", "--output-format", "text"], wanted, take)
+        found = choose(request, read_listing(listed))
+        say("runnel", f"{request.source} asks for Python {request.text}: {found.version} serves.")
+        return found.path
+
+    async def _install(self, place: Path, wanted: Requirements, say: LineSink) -> None:
+        with storage_errors(place):
+            listing, constraints = await in_thread(_write_listing, place, wanted)
+        # Relative paths in the listing are relative to the folder in which uv runs.
+        arguments = ["--python", str(interpreter(place)), "-r", str(listing)]
+        if constraints is not None:
+            arguments += ["-c", str(constraints)]
+        if wanted.hashed:
+            arguments.append("--require-hashes")
+        for place_of_wheels in self._installs.find_links:
+            arguments += ["--find-links", place_of_wheels]
+        try:
+            await self._uv("pip install", arguments, wanted, say)
+        except EnvironmentFailed as error:
+            if not _NO_NETWORK.search(str(error.fields["log_tail"])):
+                raise
+            say("runnel", "The package index does not answer; trying with what is at hand.")
+            try:
+                await self._uv("pip install", ["--offline", *arguments], wanted, say)
+            except EnvironmentFailed:
+                raise error from None
+
     async def _uv(self, verb: str, arguments: Sequence[str], wanted: Requirements, say: LineSink) -> None:
-        capture = LogCapture(lambda _, text: say("runnel", f"uv: {text}"))
+        quiet = verb == "python list"
+        capture = LogCapture(say if quiet else lambda _, text: say("runnel", f"uv: {text}"))
         try:
             status = await run_group(
-                [_uv_program(), "--no-progress", "--color", "never", *verb.split(), *arguments],
+                [self._installer(), "--no-progress", "--color", "never", *verb.split(), *arguments],
                 cwd=wanted.folder,
                 env=self._env,
                 guard=self._guard,
@@ -118,16 +216,39 @@ class EnvironmentCache:
     async def _workplace(self) -> AsyncIterator[Path]:
         """A folder to build in that is removed at the end, or by the next build if this process is killed."""
         with storage_errors(self._root):
-            place, claim = await in_thread(_claim_place, self._root)
+            place, claim = await in_thread(claim_place, self._root)
         try:
             yield place
         finally:
-            await in_thread(_release_place, place, claim)
+            await in_thread(release_place, place, claim)
 
 
-def _key(wanted: Requirements) -> str:
-    parts = (wanted.digest(), sys.implementation.cache_tag, platform.python_version(), sysconfig.get_platform())
-    return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()
+def _request(wanted: Requirements, requires_python: str) -> PythonRequest | None:
+    if wanted.python:
+        return read_request(wanted.python, wanted.python_from)
+    return read_request(requires_python, _ASKED_FOR) if requires_python else None
+
+
+def _key(wanted: Requirements, request: PythonRequest | None) -> str:
+    # Another Python is named by the request: to look it up would take a run of uv at each start.
+    python = f"asked for: {request.text}" if request else f"{sys.implementation.cache_tag} {platform.python_version()}"
+    parts = [wanted.digest(), python, sysconfig.get_platform()]
+    if wanted.fedn_shim:
+        parts.append(shim_digest())
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _write_listing(place: Path, wanted: Requirements) -> tuple[Path, Path | None]:
+    listing, constraints = place / "runnel-requirements.txt", None
+    text = "".join(f"{line}\n" for line in wanted.lines).replace(FOLDER_PLACE, wanted.folder.absolute().as_uri())
+    if wanted.fedn_shim:
+        wheel = write_shim_wheel(place)
+        text = text.replace(f"sha256:{FEDN_PLACE}", f"sha256:{shim_digest()}").replace(FEDN_PLACE, wheel.as_uri())
+    listing.write_text(text, encoding="utf-8")
+    if wanted.constraints:
+        constraints = place / "runnel-constraints.txt"
+        constraints.write_text("".join(f"{line}\n" for line in wanted.constraints), encoding="utf-8")
+    return listing, constraints
 
 
 def _uv_program() -> str:
@@ -148,51 +269,3 @@ def _failed(what: str, tail: str) -> EnvironmentFailed:
         hint="Check its requirements, and that this client reaches a package index (UV_INDEX_URL, proxies).",
         log_tail=tail,
     )
-
-
-def _claim_place(root: Path) -> tuple[Path, int]:
-    """Sweep what killed builds left, then return a new name to build at and the lock that says that it is in use."""
-    root.mkdir(parents=True, exist_ok=True)
-    for claim in root.glob(f"{_BUILDING}*.lock"):
-        _sweep(claim)
-    place = root / f"{_BUILDING}{secrets.token_hex(6)}"
-    descriptor = os.open(_claim_of(place), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
-    return place, descriptor
-
-
-def _sweep(claim: Path) -> None:
-    try:
-        descriptor = os.open(claim, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:  # its owner ended meanwhile
-        return
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:  # its owner is at work
-        os.close(descriptor)
-    else:
-        _release_place(claim.with_suffix(""), descriptor)
-        log.info("an unfinished environment was removed", place=claim.stem)
-
-
-def _release_place(place: Path, claim: int) -> None:
-    # The folder first: while it is there, the claim must be.
-    if place.exists():
-        shutil.rmtree(place)
-    _claim_of(place).unlink(missing_ok=True)
-    os.close(claim)
-
-
-def _claim_of(place: Path) -> Path:
-    return place.with_name(f"{place.name}.lock")
-
-
-def _take_place(place: Path, final: Path) -> None:
-    if final.exists() and not (final / "bin" / "python").exists():
-        shutil.rmtree(final)  # its interpreter was uninstalled
-    try:
-        place.rename(final)
-    except OSError:
-        if not (final / "bin" / "python").exists():
-            raise
-        # Another process that shares the cache was quicker; its environment is as good.

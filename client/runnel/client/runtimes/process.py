@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -14,12 +17,14 @@ from typing import Self
 
 from runnel.client.runtimes.environment import EnvironmentCache
 from runnel.client.runtimes.guard import Guard
+from runnel.client.runtimes.installs import FednSource, Installs
 from runnel.client.runtimes.log_capture import LogCapture
 from runnel.client.runtimes.process_group import DEFAULT_GRACE_S, run_group, run_leader
 from runnel.client.runtimes.runtime import Call, Finished, LineSink, PackageFiles, Prepared
 from runnel.client.runtimes.variables import process_variables
 from runnel.client.runtimes.warm_starts import WarmStarts
 from runnel.common.errors import BadPackage, EntryPointFailed, EntryPointTimeout, EnvironmentFailed
+from runnel.compute_package import shim_source
 
 _HINTS = {
     signal.SIGKILL: "out of memory?",
@@ -35,9 +40,13 @@ _OFTEN = ("train", "validate", "predict")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreparedProcess(Prepared):
-    """A package with the interpreter that runs it: an absolute path, not resolved, for it names the environment."""
+    """A package with the interpreter that runs it: an absolute path, not resolved, for it names the environment.
+
+    ``path`` is put before the folders in which that interpreter looks for modules; empty for nearly all packages.
+    """
 
     python: Path
+    path: str = ""
 
 
 class ProcessRuntime:
@@ -57,6 +66,7 @@ class ProcessRuntime:
         environ: the client's variables.
         grace_s: seconds between SIGTERM and SIGKILL.
         warm: whether to keep zygotes; only Linux has them.
+        installs: what the site says about environments.
     """
 
     def __init__(
@@ -66,9 +76,11 @@ class ProcessRuntime:
         environ: Mapping[str, str],
         grace_s: float = DEFAULT_GRACE_S,
         warm: bool = False,
+        installs: Installs | None = None,
     ) -> None:
         self._guard = Guard()
-        self._environments = EnvironmentCache(environments, environ=environ, guard=self._guard)
+        self._installs = installs or Installs()
+        self._environments = EnvironmentCache(environments, environ=environ, guard=self._guard, installs=self._installs)
         self._env = process_variables(environ)
         self._grace_s = grace_s
         self._warm = WarmStarts(guard=self._guard) if warm and WarmStarts.supported() else None
@@ -86,18 +98,35 @@ class ProcessRuntime:
     async def prepare(self, package: PackageFiles, say: LineSink) -> PreparedProcess:
         """Build the package's environment or find it built; see :meth:`Runtime.prepare`."""
         listing = package.manifest.requirements or package.manifest.python_env
-        python = await self._environments.prepare(package.root / listing if listing else None, say)
-        return PreparedProcess(package=package, python=python)
+        python = await self._environments.prepare(
+            package.root / listing if listing else None,
+            say,
+            root=package.root,
+            requires_python=package.manifest.requires_python,
+        )
+        # Without an environment of its own a package of FEDn expects what was installed with FEDn's client.
+        bare = python == Path(sys.executable) and self._installs.fedn is FednSource.SHIM
+        path = str(shim_source()) if bare and package.manifest.fedn.imports else ""
+        return PreparedProcess(package=package, python=python, path=path)
 
     async def run(self, prepared: Prepared, call: Call, say: LineSink) -> Finished:
         """Run one entry point; see :meth:`Runtime.run`.
 
+        An environment that was evicted since the package was prepared is built again.
+
         Raises:
-            EnvironmentFailed: the environment was removed since it was prepared.
+            EnvironmentFailed: that did not succeed.
         """
         if not isinstance(prepared, PreparedProcess):
             raise TypeError(f"prepared by another runtime: {prepared!r}")
-        env = _with_python(self._env | dict(call.env), prepared.python)
+        async with AsyncExitStack() as stack:
+            if not await stack.enter_async_context(self._environments.in_use(prepared.python)):
+                prepared = dataclasses.replace(prepared, python=(await self.prepare(prepared.package, say)).python)
+                await stack.enter_async_context(self._environments.in_use(prepared.python))
+            return await self._run_there(prepared, call, say)
+
+    async def _run_there(self, prepared: PreparedProcess, call: Call, say: LineSink) -> Finished:
+        env = _with_python(self._env | dict(call.env), prepared)
         argv = prepared.package.manifest.argv(call.entry_point, call.arguments, python=str(prepared.python))
         argv[0] = _program(argv[0], call.entry_point, prepared, env["PATH"])
         capture = LogCapture(say, budget_bytes=call.limits.output_bytes)
@@ -151,8 +180,11 @@ def _warm_scripts(prepared: PreparedProcess) -> dict[str, str]:
     return found
 
 
-def _with_python(env: dict[str, str], python: Path) -> dict[str, str]:
+def _with_python(env: dict[str, str], prepared: PreparedProcess) -> dict[str, str]:
     """Let scripts that call ``python`` or an installed command themselves find those of their environment."""
+    python = prepared.python
+    if prepared.path:
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, (prepared.path, env.get("PYTHONPATH"))))
     env["PATH"] = f"{python.parent}{os.pathsep}{env['PATH']}"
     if (python.parent.parent / "pyvenv.cfg").exists():
         env["VIRTUAL_ENV"] = str(python.parent.parent)

@@ -1,0 +1,1 @@
+"""FEDn's servers and clients, of which this stand-in has what runs inside a package."""

@@ -1,0 +1,1 @@
+"""FEDn's combiner."""
