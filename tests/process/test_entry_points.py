@@ -28,6 +28,7 @@ from runnel.common.errors import (
     RunnelError,
 )
 from runnel.common.tensors import normalise, open_npz, write_npz
+from tests.docker_engine import docker_runtime
 from tests.doubles.client_packages import ADD_ONE, MEASURE, Listener, write_package
 from tests.eventually import eventually
 
@@ -37,8 +38,12 @@ MODEL: dict[str, NDArray[Any]] = {"w": np.arange(6, dtype=np.float32).reshape(2,
 Train = Callable[..., Coroutine[Any, Any, TrainResult]]
 
 
-@pytest.fixture(params=["cold", "warm"])
+@pytest.fixture(params=["cold", "warm", pytest.param("docker", marks=pytest.mark.docker)])
 async def runtime(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Runtime]:
+    if request.param == "docker":
+        async with docker_runtime(tmp_path) as in_containers:
+            yield in_containers
+        return
     async with ProcessRuntime(
         environments=tmp_path / "e", environ=dict(os.environ), grace_s=0.3, warm=request.param == "warm"
     ) as made:
@@ -229,8 +234,10 @@ async def test_a_model_that_is_none(
     ],
 )
 async def test_metadata_that_is_none(train: Train, workdir: Path, text: str, says: str, tmp_path: Path) -> None:
-    (tmp_path / "text").write_text(text)
-    copy = f"open(sys.argv[2] + '-metadata', 'w').write(open({str(tmp_path / 'text')!r}).read())"
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "text").write_text(text)
+    copy = "open(sys.argv[2] + '-metadata', 'w').write(open('text').read())"
     with pytest.raises(BadOutput, match=says) as caught:
         await train(SAVE + f"\n    np.savez(sys.argv[2], **model)\n    {copy}\n")
     assert caught.value.fields["output"] == "model_out.npz-metadata"

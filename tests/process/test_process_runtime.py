@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pytest
 
 from runnel.client.runtimes import Guard, Limits, Prepared, ProcessRuntime, Runtime
 from runnel.common.errors import BadPackage, EntryPointFailed, EntryPointTimeout
+from tests.docker_engine import docker_runtime
 from tests.doubles.client_packages import Listener, run_train, write_package
 from tests.eventually import eventually, eventually_blocking
 
@@ -35,8 +37,16 @@ CLIENT_ENVIRONMENT = {
 Prepare = Callable[..., Awaitable[Prepared]]
 
 
-@pytest.fixture(params=["cold", "warm"])
+IN_CONTAINERS = pytest.param("docker", marks=pytest.mark.docker)
+as_processes = pytest.mark.parametrize("runtime", ["cold", "warm"], indirect=True)
+
+
+@pytest.fixture(params=["cold", "warm", IN_CONTAINERS])
 async def runtime(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Runtime]:
+    if request.param == "docker":
+        async with docker_runtime(tmp_path, environ=CLIENT_ENVIRONMENT) as in_containers:
+            yield in_containers
+        return
     async with ProcessRuntime(
         environments=tmp_path / "environments",
         environ=CLIENT_ENVIRONMENT,
@@ -92,6 +102,8 @@ async def test_an_entry_point_sees_its_variables_and_nothing_else_of_the_client(
     assert "secret" not in seen.values()
     made_by_shells = {"PWD", "SHLVL", "_", "OLDPWD"}
     allowed = {"PATH", "HOME", "LC_ALL", "LC_CTYPE", "PYTHONUNBUFFERED", "RUNNEL_DATA", "VIRTUAL_ENV"}
+    if seen.get("HOSTNAME") == "runnel":  # in a container
+        allowed.add("HOSTNAME")
     assert seen.keys() <= allowed | made_by_shells
 
 
@@ -179,7 +191,19 @@ async def test_runs_do_not_disturb_each_other(runtime: Runtime, prepare: Prepare
     assert [isinstance(result, EntryPointFailed) for result in results] == [bool(n % 2) for n in range(12)]
 
 
-# ---- the process runtime
+# ---- every runtime: nothing of a run is left
+
+
+WITH_CHILD = """
+    import os, signal, subprocess, sys, time
+    if "stubborn" in sys.argv:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # Inherits standard output, so that its being alive would keep the pipe open; whoever looks for it finds its words.
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)", f"child of {sys.argv[-1]}"])
+    print(os.getpid(), child.pid)
+    if "leave" not in sys.argv:
+        time.sleep(1000)
+    """
 
 
 def _alive(pid: str) -> bool:
@@ -189,31 +213,138 @@ def _alive(pid: str) -> bool:
         return False
 
 
-WITH_CHILD = """
-    import signal, subprocess, sys, time
-    if "stubborn" in sys.argv:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    # Inherits standard output, so that its being alive would keep the pipe open.
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])
-    import os
-    print(os.getpid(), child.pid)
-    if "leave" not in sys.argv:
-        time.sleep(1000)
-    """
-
-
 async def _pids(say: Listener) -> list[str]:
     return (await eventually(lambda: say.said("stdout")))[0].split()
 
 
-async def test_a_background_process_ends_with_its_run(runtime: Runtime, prepare: Prepare, say: Listener) -> None:
+def _children_of(name: str) -> list[int]:
+    """Return the processes of this machine, in whatever container, that the run ``name`` started."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "status"]):
+        if f"child of {name}" in (process.info["cmdline"] or ()) and process.info["status"] != psutil.STATUS_ZOMBIE:
+            found.append(process.pid)
+    return found
+
+
+@pytest.fixture
+def name() -> str:
+    return secrets.token_hex(8)
+
+
+async def test_a_background_process_ends_with_its_run(
+    runtime: Runtime, prepare: Prepare, say: Listener, name: str
+) -> None:
     prepared = await prepare(WITH_CHILD)
     started = time.monotonic()
-    await run_train(runtime, prepared, say, "leave")
+    await run_train(runtime, prepared, say, "leave", name)
     assert time.monotonic() - started < 5
-    assert not any(map(_alive, await _pids(say)))
+    assert _children_of(name) == []
 
 
+@pytest.mark.parametrize("manner", ["polite", "stubborn"])
+async def test_a_timeout_leaves_nothing_alive(
+    runtime: Runtime, prepare: Prepare, say: Listener, manner: str, name: str
+) -> None:
+    prepared = await prepare(WITH_CHILD)
+    with pytest.raises(EntryPointTimeout):
+        await run_train(runtime, prepared, say, manner, name, timeout_s=1.5)
+    assert say.said("stdout"), "it came so far"
+    assert _children_of(name) == []
+
+
+@pytest.mark.parametrize("manner", ["polite", "stubborn"])
+async def test_cancelling_ends_everything_before_it_goes_on(
+    runtime: Runtime, prepare: Prepare, say: Listener, manner: str, name: str
+) -> None:
+    prepared = await prepare(WITH_CHILD)
+    run = asyncio.create_task(run_train(runtime, prepared, say, manner, name))
+    await _pids(say)
+    assert len(_children_of(name)) == 1
+    run.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await run
+    assert _children_of(name) == []
+
+
+async def test_the_crash_of_a_run_does_not_touch_the_next(
+    runtime: Runtime, prepare: Prepare, say: Listener, name: str
+) -> None:
+    prepared = await prepare("""
+        import os, signal, subprocess, sys
+        subprocess.Popen(["sleep", "1000"], stdout=subprocess.DEVNULL)
+        if "crash" in sys.argv:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        print("ran")
+        """)
+    with pytest.raises(EntryPointFailed, match="SIGSEGV"):
+        await run_train(runtime, prepared, say, "crash", name)
+    await run_train(runtime, prepared, say, name)
+    assert say.said("stdout") == ["ran"]
+
+
+async def test_a_signal_is_named(runtime: Runtime, prepare: Prepare, say: Listener) -> None:
+    prepared = await prepare("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    with pytest.raises(EntryPointFailed, match=r"train was killed by SIGKILL \(out of memory\?\)"):
+        await run_train(runtime, prepared, say)
+
+
+async def test_limits_of_memory_and_processor_time_hold(runtime: Runtime, prepare: Prepare, say: Listener) -> None:
+    prepared = await prepare("""
+        import sys
+        if sys.argv[1] == "memory":
+            len(bytearray(400 << 20))
+        while sys.argv[1] == "time":
+            pass
+        """)
+    await run_train(runtime, prepared, say, "memory")
+    with pytest.raises(EntryPointFailed, match="exit status 1") as caught:
+        await run_train(runtime, prepared, say, "memory", limits=Limits(memory_bytes=200 << 20))
+    assert "MemoryError" in caught.value.fields["log_tail"]
+    with pytest.raises(EntryPointFailed, match=r"SIGXCPU \(its processor time was used up\)"):
+        await run_train(runtime, prepared, say, "time", limits=Limits(cpu_s=1))
+
+
+COMMANDS = "name: p\nentry_points: {{train: '{command}', validate: python train.py}}"
+
+
+@pytest.mark.parametrize(
+    ("command", "error", "says"),
+    [
+        ("no-such-command x", EntryPointFailed, "'no-such-command', which is not installed"),
+        ("./tool x", EntryPointFailed, "'./tool', which is not executable"),
+        ("./gone x", BadPackage, "./gone, which the package does not have"),
+    ],
+)
+async def test_a_command_that_is_not_there(
+    runtime: Runtime, prepare: Prepare, say: Listener, command: str, error: type[Exception], says: str
+) -> None:
+    prepared = await prepare("pass", tool="#!/bin/sh\n", runnel_yaml=COMMANDS.format(command=command))
+    with pytest.raises(error, match=says):
+        await run_train(runtime, prepared, say)
+
+
+async def test_no_shell_reads_a_command_unless_the_package_is_fedns(
+    runtime: Runtime, prepare: Prepare, say: Listener
+) -> None:
+    script = "import sys; print(sys.argv[1:])"
+    prepared = await prepare(script, runnel_yaml=COMMANDS.format(command="python train.py $WORD; a"))
+    await run_train(runtime, prepared, say, "x y", env={"WORD": "w"})
+    (prepared.package.root / "runnel.yaml").unlink()
+    prepared = await prepare(script, fedn_yaml='entry_points: {train: {command: "python train.py $WORD"}}')
+    await run_train(runtime, prepared, say, "x y", env={"WORD": "w"})
+    assert say.said("stdout") == ["['$WORD;', 'a', 'x y']", "['w', 'x y']"]
+
+
+async def test_a_failure_in_a_shell_names_the_signal_too(runtime: Runtime, prepare: Prepare, say: Listener) -> None:
+    prepared = await prepare("pass", fedn_yaml='entry_points: {train: {command: "sh -c \\"kill -9 $$\\"; exit $?; "}}')
+    with pytest.raises(EntryPointFailed, match="SIGKILL"):
+        await run_train(runtime, prepared, say)
+
+
+# ---- the process runtime
+
+
+@as_processes
 async def test_a_daemon_does_not_hold_up_the_end_of_its_run(runtime: Runtime, prepare: Prepare, say: Listener) -> None:
     prepared = await prepare("""
         import subprocess, sys
@@ -224,35 +355,13 @@ async def test_a_daemon_does_not_hold_up_the_end_of_its_run(runtime: Runtime, pr
     os.kill(int(say.said("stdout")[0]), signal.SIGKILL)
 
 
-@pytest.mark.parametrize("manner", ["polite", "stubborn"])
-async def test_a_timeout_leaves_nothing_alive(runtime: Runtime, prepare: Prepare, say: Listener, manner: str) -> None:
-    prepared = await prepare(WITH_CHILD)
-    with pytest.raises(EntryPointTimeout):
-        await run_train(runtime, prepared, say, manner, timeout_s=0.8)
-    assert not any(map(_alive, await _pids(say)))
-
-
-@pytest.mark.parametrize("manner", ["polite", "stubborn"])
-async def test_cancelling_ends_everything_before_it_goes_on(
-    runtime: Runtime, prepare: Prepare, say: Listener, manner: str
-) -> None:
-    prepared = await prepare(WITH_CHILD)
-    run = asyncio.create_task(run_train(runtime, prepared, say, manner))
-    pids = await _pids(say)
-    assert all(map(_alive, pids))
-    run.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await run
-    assert not any(map(_alive, pids))
-
-
 async def test_a_script_has_its_grace_to_end_well_and_a_second_cancellation_ends_it(
     tmp_path: Path, say: Listener
 ) -> None:
     files = {"train.py": WITH_CHILD}
     async with ProcessRuntime(environments=tmp_path / "e", environ=CLIENT_ENVIRONMENT, grace_s=1000) as runtime:
         prepared = await runtime.prepare(write_package(tmp_path / "package", files), say)
-        run = asyncio.create_task(run_train(runtime, prepared, say, "stubborn"))
+        run = asyncio.create_task(run_train(runtime, prepared, say, "stubborn", "grace"))
         pids = await _pids(say)
         run.cancel()
         await asyncio.wait([run], timeout=0.3)
@@ -291,65 +400,6 @@ async def test_what_a_script_started_has_its_grace_too(tmp_path: Path, say: List
     assert (tmp_path / "package" / "done").exists()
 
 
-async def test_a_signal_is_named(runtime: Runtime, prepare: Prepare, say: Listener) -> None:
-    prepared = await prepare("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
-    with pytest.raises(EntryPointFailed, match=r"train was killed by SIGKILL \(out of memory\?\)"):
-        await run_train(runtime, prepared, say)
-
-
-async def test_limits_of_memory_and_processor_time_hold(runtime: Runtime, prepare: Prepare, say: Listener) -> None:
-    prepared = await prepare("""
-        import sys
-        if sys.argv[1] == "memory":
-            len(bytearray(400 << 20))
-        while sys.argv[1] == "time":
-            pass
-        """)
-    await run_train(runtime, prepared, say, "memory")
-    with pytest.raises(EntryPointFailed, match="exit status 1") as caught:
-        await run_train(runtime, prepared, say, "memory", limits=Limits(memory_bytes=200 << 20))
-    assert "MemoryError" in caught.value.fields["log_tail"]
-    with pytest.raises(EntryPointFailed, match=r"SIGXCPU \(its processor time was used up\)"):
-        await run_train(runtime, prepared, say, "time", limits=Limits(cpu_s=1))
-
-
-COMMANDS = "name: p\nentry_points: {{train: '{command}', validate: python train.py}}"
-
-
-@pytest.mark.parametrize(
-    ("command", "error", "says"),
-    [
-        ("no-such-command x", EntryPointFailed, "'no-such-command', which is not installed at this client"),
-        ("./tool x", EntryPointFailed, "'./tool', which is not executable"),
-        ("./gone x", BadPackage, "./gone, which the package does not have"),
-    ],
-)
-async def test_a_command_that_is_not_there(
-    runtime: Runtime, prepare: Prepare, say: Listener, command: str, error: type[Exception], says: str
-) -> None:
-    prepared = await prepare("pass", tool="#!/bin/sh\n", runnel_yaml=COMMANDS.format(command=command))
-    with pytest.raises(error, match=says):
-        await run_train(runtime, prepared, say)
-
-
-async def test_no_shell_reads_a_command_unless_the_package_is_fedns(
-    runtime: Runtime, prepare: Prepare, say: Listener
-) -> None:
-    script = "import sys; print(sys.argv[1:])"
-    prepared = await prepare(script, runnel_yaml=COMMANDS.format(command="python train.py $WORD; a"))
-    await run_train(runtime, prepared, say, "x y", env={"WORD": "w"})
-    (prepared.package.root / "runnel.yaml").unlink()
-    prepared = await prepare(script, fedn_yaml='entry_points: {train: {command: "python train.py $WORD"}}')
-    await run_train(runtime, prepared, say, "x y", env={"WORD": "w"})
-    assert say.said("stdout") == ["['$WORD;', 'a', 'x y']", "['w', 'x y']"]
-
-
-async def test_a_failure_in_a_shell_names_the_signal_too(runtime: Runtime, prepare: Prepare, say: Listener) -> None:
-    prepared = await prepare("pass", fedn_yaml='entry_points: {train: {command: "sh -c \\"kill -9 $$\\"; exit $?; "}}')
-    with pytest.raises(EntryPointFailed, match="SIGKILL"):
-        await run_train(runtime, prepared, say)
-
-
 CLIENT = """
     import asyncio, sys
     from pathlib import Path
@@ -385,6 +435,7 @@ def _guards() -> list[psutil.Process]:
     return [child for child in psutil.Process().children() if child.name() == "sh"]
 
 
+@as_processes
 async def test_a_guard_that_was_killed_is_replaced(runtime: Runtime, prepare: Prepare, say: Listener) -> None:
     prepared = await prepare("print('ran')")
     await run_train(runtime, prepared, say)

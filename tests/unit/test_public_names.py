@@ -19,6 +19,7 @@ PUBLIC: dict[str, list[str]] = {
     "runnel.cli": [],
     "runnel.client": [],
     "runnel.client.domain": [
+        "Cage",
         "Notes",
         "TrainResult",
         "ValidateResult",

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -20,6 +21,9 @@ from runnel.common.errors import BadSettings
 from runnel.common.protocol import Hello, NodeKind
 from runnel.transport import UplinkLink
 from runnel.transport.way_up import client_tls, load_or_create_identity, require_loopback
+
+if TYPE_CHECKING:
+    from runnel.client.runtimes.docker import DockerRuntime
 
 log = structlog.get_logger()
 
@@ -66,6 +70,33 @@ def site_installs(settings: ClientSettings) -> Installs:
     )
 
 
+def _runtime(settings: ClientSettings, node_id: str, environ: Mapping[str, str]) -> ProcessRuntime | DockerRuntime:
+    if settings.runtime == "process":
+        return ProcessRuntime(
+            environments=settings.state / "environments",
+            environ=environ,
+            warm=settings.warm,
+            installs=site_installs(settings),
+        )
+    # Who runs processes has no need of an engine's library.
+    try:
+        from runnel.client.runtimes.docker import DockerRuntime
+        from runnel.client.runtimes.docker_files import FileSharing
+    except ModuleNotFoundError as error:
+        raise BadSettings(
+            f"The runtime docker needs the module {error.name}, which is not installed.",
+            hint="Install it: pip install 'runnel[client]'.",
+        ) from error
+    return DockerRuntime(
+        client=node_id,
+        state=settings.state,
+        environ=environ,
+        host=settings.docker_host,
+        base_image=settings.docker_image,
+        sharing=None if settings.docker_files is None else FileSharing(settings.docker_files),
+    )
+
+
 async def run_client(settings: ClientSettings, stop: asyncio.Event, environ: Mapping[str, str] | None = None) -> None:
     """Work until ``stop`` is set; then end what runs, for ``grace_s`` at most, and go.
 
@@ -97,13 +128,7 @@ async def run_client(settings: ClientSettings, stop: asyncio.Event, environ: Map
             prefer=settings.prefer,
         )
 
-    runtime = ProcessRuntime(
-        environments=settings.state / "environments",
-        environ=environ,
-        warm=settings.warm,
-        installs=site_installs(settings),
-    )
-    async with runtime:
+    async with _runtime(settings, identity.node_id, environ) as runtime:
         agent = ClientAgent(
             name=identity.name,
             node_id=identity.node_id,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
@@ -55,6 +55,19 @@ class ClientSettings(BaseModel):
     )
     environments_days: float = Field(
         DEFAULT_MOST_DAYS, gt=0, description="An environment that was not used for so many days goes."
+    )
+    runtime: Literal["process", "docker"] = Field(
+        "process", description="How entry points run: as `process`es of this user, or in containers of `docker`."
+    )
+    docker_host: str | None = Field(
+        None, description="Address of the Docker engine; by default `DOCKER_HOST`, or the engine's usual socket."
+    )
+    docker_image: str = Field(
+        "", description="Image for packages that name none; packages with `ARG BASE_IMAGE` are built on it."
+    )
+    docker_files: Literal["mount", "copy"] | None = Field(
+        None,
+        description="How files go to containers; by default `mount` where the engine's host has them, else `copy`.",
     )
     run_timeout_s: float | None = Field(None, gt=0, description="The site's own limit for one run of an entry point.")
     grace_s: float = Field(10.0, ge=0, description="Seconds to end what is under way when the process is told to stop.")

@@ -21,9 +21,18 @@ FEDN_MANIFEST = "fedn.yaml"
 ENTRY_POINTS = ("train", "validate", "predict", "startup", "build")
 """The names that ``runnel.yaml`` may give a command; also the scripts that are found without a manifest."""
 
-_KEYS = ("name", "version", "entry_points", "requirements")
+DOCKERFILE = "Dockerfile"
+"""A package that has this file in its root, and no ``fedn.yaml``, runs in the image that it makes."""
+
+_KEYS = ("name", "version", "entry_points", "requirements", "image")
 _MAX_BYTES = 64 * 1024
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
+# A name as engines take it: registry and path, then a tag, a digest, or both.
+_IMAGE = re.compile(
+    r"[a-z0-9]+([._-]+[a-zA-Z0-9]+)*(:[0-9]{1,5})?(/[a-z0-9]+([._-]+[a-z0-9]+)*)*"
+    r"(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(@sha256:[0-9a-f]{64})?",
+    re.ASCII,
+)
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}", re.ASCII)
 _PYTHON = ("python", "python3")
 _PYTHON_PATH = re.compile(r"/\S*/python(3(\.\d+)?)?")
@@ -53,8 +62,11 @@ class Manifest:
         kind: which file said so; ``PLAIN`` when the scripts were found by their names.
         requires_python: the ``requires-python`` of a ``pyproject.toml`` in the package's root; empty: any.
         fedn: what its scripts use of FEDn.
+        image: the container image that it runs in, a name or a name pinned by its digest. None: it names none.
+        dockerfile: ``Dockerfile`` if the package has one that makes its image; never with ``image``. None otherwise.
 
-    With neither ``requirements`` nor ``python_env`` the package runs with the interpreter of the client itself.
+    With neither ``requirements`` nor ``python_env`` the package runs with the interpreter of the client itself; in a
+    container with the image's.
     """
 
     name: str
@@ -65,6 +77,13 @@ class Manifest:
     kind: ManifestKind = ManifestKind.PLAIN
     requires_python: str = ""
     fedn: FednUse = NO_USE
+    image: str | None = None
+    dockerfile: str | None = None
+
+    @property
+    def needs_image(self) -> bool:
+        """Whether it can run in a container only."""
+        return self.image is not None or self.dockerfile is not None
 
     def command(self, entry_point: str) -> str:
         """Return the command line of ``entry_point`` as its author wrote it.
@@ -131,10 +150,15 @@ def read_manifest(root: Path, *, default_name: str | None = None) -> Manifest:
           startup: python startup.py    # once, when the environment is ready
           build: {command: python build.py --width 32}   # called with the SEED to write
         requirements: requirements.txt  # default: that file if it exists; null: the interpreter of the client
+        image: python:3.12-slim         # it runs in a container of this image; name@sha256:… pins it
+
+    A package with a ``Dockerfile`` in its root runs in a container of the image that it makes; it has no ``image``. Of
+    what is in the image, requirements included, both leave the care to its author.
 
     Otherwise ``fedn.yaml`` is read as FEDn does: ``entry_points.NAME.command`` and ``python_env``, every other key is
-    passed over, ``infer`` is an old name of ``predict``. Without either file, ``train.py``, ``validate.py``,
-    ``predict.py``, ``startup.py`` and ``build.py`` are the entry points, as far as they exist.
+    passed over, ``infer`` is an old name of ``predict``; a ``Dockerfile`` beside it is not the package's. Without
+    either file, ``train.py``, ``validate.py``, ``predict.py``, ``startup.py`` and ``build.py`` are the entry points, as
+    far as they exist.
 
     Args:
         root: the package's folder.
@@ -162,7 +186,13 @@ def _read(root: Path, name: str) -> Manifest:
             hint="Add train.py, which is called as: python train.py MODEL_IN MODEL_OUT.",
             package=name,
         )
-    return Manifest(name=name, version="", entry_points=found, requirements=_default_requirements(root))
+    return Manifest(
+        name=name,
+        version="",
+        entry_points=found,
+        requirements=_default_requirements(root),
+        dockerfile=_found_dockerfile(root),
+    )
 
 
 def _requires_python(root: Path) -> str:
@@ -203,9 +233,28 @@ def _read_runnel(root: Path, default_name: str) -> Manifest:
         requirements = None
     else:
         requirements = _inside(root, RUNNEL_MANIFEST, "requirements", document["requirements"])
+    image = _image(document["image"]) if "image" in document else None
+    dockerfile = _found_dockerfile(root)
+    if image is not None and dockerfile is not None:
+        raise _bad(RUNNEL_MANIFEST, "image", f"and a {DOCKERFILE} exclude each other", "Remove the one or the other.")
     return Manifest(
-        name=name, version=version, entry_points=entry_points, requirements=requirements, kind=ManifestKind.RUNNEL
+        name=name,
+        version=version,
+        entry_points=entry_points,
+        requirements=requirements,
+        kind=ManifestKind.RUNNEL,
+        image=image,
+        dockerfile=dockerfile,
     )
+
+
+def _image(value: object) -> str:
+    name = _text(RUNNEL_MANIFEST, "image", value)
+    if len(name) > 512 or not _IMAGE.fullmatch(name):
+        raise _bad(
+            RUNNEL_MANIFEST, "image", f"should be a name like python:3.12-slim or name@sha256:… but is {_shown(name)}"
+        )
+    return name
 
 
 def _commands(section: object) -> dict[str, str]:
@@ -343,6 +392,10 @@ def _found_scripts(root: Path) -> dict[str, str]:
 
 def _default_requirements(root: Path) -> str | None:
     return "requirements.txt" if (root / "requirements.txt").is_file() else None
+
+
+def _found_dockerfile(root: Path) -> str | None:
+    return DOCKERFILE if (root / DOCKERFILE).is_file() else None
 
 
 def _fitting_name(text: str) -> str:

@@ -56,6 +56,21 @@ def client(
         str | None,
         typer.Option(metavar="shim|real", help="What a package gets that requires fedn. [default: shim]"),
     ] = None,
+    runtime: Annotated[
+        str | None,
+        typer.Option(metavar="process|docker", help="As processes of this user or in containers. [default: process]"),
+    ] = None,
+    docker_host: Annotated[
+        str | None, typer.Option(metavar="URL", help="The Docker engine. [default: DOCKER_HOST, or its usual socket]")
+    ] = None,
+    docker_image: Annotated[
+        str | None,
+        typer.Option(metavar="IMAGE", help="For packages that name none; the base of those that ask for it."),
+    ] = None,
+    docker_files: Annotated[
+        str | None,
+        typer.Option(metavar="mount|copy", help="How files go to containers. [default: what the engine can]"),
+    ] = None,
     run_timeout_s: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="The site's own limit for one run of an entry point.")
     ] = None,
@@ -88,6 +103,10 @@ def client(
         "installs": installs,
         "find_links": find_links,
         "fedn": fedn,
+        "runtime": runtime,
+        "docker_host": docker_host,
+        "docker_image": docker_image,
+        "docker_files": docker_files,
         "run_timeout_s": run_timeout_s,
         "grace_s": grace_s,
     }

@@ -97,6 +97,8 @@ class ProcessRuntime:
 
     async def prepare(self, package: PackageFiles, say: LineSink) -> PreparedProcess:
         """Build the package's environment or find it built; see :meth:`Runtime.prepare`."""
+        if package.manifest.needs_image:
+            raise _needs_image(package)
         listing = package.manifest.requirements or package.manifest.python_env
         python = await self._environments.prepare(
             package.root / listing if listing else None,
@@ -217,6 +219,20 @@ def _program(word: str, entry_point: str, prepared: PreparedProcess, path: str) 
         entry_point=entry_point,
         exit_status=127,
         log_tail="",
+    )
+
+
+def _needs_image(package: PackageFiles) -> EnvironmentFailed:
+    manifest = package.manifest
+    why = (
+        f"the image {manifest.image}"
+        if manifest.image is not None
+        else f"the image that its {manifest.dockerfile} makes"
+    )
+    return EnvironmentFailed(
+        f"The package {manifest.name!r} runs in a container of {why}, and this client runs entry points as processes.",
+        hint="Start the client with --runtime docker, where it has a Docker engine.",
+        package=manifest.name,
     )
 
 

@@ -1,0 +1,132 @@
+"""The connection to a Docker engine, and what its errors mean to a client."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import aiohttp
+import structlog
+from aiodocker import Docker
+from aiodocker.exceptions import DockerError
+
+from runnel.common.errors import BadSettings, EnvironmentFailed
+
+DEFAULT_HOST = "unix:///var/run/docker.sock"
+_CONNECT_S = 10.0
+# Of Docker 20.10: private namespaces for control groups.
+_LEAST_API = (1, 41)
+_RECURSIVE_READ_ONLY_API = (1, 44)
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineFacts:
+    """What an engine said of itself: its ``version``, ``api``, and the number of its processors."""
+
+    version: str
+    api: tuple[int, int]
+    cpus: int
+
+    @property
+    def deep_read_only(self) -> bool:
+        """Whether a read-only mount can be had that makes what is mounted below it read-only as well."""
+        return self.api >= _RECURSIVE_READ_ONLY_API
+
+
+class Engine:
+    """A Docker engine; an async context manager.
+
+    Args:
+        host: its address, ``unix://…`` or ``tcp://…``; None: ``DOCKER_HOST`` of ``environ``, or its usual socket.
+        environ: the client's variables.
+    """
+
+    def __init__(self, host: str | None, environ: Mapping[str, str]) -> None:
+        self.host = host or environ.get("DOCKER_HOST") or DEFAULT_HOST
+        self._docker: Docker | None = None
+        self._facts: EngineFacts | None = None
+
+    async def __aenter__(self) -> Self:
+        """Connect.
+
+        Raises:
+            BadSettings: no engine answers there, or one that is too old.
+        """
+        try:
+            self._docker = Docker(url=self.host)
+        except (ValueError, AssertionError) as error:
+            raise BadSettings(f"{self.host!r} is no address of a Docker engine: {error}.", host=self.host) from error
+        try:
+            self._facts = await self._ask()
+        except BaseException:
+            await self._docker.close()
+            raise
+        log.info("docker engine found", host=self.host, version=self._facts.version)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.docker.close()
+
+    @property
+    def docker(self) -> Docker:
+        """The connection."""
+        if self._docker is None:
+            raise AssertionError("not entered")
+        return self._docker
+
+    @property
+    def facts(self) -> EngineFacts:
+        """What the engine said of itself when it was connected."""
+        if self._facts is None:
+            raise AssertionError("not entered")
+        return self._facts
+
+    async def _ask(self) -> EngineFacts:
+        try:
+            async with asyncio.timeout(_CONNECT_S):
+                version = await self.docker.version()
+                info = await self.docker.system.info()
+        except (DockerError, aiohttp.ClientError, OSError, TimeoutError) as error:
+            why = str(error) or f"nothing came within {_CONNECT_S:g} s"
+            raise BadSettings(
+                f"No Docker engine answers at {self.host}: {why}.",
+                hint="Start it, name it with --docker-host, or run this client with --runtime process.",
+                host=self.host,
+            ) from error
+        major, _, minor = str(version["ApiVersion"]).partition(".")
+        facts = EngineFacts(version=str(version["Version"]), api=(int(major), int(minor)), cpus=int(info["NCPU"]))
+        if facts.api < _LEAST_API:
+            raise BadSettings(
+                f"The Docker engine at {self.host} is version {facts.version}; 20.10 or newer is needed.",
+                host=self.host,
+            )
+        return facts
+
+
+@contextmanager
+def engine_errors(doing: str) -> Iterator[None]:
+    """Turn what goes wrong between client and engine into an error that says what was being done.
+
+    Raises:
+        EnvironmentFailed: the engine refused, or is gone.
+    """
+    try:
+        yield
+    except DockerError as error:
+        raise EnvironmentFailed(
+            f"The Docker engine could not {doing}: {error.message}",
+            hint="Look at the engine of this client." if error.status in (900, 500) else "",
+        ) from error
+    except (aiohttp.ClientError, ConnectionError) as error:
+        raise EnvironmentFailed(
+            f"The Docker engine was lost where it should {doing}: {error or type(error).__name__}.",
+            hint="Look at the engine of this client.",
+        ) from error

@@ -1,0 +1,221 @@
+"""How a container comes to see files of the client: mounted, from wherever the engine's host has them."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, Protocol
+
+from aiodocker.exceptions import DockerError
+
+from runnel.client.runtimes.docker_container import Container
+from runnel.client.runtimes.docker_engine import Engine, engine_errors
+from runnel.client.runtimes.docker_paths import Layout, Place
+from runnel.common.blobs import in_thread
+from runnel.common.errors import BadSettings
+
+_MOUNTINFO = Path("/proc/self/mountinfo")
+_OWN_CONTAINER = re.compile(r"/containers/([0-9a-f]{64})/(?:hostname|hosts|resolv\.conf)\b")
+# A file takes room even if it is empty.
+_LEAST_FILE_BYTES = 4096
+
+
+class FileSharing(Enum):
+    """How files go to containers and back: as mounts of what the engine's host has, or as copies over its socket."""
+
+    MOUNT = "mount"
+    COPY = "copy"
+
+
+class Placed(Protocol):
+    """The files of one run on their way: to a container that was created, and back from one that has ended."""
+
+    mounts: list[dict[str, Any]]
+
+    async def give(self, container: Container) -> None:
+        """Bring into ``container``, which does not run yet, what is not mounted."""
+        ...
+
+    async def over(self, most: int) -> bool:
+        """Whether the run has written more than ``most`` bytes."""
+        ...
+
+    async def take(self, container: Container, most: int) -> None:
+        """Bring back from ``container``, which has ended, what it wrote.
+
+        Raises:
+            EntryPointFailed: that is more than ``most`` bytes.
+        """
+        ...
+
+
+class Files(Protocol):
+    """Makes files of the client seen in containers."""
+
+    def placed(self, layout: Layout, owner: tuple[int, int]) -> Any:
+        """Return an async context manager that gives the :class:`Placed` of a run."""
+        ...
+
+
+@dataclass(slots=True)
+class _Mounted:
+    mounts: list[dict[str, Any]]
+    watched: tuple[Path, ...]
+
+    async def give(self, container: Container) -> None:
+        """Do nothing: the container sees the files where they are."""
+
+    async def over(self, most: int) -> bool:
+        return await in_thread(_over, self.watched, most)
+
+    async def take(self, container: Container, most: int) -> None:
+        """Do nothing."""
+
+
+class MountedFiles:
+    """Mounts files from the engine's host.
+
+    Args:
+        engine: on whose host they are.
+        view: where the paths of this client are on that host.
+    """
+
+    def __init__(self, engine: Engine, view: HostView) -> None:
+        self._engine = engine
+        self._view = view
+
+    @asynccontextmanager
+    async def placed(self, layout: Layout, owner: tuple[int, int]) -> AsyncIterator[Placed]:
+        """Give what is to be mounted for one run; ``owner`` may write where a place is writable."""
+        writable = tuple(place.outside for place in layout.places if place.writable)
+        for path in writable:
+            await in_thread(hand_over, path, owner)
+        yield _Mounted([self._mount(place) for place in layout.places], writable)
+
+    def _mount(self, place: Place) -> dict[str, Any]:
+        options: dict[str, Any] = {"Propagation": "rprivate"}
+        if not place.writable:
+            # What is mounted below would stay writable: it is made read-only too, or left out where the engine can't.
+            options["ReadOnlyForceRecursive" if self._engine.facts.deep_read_only else "NonRecursive"] = True
+        return {
+            "Type": "bind",
+            "Source": str(self._view.of(place.outside)),
+            "Target": str(place.inside),
+            "ReadOnly": not place.writable,
+            "BindOptions": options,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostView:
+    """Where the paths of this client are on the engine's host.
+
+    Args:
+        mounts: what a client that is itself a container has from there: its own path to the host's. None: this client
+            is no container and has the host's paths.
+    """
+
+    mounts: Mapping[Path, Path] | None = None
+
+    def of(self, path: Path) -> Path:
+        """Return what ``path`` is on the host.
+
+        Raises:
+            BadSettings: it is in the client's own container only.
+        """
+        if self.mounts is None:
+            return path
+        for own in (path, *path.parents):
+            if own in self.mounts:
+                return self.mounts[own] / path.relative_to(own)
+        raise BadSettings(
+            f"{path} is in this client's own container, where its Docker engine can't mount it from.",
+            hint="Put the state folder and the data on volumes of the client, or set --docker-files copy.",
+            path=str(path),
+        )
+
+
+async def host_view(engine: Engine) -> HostView | None:
+    """Return how the engine's host sees this client's paths; None: it doesn't share them.
+
+    A client that is a container of this very engine learns from it what is mounted where.
+    """
+    own = await in_thread(_own_container)
+    if own is None:
+        return HostView() if engine.host.startswith("unix://") else None
+    try:
+        with engine_errors("tell about this client's own container"):
+            shown = await engine.docker.containers.container(own).show()
+    except Exception as error:
+        if isinstance(error.__cause__, DockerError) and error.__cause__.status == 404:
+            return None  # a container of another engine
+        raise
+    return HostView(
+        mounts={
+            Path(mount["Destination"]): Path(mount["Source"])
+            for mount in shown["Mounts"]
+            if mount["Type"] in ("bind", "volume") and mount.get("Source")
+        }
+    )
+
+
+def _own_container() -> str | None:
+    """Return the identity of the container that this process is in, which its mounts tell."""
+    try:
+        found = _OWN_CONTAINER.search(_MOUNTINFO.read_text(encoding="utf-8", errors="replace"))
+    except OSError:  # not Linux
+        return None
+    return found[1] if found else None
+
+
+def hand_over(folder: Path, owner: tuple[int, int]) -> None:
+    """Let ``owner`` write ``folder`` and all that is in it; links are not followed. Blocks.
+
+    Raises:
+        BadSettings: this client may not give files away.
+    """
+    if os.geteuid() == owner[0]:
+        return
+    if os.geteuid() != 0:
+        raise BadSettings(
+            f"This client runs as user {os.geteuid()} and can't let user {owner[0]} write the folders of its runs.",
+            hint="Leave the user of the cage to the client, run it as root, or set --docker-files copy.",
+        )
+    os.chown(folder, *owner, follow_symlinks=False)
+    for path, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            os.chown(Path(path) / name, *owner, follow_symlinks=False)
+
+
+def make_readable(folder: Path) -> None:
+    """Let everybody who sees ``folder`` read it; the state folder above keeps others of this machine out. Blocks."""
+    for path, folders, files in os.walk(folder):
+        for name in (".", *folders, *files):
+            one = Path(path) / name
+            if not one.is_symlink():
+                mode = one.stat().st_mode
+                one.chmod(mode | (0o555 if one.is_dir() or mode & 0o100 else 0o444))
+
+
+def _over(folders: Iterable[Path], most: int) -> bool:
+    """Whether there is more than ``most`` bytes in ``folders``; looks no further than it has to."""
+    used = 0
+    left = [str(folder) for folder in folders]
+    while left:
+        try:
+            with os.scandir(left.pop()) as entries:
+                for entry in entries:
+                    status = entry.stat(follow_symlinks=False)
+                    used += max(status.st_blocks * 512, _LEAST_FILE_BYTES)
+                    if used > most:
+                        return True
+                    if entry.is_dir(follow_symlinks=False):
+                        left.append(entry.path)
+        except OSError:  # removed meanwhile, or a name too long to be looked at, which costs a folder each
+            used += _LEAST_FILE_BYTES
+    return False

@@ -1,0 +1,232 @@
+"""Images of packages: named, found, built or fetched once, and known by their identity from then on."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+import tarfile
+import tempfile
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import structlog
+from aiodocker.exceptions import DockerError
+
+from runnel.client.runtimes.docker_engine import Engine, engine_errors
+from runnel.client.runtimes.log_capture import readable
+from runnel.client.runtimes.requirements import read_requirements
+from runnel.client.runtimes.runtime import LineSink, PackageFiles
+from runnel.common.blobs import in_thread, storage_errors
+from runnel.common.errors import EnvironmentFailed
+
+REPOSITORY = "runnel-package"
+LABEL_PACKAGE = "runnel.package"
+BASE_ARGUMENT = "BASE_IMAGE"
+DEFAULT_BUILD_TIMEOUT_S = 1800.0
+_TAIL_LINES = 30
+_DOCKERFILE = ".runnel.Dockerfile"
+_LISTING = ".runnel-requirements.txt"
+_TAKES_BASE = re.compile(rf"^\s*ARG\s+{BASE_ARGUMENT}\b", re.IGNORECASE | re.MULTILINE)
+_SPOOLED_BYTES = 8 << 20
+# pip of a distribution refuses to touch the system's Python unless told; in an image of its own that is the place.
+_WITH_REQUIREMENTS = f"""\
+FROM {{base}}
+COPY . /runnel/requirements
+RUN cd /runnel/requirements && PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --no-cache-dir -r {_LISTING}
+"""
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Image:
+    """An image that the engine has: its ``id``, which no other ever has, and the variables that it sets."""
+
+    id: str
+    variables: Mapping[str, str]
+
+
+class Images:
+    """Finds or makes the image that a package runs in.
+
+    Args:
+        engine: whose.
+        base: the site's own image: packages that name none run in it, with their requirements, and those whose
+            ``Dockerfile`` begins with ``ARG BASE_IMAGE`` are built on it. Empty: there is none.
+        build_timeout_s: seconds that a build or a transfer may take.
+    """
+
+    def __init__(self, engine: Engine, *, base: str = "", build_timeout_s: float = DEFAULT_BUILD_TIMEOUT_S) -> None:
+        self._engine = engine
+        self._base = base
+        self._timeout_s = build_timeout_s
+        self._turn = asyncio.Lock()
+
+    async def prepare(self, package: PackageFiles, say: LineSink) -> Image:
+        """Return the image of ``package``; what was made for it before is found again.
+
+        Raises:
+            EnvironmentFailed: it can't be had; the message has the engine's last lines.
+            BadPackage: its requirements can't be read.
+        """
+        manifest = package.manifest
+        # One after the other: builds are heavy, and two of one package would do the same work twice.
+        async with self._turn:
+            if manifest.image is not None:
+                return await self._named(manifest.image, "the package names it as its image", say)
+            if manifest.dockerfile is not None:
+                return await self._from_dockerfile(package, manifest.dockerfile, say)
+            return await self._from_base(package, say)
+
+    async def _from_dockerfile(self, package: PackageFiles, dockerfile: str, say: LineSink) -> Image:
+        arguments = {}
+        if self._base and _TAKES_BASE.search(
+            await in_thread((package.root / dockerfile).read_text, "utf-8", "replace")
+        ):
+            base = await self._named(self._base, "this site names it as its base", say)
+            arguments[BASE_ARGUMENT] = self._base
+            tag = _tag(package, "dockerfile", base.id)
+        else:
+            tag = _tag(package, "dockerfile")
+        if (found := await self._find(tag)) is not None:
+            return found
+        return await self._build(package, tag, dockerfile, {}, arguments, say)
+
+    async def _from_base(self, package: PackageFiles, say: LineSink) -> Image:
+        if not self._base:
+            raise EnvironmentFailed(
+                f"The package {package.manifest.name!r} names no image, and this site has none for such packages.",
+                hint="Give the package a Dockerfile or image: in its runnel.yaml, or the client --docker-image.",
+                package=package.manifest.name,
+            )
+        base = await self._named(self._base, "this site names it for packages without one", say)
+        listing = package.manifest.requirements or package.manifest.python_env
+        wanted = await in_thread(read_requirements, package.root / listing) if listing else None
+        if wanted is None or wanted.empty:
+            return base
+        tag = _tag(package, "requirements", base.id)
+        if (found := await self._find(tag)) is not None:
+            return found
+        extra = {_DOCKERFILE: _WITH_REQUIREMENTS.format(base=self._base), _LISTING: wanted.text}
+        return await self._build(package, tag, _DOCKERFILE, extra, {}, say)
+
+    async def _named(self, name: str, why: str, say: LineSink) -> Image:
+        """Return the image ``name``, fetched if the engine does not have it; the engine holds to a digest in it."""
+        if (found := await self._find(name)) is not None:
+            return found
+        say("runnel", f"Fetching the image {name}: {why}.")
+        try:
+            with engine_errors(f"fetch the image {name}"):
+                async with asyncio.timeout(self._timeout_s):
+                    async for line in self._engine.docker.images.pull(name, stream=True):
+                        _say_progress(line, say)
+        except TimeoutError as error:
+            raise EnvironmentFailed(f"The image {name} was not there within {self._timeout_s:g} s.") from error
+        if (found := await self._find(name)) is None:
+            raise EnvironmentFailed(f"The Docker engine fetched the image {name} and does not have it.")
+        return found
+
+    async def _find(self, name: str) -> Image | None:
+        try:
+            with engine_errors(f"look for the image {name}"):
+                found = await self._engine.docker.images.inspect(name)
+        except EnvironmentFailed as error:
+            if isinstance(error.__cause__, DockerError) and error.__cause__.status == 404:
+                return None
+            raise
+        lines = (found.get("Config") or {}).get("Env") or []
+        return Image(id=str(found["Id"]), variables=dict(line.partition("=")[::2] for line in lines))
+
+    async def _build(
+        self,
+        package: PackageFiles,
+        tag: str,
+        dockerfile: str,
+        extra: Mapping[str, str],
+        arguments: Mapping[str, str],
+        say: LineSink,
+    ) -> Image:
+        say("runnel", "Building the package's image; it is kept for the next time.")
+        tail: deque[str] = deque(maxlen=_TAIL_LINES)
+
+        def told(_: str, text: str) -> None:
+            tail.append(text)
+            say("runnel", f"docker: {text}")
+
+        with tempfile.SpooledTemporaryFile(max_size=_SPOOLED_BYTES) as context:
+            with storage_errors(Path(tempfile.gettempdir())):
+                await in_thread(_write_context, context, package.root, extra)
+            try:
+                with engine_errors("build the package's image"):
+                    async with asyncio.timeout(self._timeout_s):
+                        async for line in self._engine.docker.images.build(
+                            fileobj=context,
+                            encoding="identity",
+                            tag=tag,
+                            path_dockerfile=dockerfile,
+                            buildargs=arguments,
+                            labels={LABEL_PACKAGE: package.digest},
+                            forcerm=True,
+                            stream=True,
+                        ):
+                            _say_progress(line, told)
+            except TimeoutError as error:
+                raise _failed(f"it took more than {self._timeout_s:g} s", tail) from error
+            except EnvironmentFailed as error:
+                raise _failed(error.message, tail) from error
+        found = await self._find(tag)
+        if found is None:
+            raise _failed("the engine built it and does not have it", tail)
+        log.info("image built", image=tag, package=package.digest)
+        return found
+
+
+def _failed(why: str, tail: deque[str]) -> EnvironmentFailed:
+    lines = "\n".join(tail)
+    return EnvironmentFailed(
+        f"The image of the package could not be built: {why.rstrip('.')}.\n{lines}".rstrip(),
+        hint="Check its Dockerfile or requirements, and that the engine reaches what they fetch.",
+        log_tail=lines,
+    )
+
+
+def _tag(package: PackageFiles, *parts: str) -> str:
+    """Return the name of what is made of exactly this package in this way."""
+    key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+    return f"{REPOSITORY}:{package.digest}-{key}"
+
+
+def _write_context(target: IO[bytes], root: Path, extra: Mapping[str, str]) -> None:
+    """Write the files that a build sees: the same bytes for the same files, so that the engine knows its layers."""
+    with tarfile.open(fileobj=target, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for path in sorted(root.rglob("*")):
+            if "__pycache__" not in path.parts:
+                archive.add(path, arcname=path.relative_to(root).as_posix(), recursive=False, filter=_plain)
+        for name, text in extra.items():
+            beside = tarfile.TarInfo(name)
+            content = text.encode()
+            beside.size = len(content)
+            with tempfile.SpooledTemporaryFile(max_size=_SPOOLED_BYTES) as file:
+                file.write(content)
+                file.seek(0)
+                archive.addfile(beside, file)
+    target.seek(0)
+
+
+def _plain(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    member.uid = member.gid = 0
+    member.uname = member.gname = ""
+    member.mtime = 0
+    return member
+
+
+def _say_progress(line: Mapping[str, Any], say: LineSink) -> None:
+    """Hand on what people want to read of one message; the moving bars of each layer are left out."""
+    text = line.get("stream") or (line.get("status") if "progressDetail" not in line else "") or ""
+    for each in str(text).splitlines():
+        if shown := readable(each.encode()).rstrip():
+            say("runnel", shown)
