@@ -35,12 +35,11 @@ from runnel.client.domain.contract import (
     check_settings,
     read_notes,
 )
-from runnel.client.runtimes.runtime import Call, Finished, Limits, LineSink, Prepared, Runtime
+from runnel.client.runtimes.runtime import STARTED_MARK, Call, Finished, Limits, LineSink, Prepared, Runtime
 from runnel.common.blobs import in_thread, storage_errors
 from runnel.common.errors import BadModel, BadOutput
 from runnel.common.tensors import ModelSchema, normalise, open_npz
 
-STARTED_MARK = ".runnel-started"
 _COPY_BYTES = 1 << 30
 _LENT_NS = 10**18
 """When a model that is lent was modified, as its file says until somebody writes to it."""

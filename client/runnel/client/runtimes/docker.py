@@ -17,8 +17,9 @@ import structlog
 from runnel.client.domain.cage import Cage
 from runnel.client.runtimes import docker_failures as failures
 from runnel.client.runtimes.docker_container import Container, Stop, container_config
+from runnel.client.runtimes.docker_copies import CopiedFiles
 from runnel.client.runtimes.docker_engine import Engine
-from runnel.client.runtimes.docker_files import Files, FileSharing, MountedFiles, Placed, host_view, make_readable
+from runnel.client.runtimes.docker_files import Files, FileSharing, MountedFiles, Placed, host_view
 from runnel.client.runtimes.docker_images import Image, Images
 from runnel.client.runtimes.docker_leftovers import labels_of, sweep
 from runnel.client.runtimes.docker_paths import PACKAGE, Layout, layout
@@ -79,6 +80,7 @@ class DockerRuntime:
         grace_s: float = DEFAULT_GRACE_S,
     ) -> None:
         self._engine = Engine(host, environ)
+        self._state = state
         self._labels = labels_of(client, state)
         self._cage = cage or Cage()
         self._owner = self._cage.owner((os.geteuid(), os.getegid()))
@@ -99,6 +101,7 @@ class DockerRuntime:
             await undo.enter_async_context(self._engine)
             await sweep(self._engine, self._labels)
             self._files = await self._choose_files()
+            undo.push_async_callback(self._files.close)
             self._open = undo.pop_all()
         return self
 
@@ -110,14 +113,20 @@ class DockerRuntime:
     async def _choose_files(self) -> Files:
         if self._sharing is not FileSharing.COPY:
             view = await host_view(self._engine)
-            if view is not None:
-                return MountedFiles(self._engine, view)
-        raise BadSettings("not yet")
+            if view is not None and (self._sharing is not None or view.shares(self._state)):
+                return MountedFiles(self._engine, view, owner=self._owner, most=self._cage.disk_bytes)
+            if self._sharing is not None:
+                raise BadSettings(
+                    f"The Docker engine at {self._engine.host} is not known to have this client's files to mount.",
+                    hint="Set --docker-files copy.",
+                )
+        log.info("files go to containers as copies", host=self._engine.host)
+        return CopiedFiles(self._engine, owner=self._owner, cage=self._cage, labels=self._labels)
 
     async def prepare(self, package: PackageFiles, say: LineSink) -> PreparedImage:
         """Build or fetch the package's image, or find it; see :meth:`Runtime.prepare`."""
         image = await self._images.prepare(package, say)
-        await in_thread(make_readable, package.root)
+        await self._shared_files.prepare(package.root, image.id)
         return PreparedImage(package=package, image=image)
 
     async def run(self, prepared: Prepared, call: Call, say: LineSink) -> Finished:
@@ -128,8 +137,6 @@ class DockerRuntime:
         """
         if not isinstance(prepared, PreparedImage):
             raise TypeError(f"prepared by another runtime: {prepared!r}")
-        if self._files is None:
-            raise AssertionError("not entered")
         seen = await in_thread(
             layout,
             package=prepared.package.root,
@@ -142,13 +149,19 @@ class DockerRuntime:
         await in_thread(_check_program, argv[0], call.entry_point, prepared.package.root)
         capture = LogCapture(say, budget_bytes=call.limits.output_bytes)
         started = time.perf_counter()
-        async with self._files.placed(seen, self._owner) as placed:
+        async with self._shared_files.placed(seen, prepared.image.id) as placed:
             container = self._container(prepared, call, argv, seen, placed, capture)
             try:
                 await self._to_its_end(container, placed, call, argv[0])
             finally:
                 await container.remove()
         return Finished(exit_status=0, elapsed_s=time.perf_counter() - started, log_tail=capture.tail)
+
+    @property
+    def _shared_files(self) -> Files:
+        if self._files is None:
+            raise AssertionError("not entered")
+        return self._files
 
     def _container(
         self, prepared: PreparedImage, call: Call, argv: list[str], seen: Layout, placed: Placed, capture: LogCapture
@@ -174,7 +187,7 @@ class DockerRuntime:
             config=config,
             capture=capture,
             grace_s=self._grace_s,
-            full=lambda: placed.over(self._cage.disk_bytes),
+            full=placed.over,
         )
 
     async def _to_its_end(self, container: Container, placed: Placed, call: Call, word: str) -> None:
@@ -182,7 +195,6 @@ class DockerRuntime:
         stop, processes = Stop.ENDED, 0
         try:
             await container.create()
-            await placed.give(container)
             await container.start()
             stop = await container.wait(timeout_s)
             if stop is Stop.LATE:
@@ -197,7 +209,7 @@ class DockerRuntime:
         ended = await container.result()
         if ended.status:
             raise failures.failed(name, word, ended, cage=cage, tail=tail)
-        await placed.take(container, cage.disk_bytes)
+        await placed.take()
 
 
 def _check_program(word: str, entry_point: str, root: Path) -> None:

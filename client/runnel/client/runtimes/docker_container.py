@@ -255,7 +255,8 @@ class Container:
 
     async def _drain(self) -> None:
         if self._reading is not None:
-            await asyncio.wait([self._reading], timeout=_DRAIN_S)
+            # Nothing comes from one that was not started, and nothing ends its stream.
+            await asyncio.wait([self._reading], timeout=0 if self._waiting is None else _DRAIN_S)
             self._reading.cancel()
             await asyncio.wait([self._reading])
             if not self._reading.cancelled() and (error := self._reading.exception()) is not None:
@@ -277,16 +278,27 @@ class Container:
         self._container = None
 
     async def _insist(self, do: Callable[[], Awaitable[None]]) -> None:
-        """Do it to its end although the task is cancelled meanwhile."""
-        task = asyncio.ensure_future(do())
-        while not task.done():
-            try:
-                await asyncio.wait([task])
-            except asyncio.CancelledError as error:
-                self._cancelled = error
-        task.result()
+        """Do it to its end although the task is cancelled meanwhile, and keep the cancellation for later."""
+        try:
+            await whole(do())
+        except asyncio.CancelledError as error:
+            self._cancelled = error
 
     def _raise_cancellation(self) -> None:
         if self._cancelled is not None:
             raised, self._cancelled = self._cancelled, None
             raise raised
+
+
+async def whole(work: Awaitable[None]) -> None:
+    """Await ``work`` to its end although the task is cancelled meanwhile; then the cancellation goes on."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    task.result()
+    if cancelled is not None:
+        raise cancelled

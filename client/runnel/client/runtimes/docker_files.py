@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -13,7 +13,6 @@ from typing import Any, Protocol
 
 from aiodocker.exceptions import DockerError
 
-from runnel.client.runtimes.docker_container import Container
 from runnel.client.runtimes.docker_engine import Engine, engine_errors
 from runnel.client.runtimes.docker_paths import Layout, Place
 from runnel.common.blobs import in_thread
@@ -33,23 +32,19 @@ class FileSharing(Enum):
 
 
 class Placed(Protocol):
-    """The files of one run on their way: to a container that was created, and back from one that has ended."""
+    """The files of one run, where its container sees them: ``mounts`` in the engine's form."""
 
     mounts: list[dict[str, Any]]
 
-    async def give(self, container: Container) -> None:
-        """Bring into ``container``, which does not run yet, what is not mounted."""
+    async def over(self) -> bool:
+        """Whether the run has written more than it may."""
         ...
 
-    async def over(self, most: int) -> bool:
-        """Whether the run has written more than ``most`` bytes."""
-        ...
-
-    async def take(self, container: Container, most: int) -> None:
-        """Bring back from ``container``, which has ended, what it wrote.
+    async def take(self) -> None:
+        """Bring back what the run wrote, when it has ended well.
 
         Raises:
-            EntryPointFailed: that is more than ``most`` bytes.
+            BadOutput: it is more than it may.
         """
         ...
 
@@ -57,8 +52,25 @@ class Placed(Protocol):
 class Files(Protocol):
     """Makes files of the client seen in containers."""
 
-    def placed(self, layout: Layout, owner: tuple[int, int]) -> Any:
-        """Return an async context manager that gives the :class:`Placed` of a run."""
+    async def prepare(self, package: Path, image: str) -> None:
+        """Make the unpacked ``package`` ready to be seen by containers of ``image``.
+
+        Raises:
+            EnvironmentFailed: the engine refused, or is gone.
+        """
+        ...
+
+    def placed(self, layout: Layout, image: str) -> AbstractAsyncContextManager[Placed]:
+        """Return what gives the files of a run to a container of ``image`` for as long as it is entered.
+
+        Raises:
+            EnvironmentFailed: the engine refused, or is gone.
+            BadSettings: the engine can't have these files in this way.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Remove what was made for containers to come."""
         ...
 
 
@@ -66,15 +78,13 @@ class Files(Protocol):
 class _Mounted:
     mounts: list[dict[str, Any]]
     watched: tuple[Path, ...]
+    most: int
 
-    async def give(self, container: Container) -> None:
-        """Do nothing: the container sees the files where they are."""
+    async def over(self) -> bool:
+        return await in_thread(_over, self.watched, self.most)
 
-    async def over(self, most: int) -> bool:
-        return await in_thread(_over, self.watched, most)
-
-    async def take(self, container: Container, most: int) -> None:
-        """Do nothing."""
+    async def take(self) -> None:
+        """Do nothing: it is where it should be."""
 
 
 class MountedFiles:
@@ -83,25 +93,38 @@ class MountedFiles:
     Args:
         engine: on whose host they are.
         view: where the paths of this client are on that host.
+        owner: uid and gid of the processes in containers.
+        most: bytes that a run may write.
     """
 
-    def __init__(self, engine: Engine, view: HostView) -> None:
+    def __init__(self, engine: Engine, view: HostView, *, owner: tuple[int, int], most: int) -> None:
         self._engine = engine
         self._view = view
+        self._owner = owner
+        self._most = most
+
+    async def prepare(self, package: Path, image: str) -> None:
+        """Let those who see the package read it."""
+        self._view.of(package)
+        await in_thread(make_readable, package)
 
     @asynccontextmanager
-    async def placed(self, layout: Layout, owner: tuple[int, int]) -> AsyncIterator[Placed]:
-        """Give what is to be mounted for one run; ``owner`` may write where a place is writable."""
+    async def placed(self, layout: Layout, image: str) -> AsyncIterator[Placed]:
+        """Give what is to be mounted for one run; its processes own what they may write."""
         writable = tuple(place.outside for place in layout.places if place.writable)
         for path in writable:
-            await in_thread(hand_over, path, owner)
-        yield _Mounted([self._mount(place) for place in layout.places], writable)
+            await in_thread(hand_over, path, self._owner)
+        yield _Mounted([self._mount(place) for place in layout.places], writable, self._most)
+
+    async def close(self) -> None:
+        """Do nothing."""
 
     def _mount(self, place: Place) -> dict[str, Any]:
-        options: dict[str, Any] = {"Propagation": "rprivate"}
-        if not place.writable:
-            # What is mounted below would stay writable: it is made read-only too, or left out where the engine can't.
-            options["ReadOnlyForceRecursive" if self._engine.facts.deep_read_only else "NonRecursive"] = True
+        # What is mounted below would stay writable: it is left out, or made read-only too where the engine can do that
+        # (it can't in its own folder, where volumes of a client that is a container are).
+        options: dict[str, Any] = {"NonRecursive": True}
+        if not place.writable and self._engine.facts.deep_read_only and self._view.mounts is None:
+            options = {"ReadOnlyForceRecursive": True, "Propagation": "rprivate"}
         return {
             "Type": "bind",
             "Source": str(self._view.of(place.outside)),
@@ -121,6 +144,10 @@ class HostView:
     """
 
     mounts: Mapping[Path, Path] | None = None
+
+    def shares(self, path: Path) -> bool:
+        """Whether the host has ``path``."""
+        return self.mounts is None or any(own in self.mounts for own in (path, *path.parents))
 
     def of(self, path: Path) -> Path:
         """Return what ``path`` is on the host.

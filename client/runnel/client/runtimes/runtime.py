@@ -15,6 +15,8 @@ LineSink = Callable[[str, str], None]
 text. Called on the event loop, so it must not block."""
 
 DEFAULT_OUTPUT_BYTES = 256 * 1024
+STARTED_MARK = ".runnel-started"
+"""Name of the file in a package's root that tells that its ``startup`` has ended well."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
