@@ -16,6 +16,7 @@ from runnel.client.runtimes import Call, Finished, Prepared, Runtime
 from runnel.common.errors import EntryPointFailed, EntryPointTimeout
 from tests.docker_engine import cage, docker_runtime, engine_host
 from tests.doubles.client_packages import Listener, run_train, write_package
+from tests.small_disk import small_disk
 
 pytestmark = pytest.mark.docker
 
@@ -60,7 +61,7 @@ def say() -> Listener:
 
 
 @pytest.fixture
-def attempt(runtime: Runtime, state: Path, data: Path, say: Listener) -> Try:
+def attempt(runtime: Runtime, state: Path, data: Path, tmp_path: Path, say: Listener) -> Try:
     """Run a script as ``train`` of a package, with the data and the folders of a real client."""
 
     async def go(script: str, *, entry_point: str = "train", timeout_s: float = 60.0) -> Finished:
@@ -71,7 +72,7 @@ def attempt(runtime: Runtime, state: Path, data: Path, say: Listener) -> Try:
         run = state / "work" / "this-run"
         call = Call(
             entry_point=entry_point,
-            arguments=(str(run / "model_out.npz"),),
+            arguments=(str(run / "model_out.npz"), f"a run of {tmp_path.name}"),
             workdir=run,
             env={"RUNNEL_DATA": str(data), "RUNNEL_DATA_ONE_FILE": str(data / "patients.csv")},
             timeout_s=timeout_s,
@@ -79,6 +80,11 @@ def attempt(runtime: Runtime, state: Path, data: Path, say: Listener) -> Try:
         return await runtime.run(prepared, call, say)
 
     return go
+
+
+def processes_with(words: str) -> list[int]:
+    """Return the processes of this machine, in whatever container, that have ``words`` in their command line."""
+    return [one.pid for one in psutil.process_iter(["cmdline"]) if words in " ".join(one.info["cmdline"] or ())]
 
 
 REACH = """
@@ -221,14 +227,22 @@ async def test_other_packages_state_token_and_engine_are_not_seen(attempt: Try, 
     ]
 
 
+async def test_what_is_mounted_below_the_data_cannot_be_written(attempt: Try, say: Listener, data: Path) -> None:
+    with small_disk(data / "below", 1 << 20) as below:
+        below.folder.chmod(0o777)
+        with pytest.raises(EntryPointFailed) as caught:
+            await attempt("import os; open(os.environ['RUNNEL_DATA'] + '/below/new', 'w')")
+        assert "Read-only file system" in caught.value.fields["log_tail"]
+        assert list(below.folder.iterdir()) == []
+
+
 async def test_a_link_in_the_runs_folder_leads_nowhere_outside(attempt: Try, say: Listener, state: Path) -> None:
     (state / "work" / "this-run" / "way").symlink_to(state / "identity.json")
     await attempt("import os; print(os.path.lexists('/runnel/run/way'), os.path.exists('/runnel/run/way'))")
     assert say.said("stdout") == ["True False"]
 
 
-async def test_a_fork_bomb_stays_in_its_container(attempt: Try, say: Listener) -> None:
-    before = len(psutil.pids())
+async def test_a_fork_bomb_stays_in_its_container(attempt: Try, tmp_path: Path) -> None:
     with pytest.raises(EntryPointTimeout, match=r"still running after 3 s.*It had all of the 32 processes") as caught:
         await attempt(
             """
@@ -242,7 +256,7 @@ async def test_a_fork_bomb_stays_in_its_container(attempt: Try, say: Listener) -
             timeout_s=3,
         )
     assert caught.value.fields["limit"] == "pids"
-    assert len(psutil.pids()) < before + 32, "nothing of it is left"
+    assert processes_with(tmp_path.name) == [], "nothing of it is left"
 
 
 async def test_too_many_processes_are_named(attempt: Try) -> None:
@@ -335,7 +349,7 @@ async def test_a_daemon_does_not_outlive_its_run(attempt: Try, say: Listener) ->
         print("it runs")
         """)
     assert say.said("stdout") == ["it runs"]
-    assert not [one.pid for one in psutil.process_iter(["cmdline"]) if words in (one.info["cmdline"] or ())]
+    assert processes_with(words) == []
 
 
 async def test_a_run_finds_nothing_of_the_one_before(runtime: Runtime, tmp_path: Path, say: Listener) -> None:

@@ -61,6 +61,13 @@ BAD_SETTINGS: dict[str, tuple[tuple[str, ...], dict[str, str], str, tuple[str, .
     "a file that is not there": ((*CLIENT, "--config", "none.toml"), {}, "", ("none.toml", "No such file")),
     "a file that is no TOML": ((*CLIENT, "--config", "c.toml"), {}, "= =", ("c.toml", "is not TOML")),
     "data that is not there": ((*CLIENT, "--data", "x=/nowhere"), {}, "", ("'x'", "/nowhere", "--data")),
+    "no engine": (
+        (*CLIENT, "--insecure", "--runtime", "docker", "--docker-host", "unix:///nowhere/docker.sock"),
+        {},
+        "",
+        ("No Docker engine answers at unix:///nowhere/docker.sock", "--docker-host", "--runtime process"),
+    ),
+    "a runtime that is none": ((*CLIENT, "--runtime", "podman"), {}, "", ("runtime = 'podman'", "--runtime", "docker")),
     "insecure for all": (
         ("reducer", "--rpc", "0.0.0.0:0", "--http", "127.0.0.1:0", "--insecure"),
         {},
