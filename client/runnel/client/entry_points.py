@@ -6,9 +6,12 @@ with everything in it when the run is over, however it ends:
 * ``train MODEL_IN MODEL_OUT``: ``MODEL_IN`` (``.npz``) is the global model, ``MODEL_IN-metadata`` the client settings
   of the session as JSON. It writes ``MODEL_OUT``, a model of the same names, shapes and dtypes, and, if it wants,
   ``MODEL_OUT-metadata``, a JSON object whose ``num_examples`` is the weight in the mean.
-* ``validate MODEL_IN VALIDATION_JSON``: it writes a JSON object; its numbers are metrics.
+* ``validate MODEL_IN VALIDATION_JSON``: it writes a JSON object; its numbers are metrics. ``predict`` likewise.
 * ``startup``: once for an unpacked package, before anything else of it.
-* ``build SEED``: it writes a seed model.
+* ``build SEED``: it writes a seed model. Of a package with a ``fedn.yaml`` it is called without, as FEDn does, and
+  writes ``../seed.npz`` or ``seed.npz``.
+
+Models of packages that use FEDn's ``binaryhelper`` or ``androidhelper`` are files of nothing but numbers instead.
 
 Neither output exists before. A script may well write to its input, and the cached model serves other runs: so
 ``MODEL_IN`` is a copy, or the cached model itself where no other run uses it meanwhile; if that was written to, it is
@@ -26,6 +29,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from runnel.client.domain.contract import (
     MAX_JSON_BYTES,
@@ -35,11 +39,14 @@ from runnel.client.domain.contract import (
     check_settings,
     read_notes,
 )
+from runnel.client.fedn_surroundings import SeedPlaces, fedn_variables, is_told_no_seed, lay_data_beside
+from runnel.client.raw_models import read_raw, write_raw
 from runnel.client.runtimes.runtime import STARTED_MARK, Call, Finished, Limits, LineSink, Prepared, Runtime
 from runnel.common.blobs import in_thread, storage_errors
 from runnel.common.errors import BadModel, BadOutput
 from runnel.common.tensors import ModelSchema, normalise, open_npz
 
+_JSON_OUTPUTS = {"validate": "validation.json", "predict": "prediction.json"}
 _COPY_BYTES = 1 << 30
 _LENT_NS = 10**18
 """When a model that is lent was modified, as its file says until somebody writes to it."""
@@ -86,9 +93,10 @@ async def train(
         run = _Run(
             runtime=runtime, prepared=prepared, folder=folder, env=env, timeout_s=timeout_s, say=say, limits=limits
         )
-        async with _given(model, model_in, settings_json, lend=lend):
+        raw = prepared.package.manifest.fedn.raw_dtype
+        async with _given(model, model_in, settings_json, lend=lend, raw=raw):
             finished = await run("train", model_in, model_out)
-        kept, notes = await in_thread(_take_update, finished, expect, model_out, workdir)
+        kept, notes = await in_thread(_take_update, finished, expect, model_out, workdir, raw=raw)
         _tell_not_finite(notes, say)
     return TrainResult(update=kept, notes=notes, elapsed_s=finished.elapsed_s, log_tail=finished.log_tail)
 
@@ -105,22 +113,26 @@ async def validate(
     say: LineSink,
     limits: Limits | None = None,
     lend: bool = False,
+    entry_point: Literal["validate", "predict"] = "validate",
 ) -> ValidateResult:
     """Run ``validate`` on ``model`` and read the JSON that it leaves; arguments and errors are those of :func:`train`.
+
+    ``predict`` has the same contract: its numbers and the rest of its JSON are the result.
 
     Raises:
         BadOutput: it wrote no JSON object.
     """
     check_settings(settings_json)
     async with _run_folder(workdir) as folder:
-        model_in, out = folder / "model_in.npz", folder / "validation.json"
+        model_in, out = folder / "model_in.npz", folder / _JSON_OUTPUTS[entry_point]
         run = _Run(
             runtime=runtime, prepared=prepared, folder=folder, env=env, timeout_s=timeout_s, say=say, limits=limits
         )
-        async with _given(model, model_in, settings_json, lend=lend):
-            finished = await run("validate", model_in, out)
-        with _told_with(finished, out, "validate"):
-            notes = await in_thread(_take_notes, out, entry_point="validate")
+        raw = prepared.package.manifest.fedn.raw_dtype
+        async with _given(model, model_in, settings_json, lend=lend, raw=raw):
+            finished = await run(entry_point, model_in, out)
+        with _told_with(finished, out, entry_point):
+            notes = await in_thread(_take_notes, out, entry_point=entry_point)
         _tell_not_finite(notes, say)
     return ValidateResult(notes=notes, elapsed_s=finished.elapsed_s, log_tail=finished.log_tail)
 
@@ -185,9 +197,15 @@ async def build(
         run = _Run(
             runtime=runtime, prepared=prepared, folder=folder, env=env, timeout_s=timeout_s, say=say, limits=limits
         )
-        finished = await run("build", out)
+        manifest = prepared.package.manifest
+        if is_told_no_seed(manifest):
+            places = await in_thread(SeedPlaces.of, prepared.package.root)
+            finished = await run("build")
+            out = await in_thread(places.written, out)
+        else:
+            finished = await run("build", out)
         with _told_with(finished, out, "build"):
-            await in_thread(_take_model, out, seed, entry_point="build", expect=None)
+            await in_thread(_take_model, out, seed, entry_point="build", expect=None, raw=manifest.fedn.raw_dtype)
     return seed
 
 
@@ -204,11 +222,14 @@ class _Run:
     limits: Limits | None = field(default=None)
 
     async def __call__(self, entry_point: str, *arguments: Path) -> Finished:
+        package = self.prepared.package
+        env = fedn_variables(package.manifest, self.env)
+        await in_thread(lay_data_beside, package.manifest, package.root, env)
         call = Call(
             entry_point=entry_point,
             arguments=tuple(map(str, arguments)),
             workdir=self.folder,
-            env=self.env,
+            env=env,
             timeout_s=self.timeout_s,
             limits=self.limits or Limits(),
         )
@@ -241,9 +262,11 @@ def _make_folder(workdir: Path) -> Path:
 
 
 @asynccontextmanager
-async def _given(model: Path, model_in: Path, settings_json: str, *, lend: bool) -> AsyncIterator[None]:
+async def _given(
+    model: Path, model_in: Path, settings_json: str, *, lend: bool, raw: str | None
+) -> AsyncIterator[None]:
     with storage_errors(model_in):
-        lent = await in_thread(_give, model, model_in, settings_json, lend=lend)
+        lent = await in_thread(_give, model, model_in, settings_json, lend=lend, raw=raw)
     try:
         yield
     finally:
@@ -251,10 +274,12 @@ async def _given(model: Path, model_in: Path, settings_json: str, *, lend: bool)
             await in_thread(_take_back, model)
 
 
-def _give(model: Path, model_in: Path, settings_json: str, *, lend: bool) -> bool:
+def _give(model: Path, model_in: Path, settings_json: str, *, lend: bool, raw: str | None) -> bool:
     """Make the files of the input; return whether the model is lent."""
-    lent = lend and _lend(model, model_in)
-    if not lent:
+    lent = raw is None and lend and _lend(model, model_in)
+    if raw is not None:
+        write_raw(model, model_in, raw)
+    elif not lent:
         _copy(model, model_in)
     Path(f"{model_in}-metadata").write_text(settings_json, encoding="utf-8")
     return lent
@@ -303,17 +328,34 @@ def _told_with(finished: Finished, output: Path, entry_point: str) -> Iterator[N
 
 
 def _take_model(
-    path: Path, target: Path, *, entry_point: str, expect: ModelSchema | None, keep_plain: bool = False
+    path: Path,
+    target: Path,
+    *,
+    entry_point: str,
+    expect: ModelSchema | None,
+    keep_plain: bool = False,
+    raw: str | None = None,
 ) -> None:
     _require_file(path, entry_point)
-    normalise(path, target, source=f"the entry point {entry_point}", expect=expect, keep_plain=keep_plain)
+    source = f"the entry point {entry_point}"
+    if raw is None:
+        normalise(path, target, source=source, expect=expect, keep_plain=keep_plain)
+        return
+    beside = target.with_name(f".{target.name}.raw")
+    try:
+        read_raw(path, beside, raw, schema=expect, source=source)
+        normalise(beside, target, source=source, expect=expect, keep_plain=True)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
-def _take_update(finished: Finished, expect: ModelSchema, model_out: Path, workdir: Path) -> tuple[Path, Notes]:
+def _take_update(
+    finished: Finished, expect: ModelSchema, model_out: Path, workdir: Path, *, raw: str | None
+) -> tuple[Path, Notes]:
     """Take what ``train`` left: the update, checked and moved to ``workdir``, and its metadata."""
     update, metadata = model_out.with_name("update.npz"), Path(f"{model_out}-metadata")
     with _told_with(finished, model_out, "train"):
-        _take_model(model_out, update, entry_point="train", expect=expect, keep_plain=True)
+        _take_model(model_out, update, entry_point="train", expect=expect, keep_plain=True, raw=raw)
     with _told_with(finished, metadata, "train"):
         notes = _take_notes(metadata, entry_point="train", optional=True)
     return _keep(update, workdir), notes

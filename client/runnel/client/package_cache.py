@@ -19,7 +19,7 @@ class PackageCache:
     """Prepared packages.
 
     Args:
-        root: for archives (``archives``) and unpacked packages (``unpacked/<digest>``).
+        root: for archives (``archives``) and unpacked packages (``unpacked/<digest>/package``).
         fetch: brings a blob to a file and verifies it.
         runtime: prepares and runs packages.
     """
@@ -69,4 +69,5 @@ class PackageCache:
         folder = self._unpacked / ref.sha256
         # In threads that are waited for: work that is called off must not leave one behind that goes on unpacking.
         await in_thread(shutil.rmtree, folder, ignore_errors=True)
-        return await in_thread(unpack, self._archives.path(ref), folder)
+        # One level deeper: packages of FEDn look for their data beside the folder in which they run.
+        return await in_thread(unpack, self._archives.path(ref), folder / "package")

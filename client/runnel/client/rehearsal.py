@@ -13,10 +13,11 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from runnel.client import entry_points
-from runnel.client.domain.contract import Result, TrainResult
+from runnel.client.domain.contract import Result, TrainResult, ValidateResult
+from runnel.client.recognition import recognise
 from runnel.client.runtimes.installs import Installs
 from runnel.client.runtimes.process import ProcessRuntime
 from runnel.client.runtimes.runtime import LineSink, PackageFiles, Prepared
@@ -36,7 +37,7 @@ class Step:
 
     Args:
         name: stable: ``unpack``, ``manifest``, ``environment``, ``startup``, ``seed``, ``train``, ``update``,
-            ``metadata``, ``validate``, ``metrics``.
+            ``metadata``, ``validate``, ``metrics``, ``predict``.
         ok: whether it went well.
         detail: what was found, or what is wrong.
         hint: what to do about it; empty if nothing.
@@ -52,10 +53,14 @@ class Step:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rehearsal:
-    """What was tried, in order; the last step is the first that failed, if one did. ``warnings`` don't make it fail."""
+    """What was tried, in order; the last step is the first that failed, if one did. ``warnings`` don't make it fail.
+
+    ``recognised`` is what :func:`runnel.client.recognition.recognise` found, empty if it did not come to that.
+    """
 
     steps: tuple[Step, ...]
     warnings: tuple[str, ...]
+    recognised: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
@@ -107,6 +112,7 @@ async def rehearse(
                 settings_json=json.dumps(dict(settings or {})),
                 say=say,
                 timeout_s=timeout_s,
+                installs=installs or Installs(),
             )
             with suppress(_StepFailed):  # it is the last of the steps
                 await attempt.go(seed)
@@ -137,11 +143,13 @@ class _Attempt:
     settings_json: str
     say: LineSink
     timeout_s: float | None
+    installs: Installs
+    recognised: dict[str, str] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
     def result(self) -> Rehearsal:
-        return Rehearsal(steps=tuple(self.steps), warnings=tuple(self.warnings))
+        return Rehearsal(steps=tuple(self.steps), warnings=tuple(self.warnings), recognised=self.recognised)
 
     async def go(self, seed: Path | None) -> None:
         files = await self._unpack()
@@ -152,6 +160,9 @@ class _Attempt:
         model = await self._seed(prepared, seed)
         trained = await self._train(prepared, model)
         await self._validate(prepared, trained.update)
+        if "predict" in prepared.package.manifest.entry_points:
+            async with self._step("predict") as note:
+                note(_listed(await self._look(prepared, trained.update, "predict")).removeprefix(", ") or "ended well")
 
     @asynccontextmanager
     async def _step(self, name: str) -> AsyncIterator[Callable[[str], None]]:
@@ -183,12 +194,15 @@ class _Attempt:
             elif not await in_thread(self.package.is_file):
                 raise NotFound(f"There is no folder or archive {self.package}.")
             # With a parent of its own, as at a client: packages of FEDn look beside their folder.
-            root = await in_thread(unpack, archive, self.place / "unpacked" / "package")
+            top = self.place / "unpacked" / "package"
+            root = await in_thread(unpack, archive, top)
             ref = await in_thread(digest_file, archive)
             note(f"{ref.size_bytes:,} bytes, {ref.sha256[:12]}…")
         async with self._step("manifest") as note:
             manifest: Manifest = await in_thread(read_manifest, root)
             note(f"{manifest.name}: {', '.join(manifest.entry_points)}")
+            self.recognised = await in_thread(recognise, manifest, root, top=top, installs=self.installs)
+            note(", ".join(f"{about.replace('_', ' ')} {what}" for about, what in self.recognised.items()))
         return PackageFiles(digest=ref.sha256, root=root, manifest=manifest)
 
     async def _startup(self, prepared: Prepared) -> None:
@@ -267,21 +281,27 @@ class _Attempt:
             self.warnings.append("The package has no entry point validate: no round will have metrics.")
             return
         async with self._step("validate") as note:
-            result = await entry_points.validate(
-                self.runtime,
-                prepared,
-                model=model,
-                workdir=self.place,
-                settings_json=self.settings_json,
-                env=self.env,
-                timeout_s=self.timeout_s,
-                say=self.say,
-            )
+            result = await self._look(prepared, model, "validate")
             note(f"ended well after {result.elapsed_s:.1f} s")
         async with self._step("metrics") as note:
             if not result.metrics:
                 self.warnings.append("validate gave no finite numbers, so there is no metric to see or to stop at.")
             note(_listed(result).removeprefix(", ") or "none")
+
+    async def _look(
+        self, prepared: Prepared, model: Path, entry_point: Literal["validate", "predict"]
+    ) -> ValidateResult:
+        return await entry_points.validate(
+            self.runtime,
+            prepared,
+            model=model,
+            workdir=self.place,
+            settings_json=self.settings_json,
+            env=self.env,
+            timeout_s=self.timeout_s,
+            say=self.say,
+            entry_point=entry_point,
+        )
 
 
 def _listed(result: Result) -> str:

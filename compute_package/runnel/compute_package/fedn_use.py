@@ -36,7 +36,7 @@ class FednUse:
         ``binaryhelper`` has float64, ``androidhelper`` float32. A package that names others beside is taken to use
         those.
         """
-        return _RAW.get(self.helpers[0]) if len(self.helpers) == 1 else None
+        return _RAW.get(self.helpers[0]) if self.imports and len(self.helpers) == 1 else None
 
 
 NO_USE = FednUse()

@@ -85,6 +85,11 @@ class Manifest:
         """Whether it can run in a container only."""
         return self.image is not None or self.dockerfile is not None
 
+    @property
+    def speaks_fedn(self) -> bool:
+        """Whether the package was made for FEDn: it has its manifest, or its scripts import it."""
+        return self.kind is ManifestKind.FEDN or self.fedn.imports
+
     def command(self, entry_point: str) -> str:
         """Return the command line of ``entry_point`` as its author wrote it.
 

@@ -257,7 +257,12 @@ def _document(result: Rehearsal) -> dict[str, Any]:
         {"name": step.name, "ok": step.ok, "detail": step.detail, "hint": step.hint, "elapsed_s": step.elapsed_s}
         for step in result.steps
     ]
-    return {"ok": result.ok, "steps": steps, "warnings": list(result.warnings)}
+    return {
+        "ok": result.ok,
+        "recognised": dict(result.recognised),
+        "steps": steps,
+        "warnings": list(result.warnings),
+    }
 
 
 def _rehearsal(result: Rehearsal) -> RenderableType:
