@@ -74,6 +74,7 @@ async def rehearse(
     seed: Path | None = None,
     data: Mapping[str, Path] | None = None,
     settings: Mapping[str, Any] | None = None,
+    variables: Mapping[str, str] | None = None,
     say: LineSink,
     environ: Mapping[str, str] | None = None,
     environments: Path | None = None,
@@ -90,6 +91,7 @@ async def rehearse(
         seed: a model to start from; None: the package's ``build`` makes one.
         data: the site's databases by name, as ``runnel client --data`` gives them.
         settings: client settings of the session.
+        variables: further variables that entry points see, as a site names them.
         say: takes the lines that the entry points print.
         environ: the client's variables; those of this process by default.
         environments: folder that keeps built environments; by default none is kept.
@@ -108,7 +110,9 @@ async def rehearse(
                 package=package,
                 place=place,
                 runtime=runtime,
-                env=entry_point_variables(client_name="rehearsal", session_id="rehearsal", round_number=1, data=data),
+                env=entry_point_variables(
+                    client_name="rehearsal", session_id="rehearsal", round_number=1, data=data, site=variables
+                ),
                 settings_json=json.dumps(dict(settings or {})),
                 say=say,
                 timeout_s=timeout_s,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import deque
 from enum import StrEnum
 from pathlib import Path
@@ -100,6 +101,12 @@ def check(
     client_settings: Annotated[
         str | None, typer.Option("--client-settings", metavar="JSON", help="Object that is handed to the package.")
     ] = None,
+    env: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--env", metavar="NAME[=VALUE]", help="A further variable that entry points see; may be repeated."
+        ),
+    ] = None,
     environments: Annotated[
         Path | None,
         typer.Option(
@@ -117,7 +124,7 @@ def check(
 ) -> None:
     """Unpack and run a package the way a client will, and tell what is wrong; exit status 1 if anything is."""
     from runnel.client.rehearsal import rehearse
-    from runnel.client.runtimes import FednSource, Installs
+    from runnel.client.runtimes import FednSource, Installs, site_variables
     from runnel.common.logs import setup_logs
 
     setup_logs("warning")
@@ -138,6 +145,7 @@ def check(
             seed=seed,
             data=databases,
             settings=settings,
+            variables=site_variables(env or [], os.environ),
             say=say,
             environments=environments,
             installs=Installs(find_links=places, fedn=FednSource(fedn.value)),
