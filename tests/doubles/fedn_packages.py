@@ -189,7 +189,7 @@ def flat(helper: str, dtype: str) -> dict[str, str]:
             helper = get_helper("{helper}")
 
             if __name__ == "__main__":
-                helper.save(np.arange(5.0), "../seed.npz")
+                helper.save([np.arange(5.0)] if "binary" in helper.name else np.arange(5.0), "../seed.npz")
             """,
         "train.py": f"""
             import os, sys
@@ -198,15 +198,16 @@ def flat(helper: str, dtype: str) -> dict[str, str]:
             from fedn.utils.helpers.helpers import save_metadata
 
             assert os.path.getsize(sys.argv[1]) == 5 * np.dtype("{dtype}").itemsize
-            helper.save(helper.load(sys.argv[1]) + 1.5, sys.argv[2])
+            helper.save([part + 1.5 for part in helper.load(sys.argv[1])], sys.argv[2])
             save_metadata({{"num_examples": 2}}, sys.argv[2])
             """,
         "validate.py": """
             import sys
+            import numpy as np
             from model import helper
             from fedn.utils.helpers.helpers import save_metrics
 
-            save_metrics({"first": helper.load(sys.argv[1])[0]}, sys.argv[2])
+            save_metrics({"first": np.ravel(helper.load(sys.argv[1]))[0]}, sys.argv[2])
             """,
     }
 

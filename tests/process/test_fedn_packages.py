@@ -135,7 +135,7 @@ async def test_models_that_are_nothing_but_numbers(tmp_path: Path, helper: str, 
 
 async def test_numbers_of_another_length_are_refused(tmp_path: Path) -> None:
     files = flat("binaryhelper", "<f8")
-    files["train.py"] = files["train.py"].replace("+ 1.5", "[:4]")
+    files["train.py"] = files["train.py"].replace("part + 1.5", "part[:4]")
     seen = await check(write_archive(tmp_path / "package.tgz", files), Listener())
     assert not seen.ok
     assert seen.steps[-1].name == "update"

@@ -79,7 +79,11 @@ def test_the_seed_is_what_build_wrote_and_not_what_was_there(tmp_path: Path, roo
     assert places.written(tmp_path) == root / "seed.npz"
 
 
-MODEL: dict[str, Any] = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "steps": np.array(4, np.int64), "b": np.ones(2)}
+MODEL: dict[str, Any] = {
+    "w": np.arange(6, dtype=np.float32).reshape(2, 3),
+    "steps": np.array(4, np.int64),
+    "b": np.ones(2),
+}
 
 
 @pytest.mark.parametrize("dtype", ["<f8", "<f4"])

@@ -13,4 +13,4 @@ print = logger.info  # noqa: A001 (as FEDn has it)
 
 __all__ = ["Dict", "List", "ServerFunctionsBase", "Tuple", "logger", "np", "print", "random"]
 
-__getattr__ = absent_names(__name__, "api_client")
+__getattr__ = absent_names(__name__, "APIClient", "api_client")

@@ -4,7 +4,7 @@ from .numpyhelper import Helper as _NumpyHelper
 
 
 class Helper(_NumpyHelper):
-    """A model is one flat float64 array; a list of arrays is strung together when it is saved."""
+    """A model is a list of arrays, strung together when it is saved; loaded it is a list of one flat float64 array."""
 
     def __init__(self):
         super().__init__()
@@ -15,5 +15,5 @@ class Helper(_NumpyHelper):
         return super().save(model, path, file_type)
 
     def load(self, path, file_type="raw_binary"):
-        """Return the flat float64 array in the file ``path``."""
+        """Return a list of the one array in the file ``path``."""
         return super().load(path, file_type)

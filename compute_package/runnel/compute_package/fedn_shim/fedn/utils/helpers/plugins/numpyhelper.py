@@ -67,10 +67,12 @@ class Helper(HelperBase):
         return path
 
     def load(self, path, file_type="npz"):
-        """Return the arrays of the file ``path`` in their order; of raw binary one flat float64 array."""
+        """Return the arrays of a path or an open file in their order; of raw binary the one flat float64 array."""
         self.check_supported_file_type(file_type)
         if file_type == "raw_binary":
-            return np.fromfile(path, dtype=np.float64)
+            if hasattr(path, "read"):
+                return [np.frombuffer(path.read(), dtype=np.float64)]
+            return [np.fromfile(path, dtype=np.float64)]
         with np.load(path) as arrays:
             return [arrays[str(number)] for number in range(len(arrays.files))]
 
