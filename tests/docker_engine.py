@@ -61,6 +61,13 @@ def inspect(kind: str, name: str) -> Any:
     return json.loads(docker(kind, "inspect", name).stdout)[0]
 
 
+def forget_images(package: str) -> None:
+    """Remove the images that were made of the package with this digest."""
+    found = docker("images", "--quiet", "--filter", f"label=runnel.package={package}").stdout.split()
+    if found:
+        docker("rmi", "--force", *set(found))
+
+
 @asynccontextmanager
 async def docker_runtime(folder: Path, **choices: Any) -> AsyncIterator[Any]:
     """A runtime of a client of its own, which must leave nothing at the engine."""

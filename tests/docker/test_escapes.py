@@ -9,11 +9,14 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
+from runnel.client import entry_points
 from runnel.client.runtimes import Call, Finished, Prepared, Runtime
 from runnel.common.errors import EntryPointFailed, EntryPointTimeout
+from runnel.common.tensors import write_npz
 from tests.docker_engine import cage, docker_runtime, engine_host
 from tests.doubles.client_packages import Listener, run_train, write_package
 from tests.small_disk import small_disk
@@ -165,6 +168,39 @@ async def test_startup_may_write_the_package_and_nothing_else(attempt: Try, say:
     assert say.said("stdout") == ["by startup"]
     with pytest.raises(EntryPointFailed, match="only the folder of its arguments and /tmp can be written"):
         await attempt("open('/runnel/data/patients.csv', 'w')", entry_point="startup")
+
+
+async def test_the_cached_model_cannot_be_spoilt_where_others_take_it(
+    runtime: Runtime, state: Path, tmp_path: Path, say: Listener
+) -> None:
+    model = tmp_path / "cached.npz"
+    write_npz(model, {"w": np.arange(6, dtype=np.float32)})
+    before = model.read_bytes()
+    spoil = """
+        import os, shutil, sys
+        was = os.stat(sys.argv[1])
+        shutil.copy(sys.argv[1], sys.argv[2])
+        with open(sys.argv[1], "r+b") as file:
+            file.write(b"spoilt")
+        os.utime(sys.argv[1], ns=(was.st_atime_ns, was.st_mtime_ns))
+        print("spoilt")
+        """
+    prepared = await runtime.prepare(write_package(state / "packages" / "unpacked" / "this", {"train.py": spoil}), say)
+    work = state / "work" / "this-run"
+    await entry_points.train(
+        runtime,
+        prepared,
+        model=model,
+        workdir=work,
+        settings_json="{}",
+        env={},
+        timeout_s=60,
+        say=say,
+        lend=True,
+    )
+    assert say.said("stdout") == ["spoilt"]
+    assert model.read_bytes() == before
+    assert model.stat().st_uid == os.geteuid()
 
 
 PRIVILEGES = """

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from runnel.client.runtimes import PackageFiles
+from runnel.client.runtimes import Installs, PackageFiles
 from runnel.common.errors import EnvironmentFailed
 from runnel.compute_package import read_manifest
-from tests.docker_engine import base_image, docker, docker_runtime, inspect, with_base
+from tests.docker_engine import base_image, docker, docker_runtime, forget_images, inspect, with_base
 from tests.doubles.client_packages import Listener, run_train, write_package
 
 pytestmark = pytest.mark.docker
@@ -29,9 +29,7 @@ def digest() -> Iterator[str]:
     """The digest of a package that the engine has never seen; its images are removed."""
     made = hashlib.sha256(secrets.token_bytes(16)).hexdigest()
     yield made
-    found = docker("images", "--quiet", "--filter", f"label=runnel.package={made}").stdout.split()
-    if found:
-        docker("rmi", "--force", *found)
+    forget_images(made)
 
 
 def package(root: Path, digest: str, files: dict[str, str]) -> PackageFiles:
@@ -133,3 +131,36 @@ async def test_an_image_without_the_command_says_so(tmp_path: Path, digest: str,
         prepared = await runtime.prepare(made, say)
         with pytest.raises(Exception, match="'Rscript', which is not installed in its image"):
             await run_train(runtime, prepared, say)
+
+
+async def test_what_requires_fedn_gets_the_stand_in(tmp_path: Path, digest: str, say: Listener) -> None:
+    script = """
+        import sys
+        from fedn.utils.helpers.helpers import get_helper
+        print(get_helper("numpyhelper").__class__.__module__, sys.argv[1:])
+        """
+    manifest = "entry_points: {train: {command: python train.py}}"
+    made = package(tmp_path / "bare", digest, {"train.py": script, "fedn.yaml": manifest})
+    async with docker_runtime(tmp_path) as runtime:
+        prepared = await runtime.prepare(made, say)
+        await run_train(runtime, prepared, say, "in", "out")
+    [told] = say.said("stdout")
+    assert told.startswith("fedn.utils.helpers")
+    assert told.endswith("['in', 'out']")
+
+
+async def test_a_site_that_installs_nothing_builds_and_fetches_nothing(
+    tmp_path: Path, digest: str, say: Listener
+) -> None:
+    made = package(tmp_path / "package", digest, {"Dockerfile": with_base(["RUN echo made"])})
+    async with docker_runtime(tmp_path, installs=Installs(allowed=False)) as runtime:
+        with pytest.raises(EnvironmentFailed, match="installs nothing for packages, and the image runnel-package"):
+            await runtime.prepare(made, say)
+        await runtime.prepare(package(tmp_path / "plain", digest, {}), say)
+        assert say.lines == []
+    async with docker_runtime(tmp_path) as runtime:
+        await runtime.prepare(made, say)
+    say.lines.clear()
+    async with docker_runtime(tmp_path, installs=Installs(allowed=False)) as runtime:
+        await runtime.prepare(made, say)
+    assert say.lines == [], "what was built before runs"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import secrets
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 
 from runnel.common.tensors import open_npz, write_npz
 from runnel.compute_package import pack
-from tests.docker_engine import base_image, containers, engine_host, with_base
+from tests.docker_engine import base_image, containers, engine_host, forget_images, with_base
 from tests.eventually import eventually_blocking
 from tests.process.process_network import ProcessNetwork
 
@@ -36,6 +38,7 @@ def network(tmp_path: Path) -> Iterator[ProcessNetwork]:
     with ProcessNetwork(tmp_path / "network") as made:
         made.start_reducer()
         yield made
+    forget_images(hashlib.sha256((tmp_path / "network" / "package.tar.gz").read_bytes()).hexdigest())
 
 
 @pytest.fixture
@@ -48,7 +51,8 @@ def data(tmp_path: Path) -> Path:
 def start_session(network: ProcessNetwork, files: dict[str, str]) -> str:
     folder = network.folder / "package"
     folder.mkdir()
-    for name, text in files.items():
+    # A package that the engine has not seen before.
+    for name, text in (files | {"stamp": secrets.token_hex(8)}).items():
         (folder / name).write_text(text)
     archive = pack(folder, network.folder / "package.tar.gz").path
     seed = network.folder / "seed.npz"
@@ -106,4 +110,8 @@ def test_a_client_without_containers_refuses_such_a_package(network: ProcessNetw
     ended = network.until_ended(session)
     assert ended["status"] == "failed"
     assert "this client runs entry points as processes" in str(ended)
-    assert any("Start the client with --runtime docker" in line.text for line in network.sdk.sessions.logs(session))
+
+    def told() -> bool:
+        return any("Start the client with --runtime docker" in line.text for line in network.sdk.sessions.logs(session))
+
+    eventually_blocking(told)

@@ -93,6 +93,7 @@ def _runtime(settings: ClientSettings, node_id: str, environ: Mapping[str, str])
         environ=environ,
         host=settings.docker_host,
         base_image=settings.docker_image,
+        installs=site_installs(settings),
         sharing=None if settings.docker_files is None else FileSharing(settings.docker_files),
     )
 

@@ -23,6 +23,7 @@ from runnel.client.runtimes.docker_files import Files, FileSharing, MountedFiles
 from runnel.client.runtimes.docker_images import Image, Images
 from runnel.client.runtimes.docker_leftovers import labels_of, sweep
 from runnel.client.runtimes.docker_paths import PACKAGE, Layout, layout
+from runnel.client.runtimes.installs import Installs
 from runnel.client.runtimes.log_capture import LogCapture
 from runnel.client.runtimes.process_group import DEFAULT_GRACE_S
 from runnel.client.runtimes.runtime import Call, Finished, LineSink, PackageFiles, Prepared
@@ -63,6 +64,7 @@ class DockerRuntime:
         host: address of the engine; None: ``DOCKER_HOST`` of ``environ``, or its usual socket.
         cage: of each run.
         base_image: for packages that name no image; see :class:`~runnel.client.runtimes.docker_images.Images`.
+        installs: what the site says about what packages require.
         sharing: how files go to containers; None: as mounts where the engine's host has them, otherwise as copies.
         grace_s: seconds between SIGTERM and SIGKILL.
     """
@@ -76,6 +78,7 @@ class DockerRuntime:
         host: str | None = None,
         cage: Cage | None = None,
         base_image: str = "",
+        installs: Installs | None = None,
         sharing: FileSharing | None = None,
         grace_s: float = DEFAULT_GRACE_S,
     ) -> None:
@@ -85,7 +88,7 @@ class DockerRuntime:
         self._cage = cage or Cage()
         self._owner = self._cage.owner((os.geteuid(), os.getegid()))
         self._env = {key: value for key, value in environ.items() if key in _FROM_CLIENT or key.startswith("LC_")}
-        self._images = Images(self._engine, base=base_image)
+        self._images = Images(self._engine, base=base_image, installs=installs)
         self._sharing = sharing
         self._grace_s = grace_s
         self._files: Files | None = None

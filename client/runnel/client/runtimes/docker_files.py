@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
+import shutil
+import stat
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -201,22 +204,31 @@ def _own_container() -> str | None:
 
 
 def hand_over(folder: Path, owner: tuple[int, int]) -> None:
-    """Let ``owner`` write ``folder`` and all that is in it; links are not followed. Blocks.
+    """Let ``owner`` write ``folder`` and all that is in it, and nothing else; links are not followed. Blocks.
+
+    A file that has another name elsewhere, such as a cached model that is lent, is replaced by a copy: a run may write
+    to it, and set back the time that would tell.
 
     Raises:
         BadSettings: this client may not give files away.
     """
-    if os.geteuid() == owner[0]:
-        return
-    if os.geteuid() != 0:
+    mine = os.geteuid()
+    if mine not in (0, owner[0]):
         raise BadSettings(
-            f"This client runs as user {os.geteuid()} and can't let user {owner[0]} write the folders of its runs.",
+            f"This client runs as user {mine} and can't let user {owner[0]} write the folders of its runs.",
             hint="Leave the user of the cage to the client, run it as root, or set --docker-files copy.",
         )
-    os.chown(folder, *owner, follow_symlinks=False)
+    found = [folder]
     for path, folders, files in os.walk(folder):
-        for name in (*folders, *files):
-            os.chown(Path(path) / name, *owner, follow_symlinks=False)
+        found += [Path(path) / name for name in (*folders, *files)]
+    for one in found:
+        status = one.lstat()
+        if stat.S_ISREG(status.st_mode) and status.st_nlink > 1:
+            copy = one.with_name(f".{secrets.token_hex(8)}")
+            shutil.copyfile(one, copy)
+            copy.rename(one)
+        if mine != owner[0]:
+            os.chown(one, *owner, follow_symlinks=False)
 
 
 def make_readable(folder: Path) -> None:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-import tarfile
 import tempfile
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import structlog
 from aiodocker.exceptions import DockerError
 
+from runnel.client.runtimes.docker_build_context import BuildContext, dockerfile_context, requirements_context
 from runnel.client.runtimes.docker_engine import Engine, engine_errors
+from runnel.client.runtimes.installs import FednSource, Installs
 from runnel.client.runtimes.log_capture import readable
 from runnel.client.runtimes.requirements import read_requirements
 from runnel.client.runtimes.runtime import LineSink, PackageFiles
@@ -28,16 +29,8 @@ LABEL_PACKAGE = "runnel.package"
 BASE_ARGUMENT = "BASE_IMAGE"
 DEFAULT_BUILD_TIMEOUT_S = 1800.0
 _TAIL_LINES = 30
-_DOCKERFILE = ".runnel.Dockerfile"
-_LISTING = ".runnel-requirements.txt"
 _TAKES_BASE = re.compile(rf"^\s*ARG\s+{BASE_ARGUMENT}\b", re.IGNORECASE | re.MULTILINE)
 _SPOOLED_BYTES = 8 << 20
-# pip of a distribution refuses to touch the system's Python unless told; in an image of its own that is the place.
-_WITH_REQUIREMENTS = f"""\
-FROM {{base}}
-COPY . /runnel/requirements
-RUN cd /runnel/requirements && PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --no-cache-dir -r {_LISTING}
-"""
 
 log = structlog.get_logger()
 
@@ -57,12 +50,22 @@ class Images:
         engine: whose.
         base: the site's own image: packages that name none run in it, with their requirements, and those whose
             ``Dockerfile`` begins with ``ARG BASE_IMAGE`` are built on it. Empty: there is none.
+        installs: what the site says about what packages require; if nothing may be installed, nothing is built or
+            fetched either.
         build_timeout_s: seconds that a build or a transfer may take.
     """
 
-    def __init__(self, engine: Engine, *, base: str = "", build_timeout_s: float = DEFAULT_BUILD_TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        base: str = "",
+        installs: Installs | None = None,
+        build_timeout_s: float = DEFAULT_BUILD_TIMEOUT_S,
+    ) -> None:
         self._engine = engine
         self._base = base
+        self._installs = installs or Installs()
         self._timeout_s = build_timeout_s
         self._turn = asyncio.Lock()
 
@@ -94,7 +97,7 @@ class Images:
             tag = _tag(package, "dockerfile")
         if (found := await self._find(tag)) is not None:
             return found
-        return await self._build(package, tag, dockerfile, {}, arguments, say)
+        return await self._build(package, tag, dockerfile_context(package.root, dockerfile), arguments, say)
 
     async def _from_base(self, package: PackageFiles, say: LineSink) -> Image:
         if not self._base:
@@ -105,19 +108,30 @@ class Images:
             )
         base = await self._named(self._base, "this site names it for packages without one", say)
         listing = package.manifest.requirements or package.manifest.python_env
-        wanted = await in_thread(read_requirements, package.root / listing) if listing else None
-        if wanted is None or wanted.empty:
+        shim = self._installs.fedn is FednSource.SHIM
+        wanted = None
+        if listing is not None:
+            path = package.root / listing
+            wanted = await in_thread(read_requirements, path, root=package.root, fedn_shim=shim)
+        if wanted is not None and wanted.empty:
+            wanted = None
+        # Without requirements a package of FEDn expects what was installed with FEDn's client.
+        bare_fedn = wanted is None and shim and package.manifest.fedn.imports
+        if wanted is None and not bare_fedn:
             return base
-        tag = _tag(package, "requirements", base.id)
+        context = await in_thread(
+            requirements_context, package.root, wanted, base=self._base, find_links=self._installs.find_links
+        )
+        tag = _tag(package, "requirements", base.id, context.dockerfile_text)
         if (found := await self._find(tag)) is not None:
             return found
-        extra = {_DOCKERFILE: _WITH_REQUIREMENTS.format(base=self._base), _LISTING: wanted.text}
-        return await self._build(package, tag, _DOCKERFILE, extra, {}, say)
+        return await self._build(package, tag, context, {}, say)
 
     async def _named(self, name: str, why: str, say: LineSink) -> Image:
         """Return the image ``name``, fetched if the engine does not have it; the engine holds to a digest in it."""
         if (found := await self._find(name)) is not None:
             return found
+        self._require_leave(f"the image {name} is not there: {why}")
         say("runnel", f"Fetching the image {name}: {why}.")
         try:
             with engine_errors(f"fetch the image {name}"):
@@ -141,15 +155,18 @@ class Images:
         lines = (found.get("Config") or {}).get("Env") or []
         return Image(id=str(found["Id"]), variables=dict(line.partition("=")[::2] for line in lines))
 
+    def _require_leave(self, why: str) -> None:
+        if not self._installs.allowed:
+            raise EnvironmentFailed(
+                f"This site installs nothing for packages, and {why}.",
+                hint="Build or fetch it at the site first, or ask the site to allow installs.",
+                log_tail="",
+            )
+
     async def _build(
-        self,
-        package: PackageFiles,
-        tag: str,
-        dockerfile: str,
-        extra: Mapping[str, str],
-        arguments: Mapping[str, str],
-        say: LineSink,
+        self, package: PackageFiles, tag: str, made_of: BuildContext, arguments: Mapping[str, str], say: LineSink
     ) -> Image:
+        self._require_leave(f"the image {tag} is not there")
         say("runnel", "Building the package's image; it is kept for the next time.")
         tail: deque[str] = deque(maxlen=_TAIL_LINES)
 
@@ -159,7 +176,7 @@ class Images:
 
         with tempfile.SpooledTemporaryFile(max_size=_SPOOLED_BYTES) as context:
             with storage_errors(Path(tempfile.gettempdir())):
-                await in_thread(_write_context, context, package.root, extra)
+                await in_thread(made_of.write, context)
             try:
                 with engine_errors("build the package's image"):
                     async with asyncio.timeout(self._timeout_s):
@@ -167,7 +184,7 @@ class Images:
                             fileobj=context,
                             encoding="identity",
                             tag=tag,
-                            path_dockerfile=dockerfile,
+                            path_dockerfile=made_of.dockerfile,
                             buildargs=arguments,
                             labels={LABEL_PACKAGE: package.digest},
                             forcerm=True,
@@ -198,30 +215,6 @@ def _tag(package: PackageFiles, *parts: str) -> str:
     """Return the name of what is made of exactly this package in this way."""
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
     return f"{REPOSITORY}:{package.digest}-{key}"
-
-
-def _write_context(target: IO[bytes], root: Path, extra: Mapping[str, str]) -> None:
-    """Write the files that a build sees: the same bytes for the same files, so that the engine knows its layers."""
-    with tarfile.open(fileobj=target, mode="w", format=tarfile.PAX_FORMAT) as archive:
-        for path in sorted(root.rglob("*")):
-            if "__pycache__" not in path.parts:
-                archive.add(path, arcname=path.relative_to(root).as_posix(), recursive=False, filter=_plain)
-        for name, text in extra.items():
-            beside = tarfile.TarInfo(name)
-            content = text.encode()
-            beside.size = len(content)
-            with tempfile.SpooledTemporaryFile(max_size=_SPOOLED_BYTES) as file:
-                file.write(content)
-                file.seek(0)
-                archive.addfile(beside, file)
-    target.seek(0)
-
-
-def _plain(member: tarfile.TarInfo) -> tarfile.TarInfo:
-    member.uid = member.gid = 0
-    member.uname = member.gname = ""
-    member.mtime = 0
-    return member
 
 
 def _say_progress(line: Mapping[str, Any], say: LineSink) -> None:

@@ -1,0 +1,112 @@
+"""What an engine is sent to build an image of: the package's files and, where the package has none, a Dockerfile."""
+
+from __future__ import annotations
+
+import io
+import os
+import shlex
+import tarfile
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from runnel.client.runtimes.requirement_lines import FEDN_PLACE
+from runnel.client.runtimes.requirements import FOLDER_PLACE, Requirements
+from runnel.compute_package import shim_digest, shim_source, write_shim_wheel
+
+_FILES = PurePosixPath("/runnel/requirements")
+_FEDN = PurePosixPath("/runnel/fedn")
+_DOCKERFILE = ".runnel.Dockerfile"
+_LISTING = ".runnel-requirements.txt"
+_CONSTRAINTS = ".runnel-constraints.txt"
+_FEDN_FOLDER = ".runnel-fedn"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildContext:
+    """The files that a build sees.
+
+    Args:
+        dockerfile: name of the Dockerfile among them.
+        trees: folders of the client by where they are in the context.
+        extra: further files.
+    """
+
+    dockerfile: str
+    trees: Mapping[str, Path]
+    extra: Mapping[str, bytes] = field(default_factory=dict)
+
+    @property
+    def dockerfile_text(self) -> str:
+        """The Dockerfile, if it is not the package's own."""
+        return self.extra.get(self.dockerfile, b"").decode()
+
+    def write(self, target: IO[bytes]) -> None:
+        """Write them as an archive: the same bytes for the same files, so that the engine knows its layers. Blocks."""
+        with tarfile.open(fileobj=target, mode="w", format=tarfile.PAX_FORMAT) as archive:
+            for prefix, root in self.trees.items():
+                for path in sorted(root.rglob("*")):
+                    if "__pycache__" not in path.parts:
+                        name = (PurePosixPath(prefix) / path.relative_to(root).as_posix()).as_posix()
+                        archive.add(path, arcname=name, recursive=False, filter=_plain)
+            for name, content in sorted(self.extra.items()):
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+        target.seek(0)
+
+
+def dockerfile_context(root: Path, dockerfile: str) -> BuildContext:
+    """Return what the ``dockerfile`` of the package ``root`` is built of: the package."""
+    return BuildContext(dockerfile=dockerfile, trees={".": root})
+
+
+def requirements_context(
+    root: Path, wanted: Requirements | None, *, base: str, find_links: Sequence[str] = ()
+) -> BuildContext:
+    """Return what makes an image of ``base`` with what a package requires, installed by the pip of ``base``. Blocks.
+
+    Args:
+        root: the package's folder, in which local requirements are.
+        wanted: what is to be installed; None: nothing but what FEDn packages import, which needs no index.
+        base: the image.
+        find_links: addresses of further wheels; folders of the client are not seen by a build.
+    """
+    if wanted is None:
+        text = f"FROM {base}\nCOPY {_FEDN_FOLDER} {_FEDN}\nENV PYTHONPATH={_FEDN}\n"
+        return BuildContext(
+            dockerfile=_DOCKERFILE, trees={_FEDN_FOLDER: shim_source()}, extra={_DOCKERFILE: text.encode()}
+        )
+    folder = _FILES / os.path.relpath(wanted.folder, root)
+    listing = "".join(f"{line}\n" for line in wanted.lines).replace(FOLDER_PLACE, f"file://{folder}")
+    extra: dict[str, bytes] = {}
+    if wanted.fedn_shim:
+        with tempfile.TemporaryDirectory() as temporary:
+            wheel = write_shim_wheel(Path(temporary))
+            extra[wheel.name] = wheel.read_bytes()
+        listing = listing.replace(f"sha256:{FEDN_PLACE}", f"sha256:{shim_digest()}")
+        listing = listing.replace(FEDN_PLACE, f"file://{_FILES / wheel.name}")
+    extra[_LISTING] = listing.encode()
+    arguments = ["-r", str(_FILES / _LISTING)]
+    if wanted.constraints:
+        extra[_CONSTRAINTS] = "".join(f"{line}\n" for line in wanted.constraints).encode()
+        arguments += ["-c", str(_FILES / _CONSTRAINTS)]
+    if wanted.hashed:
+        arguments.append("--require-hashes")
+    for address in find_links:
+        if "://" in address:
+            arguments += ["--find-links", address]
+    # The pip of a distribution refuses to touch the system's Python unless told; in an image that is the place.
+    install = "PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --no-cache-dir"
+    text = f"FROM {base}\nCOPY . {_FILES}\nRUN cd {shlex.quote(str(folder))} && {install} {shlex.join(arguments)}\n"
+    extra[_DOCKERFILE] = text.encode()
+    return BuildContext(dockerfile=_DOCKERFILE, trees={".": root}, extra=extra)
+
+
+def _plain(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    member.uid = member.gid = 0
+    member.uname = member.gname = ""
+    member.mtime = 0
+    return member
