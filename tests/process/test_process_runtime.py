@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from runnel.client.runtimes import Guard, Limits, Prepared, ProcessRuntime, Runtime
-from runnel.common.errors import BadPackage, EntryPointFailed, EntryPointTimeout
+from runnel.common.errors import BadPackage, EntryPointFailed, EntryPointTimeout, EnvironmentFailed
 from tests.docker_engine import docker_runtime
 from tests.doubles.client_packages import Listener, run_train, write_package
 from tests.eventually import eventually, eventually_blocking
@@ -398,6 +398,22 @@ async def test_what_a_script_started_has_its_grace_too(tmp_path: Path, say: List
         with pytest.raises(asyncio.CancelledError):
             await run
     assert (tmp_path / "package" / "done").exists()
+
+
+@as_processes
+@pytest.mark.parametrize(
+    ("file", "says"),
+    [
+        ({"Dockerfile": "FROM x"}, "the image that its Dockerfile makes"),
+        ({"runnel.yaml": "image: x:1"}, "the image x:1"),
+    ],
+)
+async def test_a_package_that_needs_an_image_is_refused_with_what_to_do(
+    runtime: Runtime, tmp_path: Path, say: Listener, file: dict[str, str], says: str
+) -> None:
+    package = write_package(tmp_path / "package", {"train.py": "pass"} | file)
+    with pytest.raises(EnvironmentFailed, match=f"{says}.*Start the client with --runtime docker"):
+        await runtime.prepare(package, say)
 
 
 CLIENT = """

@@ -291,3 +291,49 @@ def test_what_a_package_uses_of_fedn_is_noted(
 def test_an_entry_point_that_is_not_there_is_named() -> None:
     with pytest.raises(BadPackage, match="no entry point 'build'; it has train"):
         Manifest(name="x", version="", entry_points={"train": "true"}).argv("build", python="python")
+
+
+PINNED = f"registry.example.org:5000/team/study@sha256:{'a' * 64}"
+
+
+@pytest.mark.parametrize("image", ["python:3.12-slim", "study", PINNED, f"study:1@sha256:{'0' * 64}"])
+def test_an_image_is_named_in_the_manifest(tmp_path: Path, image: str) -> None:
+    manifest = read_manifest(package(tmp_path, train_py="", runnel_yaml=f'image: "{image}"'))
+    assert (manifest.image, manifest.dockerfile, manifest.needs_image) == (image, None, True)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        "''",
+        "Study",
+        "a b",
+        "-x",
+        "study@sha256:12",
+        "'study:'",
+        "../x",
+        "a//b",
+        "x:y:z",
+        "12",
+        "null",
+        '"x\\n"',
+        "x" * 600,
+    ],
+)
+def test_what_is_no_image_is_refused(tmp_path: Path, image: str) -> None:
+    with pytest.raises(BadPackage, match=r"runnel\.yaml: image should be"):
+        read_manifest(package(tmp_path, train_py="", runnel_yaml=f"image: {image}"))
+
+
+def test_a_dockerfile_makes_the_image_but_not_beside_another_or_in_a_package_of_fedn(tmp_path: Path) -> None:
+    (tmp_path / "Dockerfile").write_text("FROM scratch")
+    plain = read_manifest(package(tmp_path, train_py=""))
+    assert (plain.image, plain.dockerfile, plain.needs_image) == (None, "Dockerfile", True)
+    package(tmp_path, runnel_yaml="name: p")
+    assert read_manifest(tmp_path).needs_image
+    package(tmp_path, runnel_yaml="image: study")
+    with pytest.raises(BadPackage, match="image and a Dockerfile exclude each other"):
+        read_manifest(tmp_path)
+    (tmp_path / "runnel.yaml").unlink()
+    package(tmp_path, fedn_yaml="entry_points: {train: {command: python train.py}}")
+    assert not read_manifest(tmp_path).needs_image

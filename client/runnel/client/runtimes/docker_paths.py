@@ -76,7 +76,7 @@ def layout(*, package: Path, run: Path, env: Mapping[str, str], package_writable
 
 def _inside(variable: str, path: Path) -> PurePosixPath:
     # What is left of a variable is letters, digits and underscores: no way up.
-    name = variable.removeprefix(_DATA_VARIABLE).lstrip("_").lower()
+    name = variable.removeprefix(_DATA_VARIABLE).removeprefix("_").lower()
     folder = DATABASES / name if name else DATA
     # A file keeps its name, which often tells its format.
     return folder if path.is_dir() else folder / path.name
