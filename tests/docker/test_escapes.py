@@ -146,17 +146,30 @@ WRITE = """
         "changed the root": tried(os.chroot, "/tmp"),
     }))
     print(open(data + "/patients.csv").read().strip(), open(one).read().strip(), one)
+    mounts = [line.split() for line in open("/proc/mounts")]
+    print(*sorted(where for _, where, _, options, *_ in mounts if "rw" in options.split(",")))
     """
 
 
 async def test_data_root_and_package_cannot_be_written(attempt: Try, say: Listener, data: Path, state: Path) -> None:
     await attempt(WRITE)
-    first, read = say.said("stdout")
+    first, read, writable = say.said("stdout")
     outcomes = json.loads(first)
     assert {name for name, outcome in outcomes.items() if outcome == "done"} == set()
     assert outcomes["data"].startswith("OSError: Read-only")
     assert outcomes["root"].startswith(("OSError: Read-only", "PermissionError"))
     assert read == "1,2 1,2 /runnel/databases/one_file/patients.csv"
+    of_kernel = {
+        "/proc",
+        "/dev",
+        "/dev/pts",
+        "/dev/mqueue",
+        "/proc/kcore",
+        "/proc/keys",
+        "/proc/timer_list",
+        "/sys/fs/cgroup",
+    }
+    assert set(writable.split()) - of_kernel <= {"/tmp", "/dev/shm", "/runnel/run"}
     assert (data / "patients.csv").read_text() == "1,2\n"
     assert sorted(path.name for path in data.iterdir()) == ["patients.csv"]
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from runnel.client.rehearsal import rehearse
 from runnel.client.runtimes import Installs, PackageFiles
 from runnel.common.errors import EnvironmentFailed
-from runnel.compute_package import read_manifest
-from tests.docker_engine import base_image, docker, docker_runtime, forget_images, inspect, with_base
-from tests.doubles.client_packages import Listener, run_train, write_package
+from runnel.compute_package import pack, read_manifest
+from tests.docker_engine import base_image, docker, docker_runtime, engine_host, forget_images, inspect, with_base
+from tests.doubles.client_packages import ADD_ONE, MEASURE, Listener, run_train, write_package
 
 pytestmark = pytest.mark.docker
 
@@ -164,3 +166,29 @@ async def test_a_site_that_installs_nothing_builds_and_fetches_nothing(
     async with docker_runtime(tmp_path, installs=Installs(allowed=False)) as runtime:
         await runtime.prepare(made, say)
     assert say.lines == [], "what was built before runs"
+
+
+async def test_a_package_is_tried_out_in_its_image(tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    files = {
+        "train.py": ADD_ONE,
+        "validate.py": MEASURE,
+        "build.py": "import sys, numpy as np; np.savez(sys.argv[1], w=np.ones(3))",
+        "Dockerfile": with_base([f"RUN echo {secrets.token_hex(8)}"]),
+    }
+    write_package(folder, files)
+    environ = {"DOCKER_HOST": engine_host(), "PATH": "/usr/bin:/bin"}
+    try:
+        found = await rehearse(folder, say=Listener(), environ=environ, docker_image=base_image())
+        assert found.ok, found.steps
+        [environment] = [step for step in found.steps if step.name == "environment"]
+        assert environment.detail.startswith("runs with the image sha256:")
+        refused = await rehearse(folder, say=Listener(), environ=environ, runtime="process")
+        assert refused.steps[-1].name == "environment"
+        assert "--runtime docker" in refused.steps[-1].hint
+    finally:
+        with tempfile.TemporaryDirectory() as place:
+            forget_images(pack(folder, Path(place) / "p.tar.gz").ref.sha256)
+    environ["DOCKER_HOST"] = "unix:///nowhere/docker.sock"
+    lost = await rehearse(folder, say=Listener(), environ=environ)
+    assert lost.steps[-1].detail.startswith("No Docker engine answers at unix:///nowhere/docker.sock")

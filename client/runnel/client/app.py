@@ -14,6 +14,7 @@ import structlog
 
 from runnel.client.agent import ClientAgent
 from runnel.client.runtimes import Installs, ProcessRuntime, entry_point_variables, site_variables
+from runnel.client.runtimes.containers import in_containers
 from runnel.client.settings import ClientSettings
 from runnel.common.disk import state_folder
 from runnel.common.endpoints import remove_endpoints, write_endpoints
@@ -78,23 +79,14 @@ def _runtime(settings: ClientSettings, node_id: str, environ: Mapping[str, str])
             warm=settings.warm,
             installs=site_installs(settings),
         )
-    # Who runs processes has no need of an engine's library.
-    try:
-        from runnel.client.runtimes.docker import DockerRuntime
-        from runnel.client.runtimes.docker_files import FileSharing
-    except ModuleNotFoundError as error:
-        raise BadSettings(
-            f"The runtime docker needs the module {error.name}, which is not installed.",
-            hint="Install it: pip install 'runnel[client]'.",
-        ) from error
-    return DockerRuntime(
+    return in_containers(
         client=node_id,
         state=settings.state,
         environ=environ,
         host=settings.docker_host,
         base_image=settings.docker_image,
+        files=settings.docker_files,
         installs=site_installs(settings),
-        sharing=None if settings.docker_files is None else FileSharing(settings.docker_files),
     )
 
 

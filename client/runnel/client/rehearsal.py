@@ -10,22 +10,26 @@ import shutil
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from runnel.client import entry_points
 from runnel.client.domain.contract import Result, TrainResult, ValidateResult
 from runnel.client.recognition import recognise
+from runnel.client.runtimes.containers import in_containers
 from runnel.client.runtimes.installs import Installs
 from runnel.client.runtimes.process import ProcessRuntime
-from runnel.client.runtimes.runtime import LineSink, PackageFiles, Prepared
+from runnel.client.runtimes.runtime import LineSink, PackageFiles, Prepared, Runtime
 from runnel.client.runtimes.variables import entry_point_variables
 from runnel.common.blobs import digest_file, in_thread
 from runnel.common.errors import BadModel, BadOutput, InvalidInput, NotFound, RunnelError
 from runnel.common.tensors import normalise
 from runnel.compute_package import Manifest, pack, read_manifest, unpack
+
+if TYPE_CHECKING:
+    from runnel.client.runtimes.docker import DockerRuntime
 
 DEFAULT_TIMEOUT_S = 3600.0
 _WEIGHT_HINT = 'Write {"num_examples": N} to the path of the model with -metadata appended.'
@@ -79,6 +83,8 @@ async def rehearse(
     environ: Mapping[str, str] | None = None,
     environments: Path | None = None,
     installs: Installs | None = None,
+    runtime: Literal["process", "docker"] | None = None,
+    docker_image: str = "",
     timeout_s: float | None = DEFAULT_TIMEOUT_S,
 ) -> Rehearsal:
     """Run a package through all that a client will do with it, and tell at which step it fails and why.
@@ -96,31 +102,37 @@ async def rehearse(
         environ: the client's variables; those of this process by default.
         environments: folder that keeps built environments; by default none is kept.
         installs: what a site says about environments.
+        runtime: how entry points run; None: in containers if the package needs an image, otherwise as processes.
+        docker_image: image for a package that names none, or is built on the site's.
         timeout_s: for each entry point.
     """
     place = await in_thread(_make_place)
     try:
-        runtime = ProcessRuntime(
-            environments=environments or place / "environments",
-            environ=os.environ if environ is None else environ,
-            installs=installs,
+        own = os.environ if environ is None else environ
+
+        def choose(manifest: Manifest) -> ProcessRuntime | DockerRuntime:
+            if runtime == "docker" or (runtime is None and manifest.needs_image):
+                return in_containers(
+                    client=place.name, state=place, environ=own, base_image=docker_image, installs=installs
+                )
+            kept = environments or place / "environments"
+            return ProcessRuntime(environments=kept, environ=own, installs=installs)
+
+        attempt = _Attempt(
+            package=package,
+            place=place,
+            choose=choose,
+            env=entry_point_variables(
+                client_name="rehearsal", session_id="rehearsal", round_number=1, data=data, site=variables
+            ),
+            settings_json=json.dumps(dict(settings or {})),
+            say=say,
+            timeout_s=timeout_s,
+            installs=installs or Installs(),
         )
-        async with runtime:
-            attempt = _Attempt(
-                package=package,
-                place=place,
-                runtime=runtime,
-                env=entry_point_variables(
-                    client_name="rehearsal", session_id="rehearsal", round_number=1, data=data, site=variables
-                ),
-                settings_json=json.dumps(dict(settings or {})),
-                say=say,
-                timeout_s=timeout_s,
-                installs=installs or Installs(),
-            )
-            with suppress(_StepFailed):  # it is the last of the steps
-                await attempt.go(seed)
-            return attempt.result()
+        with suppress(_StepFailed):  # it is the last of the steps
+            await attempt.go(seed)
+        return attempt.result()
     finally:
         await in_thread(shutil.rmtree, place, ignore_errors=True)
 
@@ -142,7 +154,7 @@ class _Attempt:
 
     package: Path
     place: Path
-    runtime: ProcessRuntime
+    choose: Callable[[Manifest], ProcessRuntime | DockerRuntime]
     env: Mapping[str, str]
     settings_json: str
     say: LineSink
@@ -157,16 +169,19 @@ class _Attempt:
 
     async def go(self, seed: Path | None) -> None:
         files = await self._unpack()
-        async with self._step("environment") as note:
-            prepared = await self.runtime.prepare(files, self.say)
-            note(f"runs with {prepared.python}")
-        await self._startup(prepared)
-        model = await self._seed(prepared, seed)
-        trained = await self._train(prepared, model)
-        await self._validate(prepared, trained.update)
-        if "predict" in prepared.package.manifest.entry_points:
-            async with self._step("predict") as note:
-                note(_listed(await self._look(prepared, trained.update, "predict")).removeprefix(", ") or "ended well")
+        async with AsyncExitStack() as stack:
+            async with self._step("environment") as note:
+                runtime: Runtime = await stack.enter_async_context(self.choose(files.manifest))
+                prepared = await runtime.prepare(files, self.say)
+                note(f"runs with {prepared.runs_with}")
+            await self._startup(runtime, prepared)
+            model = await self._seed(runtime, prepared, seed)
+            trained = await self._train(runtime, prepared, model)
+            await self._validate(runtime, prepared, trained.update)
+            if "predict" in prepared.package.manifest.entry_points:
+                async with self._step("predict") as note:
+                    found = await self._look(runtime, prepared, trained.update, "predict")
+                    note(_listed(found).removeprefix(", ") or "ended well")
 
     @asynccontextmanager
     async def _step(self, name: str) -> AsyncIterator[Callable[[str], None]]:
@@ -209,15 +224,15 @@ class _Attempt:
             note(", ".join(f"{about.replace('_', ' ')} {what}" for about, what in self.recognised.items()))
         return PackageFiles(digest=ref.sha256, root=root, manifest=manifest)
 
-    async def _startup(self, prepared: Prepared) -> None:
+    async def _startup(self, runtime: Runtime, prepared: Prepared) -> None:
         if "startup" not in prepared.package.manifest.entry_points:
             return
         async with self._step("startup"):
             await entry_points.startup(
-                self.runtime, prepared, workdir=self.place, env=self.env, timeout_s=self.timeout_s, say=self.say
+                runtime, prepared, workdir=self.place, env=self.env, timeout_s=self.timeout_s, say=self.say
             )
 
-    async def _seed(self, prepared: Prepared, given: Path | None) -> Path:
+    async def _seed(self, runtime: Runtime, prepared: Prepared, given: Path | None) -> Path:
         model = self.place / "seed.npz"
         async with self._step("seed") as note:
             if given is not None:
@@ -232,7 +247,7 @@ class _Attempt:
                 )
             else:
                 await entry_points.build(
-                    self.runtime,
+                    runtime,
                     prepared,
                     seed=model,
                     workdir=self.place,
@@ -243,12 +258,12 @@ class _Attempt:
                 note("made by build")
         return model
 
-    async def _train(self, prepared: Prepared, model: Path) -> TrainResult:
+    async def _train(self, runtime: Runtime, prepared: Prepared, model: Path) -> TrainResult:
         started = time.perf_counter()
         try:
             async with self._step("train") as note:
                 trained = await entry_points.train(
-                    self.runtime,
+                    runtime,
                     prepared,
                     model=model,
                     workdir=self.place,
@@ -280,12 +295,12 @@ class _Attempt:
             note(f"weight {trained.weight:g}{_listed(trained)}")
         return trained
 
-    async def _validate(self, prepared: Prepared, model: Path) -> None:
+    async def _validate(self, runtime: Runtime, prepared: Prepared, model: Path) -> None:
         if "validate" not in prepared.package.manifest.entry_points:
             self.warnings.append("The package has no entry point validate: no round will have metrics.")
             return
         async with self._step("validate") as note:
-            result = await self._look(prepared, model, "validate")
+            result = await self._look(runtime, prepared, model, "validate")
             note(f"ended well after {result.elapsed_s:.1f} s")
         async with self._step("metrics") as note:
             if not result.metrics:
@@ -293,10 +308,10 @@ class _Attempt:
             note(_listed(result).removeprefix(", ") or "none")
 
     async def _look(
-        self, prepared: Prepared, model: Path, entry_point: Literal["validate", "predict"]
+        self, runtime: Runtime, prepared: Prepared, model: Path, entry_point: Literal["validate", "predict"]
     ) -> ValidateResult:
         return await entry_points.validate(
-            self.runtime,
+            runtime,
             prepared,
             model=model,
             workdir=self.place,

@@ -28,6 +28,13 @@ add_signing(app)
 _LAST_LINES = 20
 
 
+class RuntimeChoice(StrEnum):
+    """How entry points run."""
+
+    process = "process"
+    docker = "docker"
+
+
 class FednChoice(StrEnum):
     """What a requirement of ``fedn`` gets."""
 
@@ -120,6 +127,13 @@ def check(
     fedn: Annotated[
         FednChoice, typer.Option("--fedn", help="What the package gets if it requires fedn, as at a client.")
     ] = FednChoice.shim,
+    runtime: Annotated[
+        RuntimeChoice | None,
+        typer.Option("--runtime", help="How it runs; default: in containers if it has a Dockerfile or names an image."),
+    ] = None,
+    docker_image: Annotated[
+        str, typer.Option("--docker-image", metavar="IMAGE", help="As at a client; the engine is that of DOCKER_HOST.")
+    ] = "",
     verbose: Annotated[bool, typer.Option("--verbose", help="Show what the entry points write, as it comes.")] = False,
 ) -> None:
     """Unpack and run a package the way a client will, and tell what is wrong; exit status 1 if anything is."""
@@ -149,6 +163,8 @@ def check(
             say=say,
             environments=environments,
             installs=Installs(find_links=places, fedn=FednSource(fedn.value)),
+            runtime=None if runtime is None else runtime.value,
+            docker_image=docker_image,
         )
     )
     desk.answer(_document(result), lambda: _rehearsal(result))

@@ -42,6 +42,11 @@ class PreparedImage(Prepared):
 
     image: Image
 
+    @property
+    def runs_with(self) -> str:
+        """See :attr:`Prepared.runs_with`."""
+        return f"the image {self.image.id}"
+
 
 class DockerRuntime:
     """Runs each entry point in a container of its own, which is removed when the run is over.

@@ -48,6 +48,11 @@ class PreparedProcess(Prepared):
     python: Path
     path: str = ""
 
+    @property
+    def runs_with(self) -> str:
+        """See :attr:`Prepared.runs_with`."""
+        return str(self.python)
+
 
 class ProcessRuntime:
     """Runs each entry point as a process group of its own, in the package's root, with the package's environment.

@@ -54,6 +54,11 @@ class Prepared:
     package: PackageFiles
     starting: asyncio.Lock = field(default_factory=asyncio.Lock, compare=False, repr=False)
 
+    @property
+    def runs_with(self) -> str:
+        """What runs it, for people: an interpreter or an image."""
+        return ""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
