@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.network, pytest.mark.timeout(90)]
 
 
 async def test_each_site_trains_on_its_own_data_beside_the_package(tmp_path: Path) -> None:
-    archive = write_archive(tmp_path / "package.tgz", OLDEST, folder="client")
+    archive = write_archive(tmp_path / "package.tgz", OLDEST)
     async with LocalNetwork(tmp_path) as net:
         await net.start_combiner("c1")
         for number in (1, 2):
@@ -34,4 +34,6 @@ async def test_each_site_trains_on_its_own_data_beside_the_package(tmp_path: Pat
         assert list(model) == ["0", "1"]
         assert all((array == 6.0).all() for array in model.values())
         clients = (await net.session(session, clients=True))["rounds"][-1]["clients"]
+        (beside,) = (tmp_path / "site-1").rglob(f"unpacked/{answer.json()['digest']}/data")
+        assert beside.readlink() == tmp_path / "data 1"
         assert [one["extra"] for one in clients if one["work"] == "validate"] == [{"seen": [1, 2]}] * 2

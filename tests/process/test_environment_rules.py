@@ -215,8 +215,11 @@ async def test_what_is_old_or_too_much_goes_and_what_is_in_use_stays(
         age(folders[0], 40)
         assert evict(root, **most) == ()  # type: ignore[arg-type]
     age(folders[0], 40)
-    assert evict(root, **most) == (folders[0].name,)  # type: ignore[arg-type]
-    assert evict(root, most_bytes=1, most_days=0.5) == (folders[1].name, folders[2].name)
+    size_bytes = sum(path.lstat().st_size for folder in folders for path in folder.rglob("*"))
+    assert evict(root, most_bytes=size_bytes - 1000, most_days=100) == (folders[0].name,), "and then it is enough"
+    age(folders[1], 40)
+    assert evict(root, **most) == (folders[1].name,)  # type: ignore[arg-type]
+    assert evict(root, most_bytes=1, most_days=0.5) == (folders[2].name,)
     assert list(root.iterdir()) == []
     async with cache.in_use(folders[1] / "bin" / "python") as there:
         assert not there

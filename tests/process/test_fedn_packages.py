@@ -15,7 +15,7 @@ from runnel.client.runtimes import FednSource, Installs
 from runnel.common.tensors import write_npz
 from tests.doubles.client_packages import Listener
 from tests.doubles.fedn_packages import NEWEST, OLDEST, WITH_ENTRYPOINT, flat, write_archive
-from tests.doubles.wheels import write_installed_wheel
+from tests.doubles.wheels import sha256, write_installed_wheel
 
 pytestmark = pytest.mark.process
 
@@ -90,6 +90,19 @@ async def test_the_newest_form_in_an_environment_of_numpys_size(
     installed = {path.name.partition("-")[0].lower() for path in site_packages.glob("*.dist-info")}
     assert installed == {"fedn", "numpy", "pyyaml"}
     assert _bytes(site_packages / "fedn") < 200_000
+
+
+async def test_the_stand_in_joins_requirements_that_all_have_hashes(tmp_path: Path, wheels: str) -> None:
+    found = {path.name.split("-")[0]: path for path in Path(wheels).iterdir()}
+    listed = [f"{name}=={path.name.split('-')[1]} --hash=sha256:{sha256(path)}" for name, path in found.items()]
+    package = {
+        "train.py": "from fedn.utils.helpers.helpers import get_helper",
+        "requirements.txt": "\n".join(["fedn", *listed]),
+    }
+    seen = await check(
+        write_archive(tmp_path / "package.tgz", package), Listener(), installs=Installs(find_links=(wheels,))
+    )
+    assert [step.name for step in seen.steps if step.ok] == ["unpack", "manifest", "environment"]
 
 
 def _bytes(folder: Path) -> int:

@@ -175,6 +175,48 @@ def check(
         raise typer.Exit(1)
 
 
+@command(app, "pin", local=True)
+def pin(
+    desk: Desk,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A package's folder.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="What to write; default: requirements.pinned.txt in DIR.",
+            show_default=False,
+        ),
+    ] = None,
+    hashes: Annotated[bool, typer.Option("--hashes", help="With the hashes of all files.")] = False,
+    find_links: Annotated[
+        list[str] | None,
+        typer.Option("--find-links", metavar="DIR_OR_URL", help="Wheels besides those of the package index."),
+    ] = None,
+) -> None:
+    """Write what a package requires with exact versions, so that every site installs the same."""
+    from runnel.client.pinning import pin as resolve
+    from runnel.client.runtimes import Installs
+    from runnel.common.logs import setup_logs
+
+    setup_logs("warning")
+    out = folder / "requirements.pinned.txt" if out is None else out
+    places = tuple(place if "://" in place else str(Path(place).absolute()) for place in find_links or ())
+    text = asyncio.run(
+        resolve(folder, say=lambda stream, text: None, hashes=hashes, installs=Installs(find_links=places))
+    )
+    out.write_text(text, encoding="utf-8")
+    projects = [line.split()[0] for line in text.splitlines() if line and not line.startswith((" ", "-", "#"))]
+    if desk.as_json:
+        desk.write_json({"path": str(out), "requirements": projects})
+        return
+    desk.say(f"Wrote {out}: {', '.join(projects)}.")
+    if out.resolve().is_relative_to(folder.resolve()):
+        inside = out.resolve().relative_to(folder.resolve())
+        desk.say(f"Sites install it when runnel.yaml says: requirements: {inside}")
+
+
 @command(app, "show")
 def show(
     desk: Desk,

@@ -120,6 +120,34 @@ class EnvironmentCache:
         await self._evict()
         return python
 
+    async def pin(self, requirements: Path, say: LineSink, *, root: Path | None = None, hashes: bool = False) -> str:
+        """Return what ``requirements`` would install now, each project with its exact version.
+
+        Args:
+            requirements: as for :meth:`prepare`.
+            say: takes what uv prints.
+            root: as for :meth:`prepare`.
+            hashes: whether each line has the hashes of its files.
+
+        Returns:
+            Lines of a requirements file. ``fedn`` is in it as its author wrote it.
+
+        Raises:
+            BadPackage: as for :meth:`prepare`.
+            EnvironmentFailed: uv found no versions that fit together; the message has its words.
+        """
+        wanted = await in_thread(read_requirements, requirements, root=root)
+        written = await in_thread(read_requirements, requirements, root=root, fedn_shim=False)
+        async with self._workplace() as place:
+            await in_thread(place.mkdir)
+            arguments = ["--quiet", "--no-header", "--no-annotate", "--python", sys.executable]
+            arguments += ["--no-emit-package", "fedn", "--output-file", str(place / "pinned.txt")]
+            arguments += ["--generate-hashes"] if hashes else []
+            await self._resolve("pip compile", arguments, place, wanted, say)
+            pinned = await in_thread((place / "pinned.txt").read_text, "utf-8")
+        fedn = [line for line in written.lines if line not in wanted.lines]
+        return pinned + "".join(f"{line}\n" for line in fedn)
+
     @asynccontextmanager
     async def in_use(self, python: Path) -> AsyncIterator[bool]:
         """Keep the environment of ``python`` while the block runs; the value tells whether it is there.
@@ -174,24 +202,31 @@ class EnvironmentCache:
         return found.path
 
     async def _install(self, place: Path, wanted: Requirements, say: LineSink) -> None:
+        arguments = ["--python", str(interpreter(place))]
+        if wanted.hashed:
+            arguments.append("--require-hashes")
+        await self._resolve("pip install", arguments, place, wanted, say)
+
+    async def _resolve(
+        self, verb: str, arguments: Sequence[str], place: Path, wanted: Requirements, say: LineSink
+    ) -> None:
+        """Let uv find out what ``wanted`` means; its files are written to ``place``."""
         with storage_errors(place):
             listing, constraints = await in_thread(_write_listing, place, wanted)
         # Relative paths in the listing are relative to the folder in which uv runs.
-        arguments = ["--python", str(interpreter(place)), "-r", str(listing)]
+        arguments = [*arguments, *(["-r"] if verb == "pip install" else []), str(listing)]
         if constraints is not None:
             arguments += ["-c", str(constraints)]
-        if wanted.hashed:
-            arguments.append("--require-hashes")
         for place_of_wheels in self._installs.find_links:
             arguments += ["--find-links", place_of_wheels]
         try:
-            await self._uv("pip install", arguments, wanted, say)
+            await self._uv(verb, arguments, wanted, say)
         except EnvironmentFailed as error:
             if not _NO_NETWORK.search(str(error.fields["log_tail"])):
                 raise
             say("runnel", "The package index does not answer; trying with what is at hand.")
             try:
-                await self._uv("pip install", ["--offline", *arguments], wanted, say)
+                await self._uv(verb, ["--offline", *arguments], wanted, say)
             except EnvironmentFailed:
                 raise error from None
 
@@ -240,7 +275,10 @@ def _key(wanted: Requirements, request: PythonRequest | None) -> str:
 
 def _write_listing(place: Path, wanted: Requirements) -> tuple[Path, Path | None]:
     listing, constraints = place / "runnel-requirements.txt", None
-    text = "".join(f"{line}\n" for line in wanted.lines).replace(FOLDER_PLACE, wanted.folder.absolute().as_uri())
+    lines = list(wanted.lines)
+    if wanted.hashed:  # also of a stand-in for what had none: it is as good as the client itself
+        lines = [f"{line} --hash=sha256:{FEDN_PLACE}" if _is_unhashed_shim(line) else line for line in lines]
+    text = "".join(f"{line}\n" for line in lines).replace(FOLDER_PLACE, wanted.folder.absolute().as_uri())
     if wanted.fedn_shim:
         wheel = write_shim_wheel(place)
         text = text.replace(f"sha256:{FEDN_PLACE}", f"sha256:{shim_digest()}").replace(FEDN_PLACE, wheel.as_uri())
@@ -249,6 +287,10 @@ def _write_listing(place: Path, wanted: Requirements) -> tuple[Path, Path | None
         constraints = place / "runnel-constraints.txt"
         constraints.write_text("".join(f"{line}\n" for line in wanted.constraints), encoding="utf-8")
     return listing, constraints
+
+
+def _is_unhashed_shim(line: str) -> bool:
+    return FEDN_PLACE in line and "--hash" not in line
 
 
 def _uv_program() -> str:
