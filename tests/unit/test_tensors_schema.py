@@ -5,12 +5,11 @@ from __future__ import annotations
 import doctest
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from runnel.common import tensors
 from runnel.common.errors import BadModel
-from runnel.common.tensors import DTYPES, ModelSchema, TensorSpec, casting, npy_header, schema
+from runnel.common.tensors import DTYPES, ModelSchema, TensorSpec, casting, dtypes, npy_header, numpy_dtype, schema
 
 pytestmark = pytest.mark.unit
 
@@ -20,7 +19,7 @@ STEPS = TensorSpec(name="steps", shape=(), dtype="int64")
 MODEL = ModelSchema(tensors=(W, B, STEPS))
 
 
-@pytest.mark.parametrize("module", [schema, casting, npy_header])
+@pytest.mark.parametrize("module", [schema, casting, dtypes, npy_header])
 def test_the_documented_examples_hold(module: object) -> None:
     result = doctest.testmod(module)  # type: ignore[arg-type]
     assert result.attempted > 0
@@ -91,4 +90,4 @@ def test_impossible_shapes_empty_models_and_double_names_are_refused() -> None:
 
 
 def test_item_sizes_are_those_of_numpy() -> None:
-    assert all(np.dtype(name).itemsize == size for name, size in DTYPES.items())
+    assert all(numpy_dtype(name).itemsize == size for name, size in DTYPES.items())

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from runnel.common.errors import BadModel, EmptyAggregate
 from runnel.common.storage import storage_errors
-from runnel.common.tensors import ModelSchema, NpzModel, Span, magnitude
+from runnel.common.tensors import ModelSchema, NpzModel, Span, magnitude, numpy_dtype
 from runnel.common.tensors.regular_file import IrregularFile, open_regular
 
 _COPY_BYTES = 1 << 20
@@ -183,14 +183,14 @@ class GatheredFile:
     def block(self, place: int, span: Span) -> NDArray[Any]:
         """Return the elements ``span`` of update number ``place``: 1-D, of the tensor's dtype, owned by the caller."""
         spec = self._schema.tensors[span.tensor]
-        wanted = np.dtype(spec.dtype).newbyteorder("<")
+        wanted = numpy_dtype(spec.dtype).newbyteorder("<")
         offset, first = self._starts[span.tensor]
         at = place * self._schema.nbytes + offset + (span.start - first) * wanted.itemsize
         raw = self.read(at, span.count * wanted.itemsize)
         if spec.dtype == "bool":
             # Bytes other than 0 and 1 would be booleans that are neither.
             return np.not_equal(raw, 0)
-        return raw.view(wanted).astype(spec.dtype, copy=False)
+        return raw.view(wanted).astype(wanted.newbyteorder("="), copy=False)
 
     def read(self, at: int, nbytes: int) -> NDArray[np.uint8]:
         """Return ``nbytes`` bytes from ``at`` on."""

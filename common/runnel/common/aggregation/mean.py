@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from runnel.common.aggregation.float64_file import Float64File, as_bytes
 from runnel.common.errors import BadModel, EmptyAggregate, InvalidInput
-from runnel.common.tensors import BLOCK_PARAMS, ModelSchema, NpzModel
+from runnel.common.tensors import BLOCK_PARAMS, ModelSchema, NpzModel, largest_value
 
 #: What sums of magnitudes may reach. Half of the largest float64: rounding can't carry a sum within it to infinity.
 _LARGEST_SUM = float(np.finfo(np.float64).max) / 2
@@ -194,7 +194,7 @@ def part_magnitude(sums: Float64File, weight: float, schema: ModelSchema, source
     for span in schema.spans():
         of_span = sum_magnitude(sums.read(span.start, span.count), source)
         spec = schema.tensors[span.tensor]
-        if spec.is_float and of_span / weight > float(np.finfo(spec.dtype).max) * (1 + _ROUNDING):
+        if spec.is_float and of_span / weight > largest_value(spec.dtype) * (1 + _ROUNDING):
             raise BadModel(
                 f"The weighted sum of {source} has {of_span:g} in {spec.name!r}, which no updates of {spec.dtype} with"
                 f" the weight {weight:g} in all can sum up to.",

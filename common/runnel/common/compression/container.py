@@ -28,7 +28,7 @@ from runnel.common.compression.zstd import compress_file, decompress_file
 from runnel.common.disk import sync_folder
 from runnel.common.errors import BadModel
 from runnel.common.storage import sync_file
-from runnel.common.tensors import ModelSchema, NpzModel, NpzWriter, normalise, open_npz
+from runnel.common.tensors import ModelSchema, NpzModel, NpzWriter, normalise, numpy_dtype, open_npz
 
 
 def encode_update(
@@ -235,7 +235,7 @@ def _decoded(base: NpzModel, parts: NpzModel, layout: Layout, codec: Codec, numb
 
     for old, difference in zip(base.tensor_blocks(number), codec.decode(read, spec.n_params, dtype), strict=True):
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-            yield (old.astype(dtype, copy=False) + difference).astype(spec.dtype, copy=False)
+            yield (old.astype(dtype, copy=False) + difference).astype(numpy_dtype(spec.dtype), copy=False)
 
 
 def _require_encoded(parts: NpzModel, wanted: ModelSchema, compression: Compression, source: str) -> None:

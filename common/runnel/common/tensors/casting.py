@@ -8,8 +8,9 @@ Everything is aggregated in float64, whatever the dtype. A float64 value ``x`` (
   the dtype: 2.5 becomes 2, 3.5 becomes 4, and 300 becomes 255 in ``uint8``;
 * in a **bool** tensor (masks) true if ``x >= 0.5``: the weighted majority, and true when the vote is even.
 
-A mean of equal values is that value again, bit for bit, for bool, float16, float32 and integers below 2**50; float64
-tensors come back to within a few units in the last place, and larger integers to the 53 bits that a float64 holds.
+A mean of equal values is that value again, bit for bit, for bool, bfloat16, float16, float32 and integers below 2**50;
+float64 tensors come back to within a few units in the last place, and larger integers to the 53 bits that a float64
+holds.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runnel.common.errors import InvalidInput
+from runnel.common.tensors.dtypes import BFLOAT16, round_to_bfloat16
 
 
 def cast_block(values: NDArray[np.float64], dtype: str) -> NDArray[Any]:
@@ -40,6 +42,8 @@ def cast_block(values: NDArray[np.float64], dtype: str) -> NDArray[Any]:
     >>> cast_block(np.array([0.49, 0.5, 1.0]), "bool").tolist()
     [False, True, True]
     """
+    if dtype == BFLOAT16:
+        return round_to_bfloat16(values)
     target = np.dtype(dtype)
     if target.kind == "f":
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):

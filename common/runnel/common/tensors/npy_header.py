@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.lib import format as npy_format
 
+from runnel.common.tensors.dtypes import BFLOAT16, numpy_dtype
 from runnel.common.tensors.schema import DTYPES, MAX_DIMENSIONS, TensorSpec
 
 PREFIX_BYTES = 12
@@ -78,7 +79,9 @@ def parse_header(raw: bytes) -> NpyHeader:
         raise HeaderFault("has a malformed .npy header") from e
     if dtype.hasobject:
         raise HeaderFault("holds Python objects, which only pickle could read, and pickle is never used")
-    if dtype.name not in DTYPES or dtype.kind not in "biuf":
+    if dtype.str == "|V2" and dtype.names is None and dtype.subdtype is None and b"'>V2'" not in raw:
+        dtype = numpy_dtype(BFLOAT16)  # what numpy makes of arrays of ml_dtypes.bfloat16
+    elif dtype.name not in DTYPES or dtype.kind not in "biuf":
         raise HeaderFault(f"has the dtype {dtype.name}; accepted are {', '.join(DTYPES)}")
     if len(shape) > MAX_DIMENSIONS or any(isinstance(d, bool) or d < 0 for d in shape):
         raise HeaderFault(f"has the shape {shape}; up to {MAX_DIMENSIONS} dimensions of 0 or more are possible")
@@ -97,7 +100,7 @@ def write_header(spec: TensorSpec) -> bytes:
     >>> write_header(TensorSpec(name="w", shape=(3,), dtype="float32"))[10:].strip()
     b"{'descr': '<f4', 'fortran_order': False, 'shape': (3,), }"
     """
-    dtype = np.dtype(spec.dtype).newbyteorder("<")
-    text = f"{{'descr': {dtype.str!r}, 'fortran_order': False, 'shape': {spec.shape!r}, }}".encode("latin-1")
+    descr = "<V2" if spec.dtype == BFLOAT16 else np.dtype(spec.dtype).newbyteorder("<").str
+    text = f"{{'descr': {descr!r}, 'fortran_order': False, 'shape': {spec.shape!r}, }}".encode("latin-1")
     padding = -(10 + len(text) + 1) % _ALIGN
     return b"\x93NUMPY\x01\x00" + (len(text) + padding + 1).to_bytes(2, "little") + text + b" " * padding + b"\n"

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runnel.common.errors import BadModel
+from runnel.common.tensors.dtypes import numpy_dtype
 from runnel.common.tensors.member_bytes import DeflatedBytes, MemberBytes, StoredBytes
 from runnel.common.tensors.npy_header import PREFIX_BYTES, HeaderFault, NpyHeader, header_nbytes, parse_header
 from runnel.common.tensors.regular_file import IrregularFile, open_bytes, open_regular
@@ -141,7 +142,7 @@ class NpzModel:
         Raises:
             BadModel: as for :meth:`blocks`.
         """
-        flat = [np.empty(spec.n_params, spec.dtype) for spec in self.schema.tensors]
+        flat = [np.empty(spec.n_params, numpy_dtype(spec.dtype)) for spec in self.schema.tensors]
         offsets = self.schema.offsets
         for tensor, start, values in self.blocks():
             at = start - offsets[tensor]

@@ -24,6 +24,7 @@ DTYPES: Mapping[str, int] = {
     "uint16": 2,
     "uint32": 4,
     "uint64": 8,
+    "bfloat16": 2,
     "float16": 2,
     "float32": 4,
     "float64": 8,
@@ -32,6 +33,9 @@ DTYPES: Mapping[str, int] = {
 #: Elements handled at a time. Measured: blocks of 64 Ki elements stay in a core's second-level cache; four times as
 #: many fold a quarter slower.
 BLOCK_PARAMS = 1 << 16
+
+MAX_NAME_BYTES = 4096
+"""Of one tensor's name in UTF-8."""
 
 MAX_DIMENSIONS = 32
 """Of one tensor; what every supported numpy can hold."""
@@ -57,7 +61,7 @@ class TensorSpec:
         if fault is None and (len(self.shape) > MAX_DIMENSIONS or any(d < 0 for d in self.shape)):
             fault = f"has the shape {self.shape}; up to {MAX_DIMENSIONS} dimensions of 0 or more are possible"
         if fault is not None:
-            raise BadModel(f"The tensor {self.name!r} {fault}.", tensor=self.name)
+            raise BadModel(f"The tensor {self.name!r:.200} {fault}.", tensor=self.name[:200])
 
     @property
     def n_params(self) -> int:
@@ -72,7 +76,7 @@ class TensorSpec:
     @property
     def is_float(self) -> bool:
         """Whether the elements are floats: only those are touched by server optimizers."""
-        return self.dtype.startswith("float")
+        return self.dtype.startswith(("float", "bfloat"))
 
     def __str__(self) -> str:
         return f"{self.name!r} {self.dtype}[{', '.join(map(str, self.shape))}]"
@@ -186,4 +190,6 @@ def name_fault(name: str) -> str | None:
         return "has a name with a backslash or a drive letter"
     if any(ord(c) < 32 or ord(c) == 127 or 0xD800 <= ord(c) <= 0xDFFF for c in name):
         return "has a name with control characters"
+    if len(name.encode()) > MAX_NAME_BYTES:
+        return f"has a name of more than {MAX_NAME_BYTES:,} bytes"
     return None
