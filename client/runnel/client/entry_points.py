@@ -224,7 +224,8 @@ class _Run:
     async def __call__(self, entry_point: str, *arguments: Path) -> Finished:
         package = self.prepared.package
         env = fedn_variables(package.manifest, self.env)
-        await in_thread(lay_data_beside, package.manifest, package.root, env)
+        if package.manifest.speaks_fedn:
+            await in_thread(lay_data_beside, package.manifest, package.root, env)
         call = Call(
             entry_point=entry_point,
             arguments=tuple(map(str, arguments)),
