@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import secrets
 import subprocess
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -74,7 +75,7 @@ async def docker_runtime(folder: Path, **choices: Any) -> AsyncIterator[Any]:
     host = engine_host()
     from runnel.client.runtimes.docker import DockerRuntime
 
-    client = choices.setdefault("client", f"client-of-{folder.name}")
+    client = choices.setdefault("client", f"client-of-{folder.name}-{secrets.token_hex(4)}")
     usual: dict[str, Any] = {
         "state": folder,
         "environ": {"LC_ALL": "C.UTF-8"},

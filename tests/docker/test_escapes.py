@@ -15,9 +15,9 @@ import pytest
 
 from runnel.client import entry_points
 from runnel.client.runtimes import Call, Finished, Prepared, Runtime
-from runnel.common.errors import EntryPointFailed, EntryPointTimeout
+from runnel.common.errors import BadPackage, EntryPointFailed, EntryPointTimeout
 from runnel.common.tensors import write_npz
-from tests.docker_engine import cage, docker_runtime, engine_host
+from tests.docker_engine import cage, docker, docker_runtime, engine_host, with_base
 from tests.doubles.client_packages import Listener, run_train, write_package
 from tests.small_disk import small_disk
 
@@ -361,6 +361,50 @@ async def test_many_files_of_the_run_end_it(attempt: Try, size: int) -> None:
             """)
     assert caught.value.fields["limit"] == "disk"
     assert time.monotonic() - started < 20
+
+
+async def test_folders_too_deep_to_be_looked_at_end_the_run_and_are_removed(
+    runtime: Runtime, state: Path, tmp_path: Path, say: Listener
+) -> None:
+    deep = """
+        import os, sys, time
+        os.chdir("/runnel/run")
+        for _ in range(3000):
+            os.mkdir("d")
+            os.chdir("d")
+        print("deep", flush=True)
+        time.sleep(1000)
+        """
+    prepared = await runtime.prepare(write_package(state / "packages" / "unpacked" / "this", {"train.py": deep}), say)
+    model, work = tmp_path / "cached.npz", state / "work" / "this-run"
+    write_npz(model, {"w": np.arange(6, dtype=np.float32)})
+    with pytest.raises(EntryPointFailed, match="bytes of disk"):
+        await entry_points.train(
+            runtime, prepared, model=model, workdir=work, settings_json="{}", env={}, timeout_s=60, say=say
+        )
+    assert list(work.iterdir()) == []
+
+
+async def test_a_volume_of_the_image_has_a_limit_and_its_entry_point_is_passed_over(
+    runtime: Runtime, tmp_path: Path, say: Listener
+) -> None:
+    lines = ["RUN mkdir /vol && chmod 777 /vol", "VOLUME /vol", 'ENTRYPOINT ["/bin/false"]', "USER 0"]
+    script = "for n in range(99): open('/vol/' + str(n), 'wb').write(bytes(1 << 20))"
+    prepared = await runtime.prepare(
+        write_package(tmp_path / "p", {"train.py": script, "Dockerfile": with_base(lines)}), say
+    )
+    try:
+        with pytest.raises(EntryPointFailed, match="may write") as caught:
+            await run_train(runtime, prepared, say)
+        assert caught.value.fields["limit"] == "disk"
+    finally:
+        docker("rmi", prepared.image.id)  # type: ignore[attr-defined]
+
+
+async def test_the_image_of_another_package_is_not_to_be_had(runtime: Runtime, tmp_path: Path, say: Listener) -> None:
+    files = {"train.py": "pass", "runnel.yaml": f"image: runnel-package:{'0' * 64}-{'0' * 32}"}
+    with pytest.raises(BadPackage, match="for these alone"):
+        await runtime.prepare(write_package(tmp_path / "p", files), say)
 
 
 async def test_nothing_outlives_the_time_limit(attempt: Try) -> None:

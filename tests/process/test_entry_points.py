@@ -294,6 +294,34 @@ def test_folders_without_rights_are_removed_too() -> None:
             assert not folder.exists()
 
 
+def test_folders_nested_too_deep_for_a_path_are_removed_too(tmp_path: Path) -> None:
+    folder = tmp_path / "run-1"
+    (folder / "beside").mkdir(parents=True)
+    (folder / "beside" / "link").symlink_to(tmp_path)
+    outside = tmp_path / "outside"
+    outside.touch()
+    here = os.open(folder, os.O_RDONLY)
+    for _ in range(3000):
+        os.mkdir("d", dir_fd=here)
+        below = os.open("d", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(os.open("file", os.O_CREAT, dir_fd=here))
+    os.close(here)
+    entry_points._remove(folder)
+    assert list(tmp_path.iterdir()) == [outside]
+
+
+async def test_a_link_in_place_of_the_mark_leads_nowhere(
+    runtime: Runtime, prepare: Callable[..., Awaitable[Prepared]], workdir: Path, say: Listener, tmp_path: Path
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    prepared = await prepare(startup=f"import os; os.symlink({str(elsewhere)!r}, '.runnel-started')")
+    with pytest.raises(OSError, match="symbolic links"):
+        await entry_points.startup(runtime, prepared, workdir=workdir, env={}, timeout_s=60, say=say)
+    assert not elsewhere.exists()
+
+
 async def _validate(runtime: Runtime, prepared: Prepared, model: Path, workdir: Path, say: Listener) -> ValidateResult:
     return await entry_points.validate(
         runtime, prepared, model=model, workdir=workdir, settings_json="{}", env={}, timeout_s=60, say=say

@@ -154,3 +154,14 @@ def test_paths_of_the_client_are_those_of_the_container(tmp_path: Path) -> None:
     ):
         assert seen.translate(outside) == inside
     assert PurePosixPath(seen.translate(f"{data}/deep/x")).name == "x"
+
+
+def test_the_guide_tells_the_usual_cage() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "data-provider.md").read_text()
+    table = page.partition("<!-- cage -->")[2].partition("<!-- /cage -->")[0]
+    usual = Cage()
+    for name in ("memory_bytes", "tmpfs_bytes", "shm_bytes", "disk_bytes"):
+        assert f"{getattr(usual, name) >> 20} MiB" in table
+        assert f"`{name}`" in table
+    for words in (f"`{usual.network}`", f"{usual.cpus:g} (`cpus`)", f"{usual.pids} (`pids`)"):
+        assert words in table

@@ -170,7 +170,7 @@ async def startup(
             )
             await run("startup")
         with storage_errors(mark):
-            await in_thread(mark.touch)
+            await in_thread(_touch, mark)
     return True
 
 
@@ -237,6 +237,11 @@ class _Run:
         return await self.runtime.run(self.prepared, call, self.say)
 
 
+def _touch(mark: Path) -> None:
+    """Make a file; where ``startup`` has made a link of that name it must not lead the client elsewhere."""
+    os.close(os.open(mark, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644))
+
+
 @asynccontextmanager
 async def _run_folder(workdir: Path) -> AsyncIterator[Path]:
     with storage_errors(workdir):
@@ -250,12 +255,28 @@ async def _run_folder(workdir: Path) -> AsyncIterator[Path]:
 def _remove(folder: Path) -> None:
     try:
         shutil.rmtree(folder)
-    except PermissionError:  # a script may have taken the rights from its folders
-        for path, folders, _ in os.walk(folder):
-            for name in (path, *(os.path.join(path, one) for one in folders)):  # noqa: PTH118 (os.walk speaks str)
-                if not os.path.islink(name):  # noqa: PTH114
-                    os.chmod(name, 0o700)  # noqa: PTH101
-        shutil.rmtree(folder)
+    except (OSError, RecursionError):  # a script may have taken the rights from its folders, or nested thousands
+        _remove_level(folder)
+
+
+def _remove_level(folder: Path) -> None:
+    """Remove ``folder`` by moving all folders in it, however deep, right below it first."""
+    left = [folder]
+    for each in left:
+        each.chmod(0o700)
+        with os.scandir(each) as entries:
+            found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+        for name, is_folder in found:
+            if not is_folder:
+                (each / name).unlink()
+            elif each is not folder:
+                # To move a folder is to write to it.
+                (each / name).chmod(0o700)
+                left.append((each / name).rename(folder / f"{secrets.token_hex(8)}"))
+            else:
+                left.append(each / name)
+    for each in reversed(left):
+        each.rmdir()
 
 
 def _make_folder(workdir: Path) -> Path:

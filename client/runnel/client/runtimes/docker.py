@@ -16,7 +16,7 @@ import structlog
 
 from runnel.client.domain.cage import Cage
 from runnel.client.runtimes import docker_failures as failures
-from runnel.client.runtimes.docker_container import Container, Stop, container_config
+from runnel.client.runtimes.docker_container import Container, Stop, container_config, small_volume
 from runnel.client.runtimes.docker_copies import CopiedFiles
 from runnel.client.runtimes.docker_engine import Engine
 from runnel.client.runtimes.docker_files import Files, FileSharing, MountedFiles, Placed, host_view
@@ -93,7 +93,7 @@ class DockerRuntime:
         self._cage = cage or Cage()
         self._owner = self._cage.owner((os.geteuid(), os.getegid()))
         self._env = {key: value for key, value in environ.items() if key in _FROM_CLIENT or key.startswith("LC_")}
-        self._images = Images(self._engine, base=base_image, installs=installs)
+        self._images = Images(self._engine, state, base=base_image, installs=installs)
         self._sharing = sharing
         self._grace_s = grace_s
         self._files: Files | None = None
@@ -181,7 +181,7 @@ class DockerRuntime:
             argv=argv,
             env=env,
             folder=str(PACKAGE),
-            mounts=placed.mounts,
+            mounts=[*placed.mounts, *(small_volume(path, self._cage) for path in prepared.image.volumes)],
             cage=self._cage,
             owner=self._owner,
             limits=call.limits,

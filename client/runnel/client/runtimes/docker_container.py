@@ -99,6 +99,16 @@ def container_config(
     }
 
 
+def small_volume(path: str, cage: Cage) -> dict[str, Any]:
+    """Return the mount that stands in the place of a volume which an image wants at ``path``."""
+    return {
+        "Type": "tmpfs",
+        "Target": path,
+        "ReadOnly": False,
+        "TmpfsOptions": {"SizeBytes": cage.tmpfs_bytes, "Mode": 0o1777},
+    }
+
+
 def _ulimits(cage: Cage, limits: Limits) -> list[dict[str, Any]]:
     # A single file can't run past the limit between two looks at the folder.
     found = [("core", 0, 0), ("fsize", cage.disk_bytes, cage.disk_bytes)]
@@ -190,7 +200,8 @@ class Container:
                         return Stop.FULL
         except TimeoutError:
             return Stop.LATE
-        return Stop.ENDED
+        # It may have been quicker than one looks.
+        return Stop.FULL if await self.full() else Stop.ENDED
 
     async def end(self, *, politely: bool = True) -> None:
         """Ask it to end if it still runs, then kill it; return when nothing of it is alive and all output is taken."""

@@ -255,6 +255,8 @@ def _over(folders: Iterable[Path], most: int) -> bool:
                         return True
                     if entry.is_dir(follow_symlinks=False):
                         left.append(entry.path)
-        except OSError:  # removed meanwhile, or a name too long to be looked at, which costs a folder each
-            used += _LEAST_FILE_BYTES
+        except (FileNotFoundError, NotADirectoryError):  # removed meanwhile
+            continue
+        except OSError:  # its name is too long, or it has no rights: what can't be looked at may be anything
+            return True
     return False

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import hmac
 import re
+import secrets
 import tempfile
 from collections import deque
 from collections.abc import Mapping
@@ -22,13 +24,15 @@ from runnel.client.runtimes.log_capture import readable
 from runnel.client.runtimes.requirements import read_requirements
 from runnel.client.runtimes.runtime import LineSink, PackageFiles
 from runnel.common.blobs import in_thread, storage_errors
-from runnel.common.errors import EnvironmentFailed
+from runnel.common.disk import write_bytes
+from runnel.common.errors import BadPackage, EnvironmentFailed
 
 REPOSITORY = "runnel-package"
 LABEL_PACKAGE = "runnel.package"
 BASE_ARGUMENT = "BASE_IMAGE"
 DEFAULT_BUILD_TIMEOUT_S = 1800.0
 _TAIL_LINES = 30
+_KEY_FILE = "image-names"
 _TAKES_BASE = re.compile(rf"^\s*ARG\s+{BASE_ARGUMENT}\b", re.IGNORECASE | re.MULTILINE)
 _SPOOLED_BYTES = 8 << 20
 
@@ -37,10 +41,15 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Image:
-    """An image that the engine has: its ``id``, which no other ever has, and the variables that it sets."""
+    """An image that the engine has.
+
+    Args:
+        id: of it, which no other ever has.
+        volumes: folders in which it would have volumes, which know no limit.
+    """
 
     id: str
-    variables: Mapping[str, str]
+    volumes: tuple[str, ...] = ()
 
 
 class Images:
@@ -48,6 +57,7 @@ class Images:
 
     Args:
         engine: whose.
+        state: folder of the client.
         base: the site's own image: packages that name none run in it, with their requirements, and those whose
             ``Dockerfile`` begins with ``ARG BASE_IMAGE`` are built on it. Empty: there is none.
         installs: what the site says about what packages require; if nothing may be installed, nothing is built or
@@ -58,12 +68,15 @@ class Images:
     def __init__(
         self,
         engine: Engine,
+        state: Path,
         *,
         base: str = "",
         installs: Installs | None = None,
         build_timeout_s: float = DEFAULT_BUILD_TIMEOUT_S,
     ) -> None:
         self._engine = engine
+        self._state = state
+        self._secret: bytes | None = None
         self._base = base
         self._installs = installs or Installs()
         self._timeout_s = build_timeout_s
@@ -80,6 +93,7 @@ class Images:
         # One after the other: builds are heavy, and two of one package would do the same work twice.
         async with self._turn:
             if manifest.image is not None:
+                _require_foreign(manifest.image)
                 return await self._named(manifest.image, "the package names it as its image", say)
             if manifest.dockerfile is not None:
                 return await self._from_dockerfile(package, manifest.dockerfile, say)
@@ -92,9 +106,9 @@ class Images:
         ):
             base = await self._named(self._base, "this site names it as its base", say)
             arguments[BASE_ARGUMENT] = self._base
-            tag = _tag(package, "dockerfile", base.id)
+            tag = await self._tag(package, "dockerfile", base.id)
         else:
-            tag = _tag(package, "dockerfile")
+            tag = await self._tag(package, "dockerfile")
         if (found := await self._find(tag)) is not None:
             return found
         return await self._build(package, tag, dockerfile_context(package.root, dockerfile), arguments, say)
@@ -122,10 +136,21 @@ class Images:
         context = await in_thread(
             requirements_context, package.root, wanted, base=self._base, find_links=self._installs.find_links
         )
-        tag = _tag(package, "requirements", base.id, context.dockerfile_text)
+        tag = await self._tag(package, "requirements", base.id, context.dockerfile_text)
         if (found := await self._find(tag)) is not None:
             return found
         return await self._build(package, tag, context, {}, say)
+
+    async def _tag(self, package: PackageFiles, *parts: str) -> str:
+        """Return the name of what is made of exactly this package in this way.
+
+        Another package must not guess it, for it could have its own image built on this one and read the files in it.
+        """
+        if self._secret is None:
+            self._secret = await in_thread(_secret_of, self._state)
+        text = "\n".join((package.digest, *parts)).encode()
+        key = hmac.new(self._secret, text, hashlib.sha256).hexdigest()[:32]
+        return f"{REPOSITORY}:{package.digest}-{key}"
 
     async def _named(self, name: str, why: str, say: LineSink) -> Image:
         """Return the image ``name``, fetched if the engine does not have it; the engine holds to a digest in it."""
@@ -152,8 +177,8 @@ class Images:
             if isinstance(error.__cause__, DockerError) and error.__cause__.status == 404:
                 return None
             raise
-        lines = (found.get("Config") or {}).get("Env") or []
-        return Image(id=str(found["Id"]), variables=dict(line.partition("=")[::2] for line in lines))
+        volumes = (found.get("Config") or {}).get("Volumes") or {}
+        return Image(id=str(found["Id"]), volumes=tuple(sorted(volumes)))
 
     def _require_leave(self, why: str) -> None:
         if not self._installs.allowed:
@@ -211,10 +236,23 @@ def _failed(why: str, tail: deque[str]) -> EnvironmentFailed:
     )
 
 
-def _tag(package: PackageFiles, *parts: str) -> str:
-    """Return the name of what is made of exactly this package in this way."""
-    key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
-    return f"{REPOSITORY}:{package.digest}-{key}"
+def _require_foreign(image: str) -> None:
+    if REPOSITORY in image:
+        raise BadPackage(
+            f"The package names {image} as its image; images of that name are made of packages, for these alone.",
+            hint="Name another image, or give the package a Dockerfile.",
+        )
+
+
+def _secret_of(state: Path) -> bytes:
+    """Return what makes the names of this client's images known to nobody else. Blocks."""
+    path = state / _KEY_FILE
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        made = secrets.token_hex(16).encode()
+        write_bytes(path, made, mode=0o600)
+        return made
 
 
 def _say_progress(line: Mapping[str, Any], say: LineSink) -> None:
