@@ -369,7 +369,7 @@ async def test_folders_too_deep_to_be_looked_at_end_the_run_and_are_removed(
     deep = """
         import os, sys, time
         os.chdir("/runnel/run")
-        for _ in range(3000):
+        for _ in range(1500):
             os.mkdir("d")
             os.chdir("d")
         print("deep", flush=True)

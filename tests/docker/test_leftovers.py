@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
 
@@ -53,22 +55,36 @@ def killed_client(root: Path, client: str, sharing: str, word: str) -> None:
         process.wait()
 
 
+@pytest.fixture
+def client() -> Iterator[str]:
+    """The identity of a client; what it leaves when the test fails is removed."""
+    made = f"killed-{secrets.token_hex(6)}"
+    yield made
+    for name in containers(made):
+        docker("rm", "--force", name)
+    for name in volumes(made):
+        docker("volume", "rm", name)
+
+
 @pytest.mark.parametrize("sharing", ["mount", "copy"])
-async def test_a_killed_client_leaves_nothing_after_its_next_start(tmp_path: Path, sharing: str) -> None:
-    others = ("same-state", "killed")
-    killed_client(tmp_path / "one", "killed", sharing, "one")
-    killed_client(tmp_path / "other", "killed", sharing, "two")
+async def test_a_killed_client_leaves_nothing_after_its_next_start(tmp_path: Path, client: str, sharing: str) -> None:
+    killed_client(tmp_path / "one", client, sharing, "one")
+    killed_client(tmp_path / "other", client, sharing, "two")
     many = 1 if sharing == "mount" else 2
-    assert len(containers(others[1])) == 2 * many
-    environ: dict[str, str] = {}
-    async with DockerRuntime(client="killed", state=tmp_path / "one", environ=environ, host=engine_host()):
-        left = containers("killed")
-        assert len(left) == many, "another client of that name has its own state folder, and keeps its own"
-    async with DockerRuntime(client="same-state", state=tmp_path / "other", environ=environ, host=engine_host()):
-        assert containers("killed") == left, "another identity"
-    async with DockerRuntime(client="killed", state=tmp_path / "other", environ=environ, host=engine_host()):
-        assert containers("killed") == []
-        assert volumes("killed") == []
+    assert len(containers(client)) == 2 * many
+
+    async def start(name: str, state: Path) -> None:
+        async with DockerRuntime(client=name, state=state, environ={}, host=engine_host()):
+            pass
+
+    await start(client, tmp_path / "one")
+    left = containers(client)
+    assert len(left) == many, "another client of that name has its own state folder, and keeps its own"
+    await start(f"not-{client}", tmp_path / "other")
+    assert containers(client) == left, "another identity"
+    await start(client, tmp_path / "other")
+    assert containers(client) == []
+    assert volumes(client) == []
 
 
 async def test_containers_of_others_stay(tmp_path: Path) -> None:
