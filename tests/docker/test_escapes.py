@@ -370,8 +370,8 @@ async def test_folders_too_deep_to_be_looked_at_end_the_run_and_are_removed(
         import os, sys, time
         os.chdir("/runnel/run")
         for _ in range(1500):
-            os.mkdir("d")
-            os.chdir("d")
+            os.mkdir("deep")
+            os.chdir("deep")
         print("deep", flush=True)
         time.sleep(1000)
         """

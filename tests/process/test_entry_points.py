@@ -302,8 +302,8 @@ def test_folders_nested_too_deep_for_a_path_are_removed_too(tmp_path: Path) -> N
     outside.touch()
     here = os.open(folder, os.O_RDONLY)
     for _ in range(1500):
-        os.mkdir("d", dir_fd=here)
-        below = os.open("d", os.O_RDONLY, dir_fd=here)
+        os.mkdir("deep", dir_fd=here)
+        below = os.open("deep", os.O_RDONLY, dir_fd=here)
         os.close(here)
         here = below
     os.close(os.open("file", os.O_CREAT, dir_fd=here))
