@@ -232,6 +232,9 @@ def test_fedn_commands_go_through_a_shell_with_quoted_arguments() -> None:
         ("python3 -m src.train", ["/p", "-m", "src.train", "in put"]),
         ("./train.sh", ["./train.sh", "in put"]),
         ("/no-such-image/bin/python entrypoint train", ["/p", "entrypoint", "train", "in put"]),
+        (".mnist-keras/bin/python entrypoint train", ["/p", "entrypoint", "train", "in put"]),
+        ("./.env/bin/python3.8 train.py", ["/p", "train.py", "in put"]),
+        ("bin/pythonic train.py", ["bin/pythonic", "train.py", "in put"]),
         ("/bin/sh train.sh", ["/bin/sh", "train.sh", "in put"]),
     ],
 )

@@ -35,7 +35,8 @@ _IMAGE = re.compile(
 )
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}", re.ASCII)
 _PYTHON = ("python", "python3")
-_PYTHON_PATH = re.compile(r"/\S*/python(3(\.\d+)?)?")
+# Of an image, or of an environment that FEDn would have made in the package's folder.
+_PYTHON_PATH = re.compile(r"(/|\./|[\w.-]+/)\S*/python(3(\.\d+)?)?")
 # A shell would make nothing else of a command of such characters.
 _NO_SHELL_NEEDED = re.compile(r"[A-Za-z0-9_./:,@%+=-]+(\s+[A-Za-z0-9_./:,@%+=-]+)*")
 _PROJECT = "pyproject.toml"
@@ -129,7 +130,7 @@ class Manifest:
         command = self.command(entry_point)
         if self.kind is ManifestKind.FEDN:
             first, *rest = command.split(maxsplit=1)
-            own = first in _PYTHON or (_PYTHON_PATH.fullmatch(first) is not None and not Path(first).exists())
+            own = first in _PYTHON or (_PYTHON_PATH.fullmatch(first) is not None and not _is_there(first))
             if _NO_SHELL_NEEDED.fullmatch(command) and "=" not in first:
                 return [python if own else first, *" ".join(rest).split(), *arguments]
             line = " ".join([shlex.quote(python), *rest]) if own else command
@@ -198,6 +199,10 @@ def _read(root: Path, name: str) -> Manifest:
         requirements=_default_requirements(root),
         dockerfile=_found_dockerfile(root),
     )
+
+
+def _is_there(program: str) -> bool:
+    return program.startswith("/") and Path(program).exists()
 
 
 def _requires_python(root: Path) -> str:

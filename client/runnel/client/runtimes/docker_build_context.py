@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO
+from urllib.parse import quote
 
-from runnel.client.runtimes.requirement_lines import FEDN_PLACE
-from runnel.client.runtimes.requirements import FOLDER_PLACE, Requirements
+from runnel.client.runtimes.requirements import Requirements
 from runnel.compute_package import shim_digest, shim_source, write_shim_wheel
 
 _FILES = PurePosixPath("/runnel/requirements")
@@ -75,20 +75,19 @@ def requirements_context(
         find_links: addresses of further wheels; folders of the client are not seen by a build.
     """
     if wanted is None:
-        text = f"FROM {base}\nCOPY {_FEDN_FOLDER} {_FEDN}\nENV PYTHONPATH={_FEDN}\n"
+        text = f"FROM {base}\n{_shim_label()}COPY {_FEDN_FOLDER} {_FEDN}\nENV PYTHONPATH={_FEDN}\n"
         return BuildContext(
             dockerfile=_DOCKERFILE, trees={_FEDN_FOLDER: shim_source()}, extra={_DOCKERFILE: text.encode()}
         )
     folder = _FILES / os.path.relpath(wanted.folder, root)
-    listing = "".join(f"{line}\n" for line in wanted.lines).replace(FOLDER_PLACE, f"file://{folder}")
     extra: dict[str, bytes] = {}
+    shim = ""
     if wanted.fedn_shim:
         with tempfile.TemporaryDirectory() as temporary:
             wheel = write_shim_wheel(Path(temporary))
             extra[wheel.name] = wheel.read_bytes()
-        listing = listing.replace(f"sha256:{FEDN_PLACE}", f"sha256:{shim_digest()}")
-        listing = listing.replace(FEDN_PLACE, f"file://{_FILES / wheel.name}")
-    extra[_LISTING] = listing.encode()
+        shim = f"file://{quote(str(_FILES / wheel.name))}"
+    extra[_LISTING] = wanted.written(folder=f"file://{quote(str(folder))}", shim=shim).encode()
     arguments = ["-r", str(_FILES / _LISTING)]
     if wanted.constraints:
         extra[_CONSTRAINTS] = "".join(f"{line}\n" for line in wanted.constraints).encode()
@@ -100,9 +99,16 @@ def requirements_context(
             arguments += ["--find-links", address]
     # The pip of a distribution refuses to touch the system's Python unless told; in an image that is the place.
     install = "PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --no-cache-dir"
-    text = f"FROM {base}\nCOPY . {_FILES}\nRUN cd {shlex.quote(str(folder))} && {install} {shlex.join(arguments)}\n"
+    label = _shim_label() if wanted.fedn_shim else ""
+    run = f"cd {shlex.quote(str(folder))} && {install} {shlex.join(arguments)}"
+    text = f"FROM {base}\n{label}COPY . {_FILES}\nRUN {run}\n"
     extra[_DOCKERFILE] = text.encode()
     return BuildContext(dockerfile=_DOCKERFILE, trees={".": root}, extra=extra)
+
+
+def _shim_label() -> str:
+    """Return a line by which images that have another stand-in than this version's have another name."""
+    return f"LABEL runnel.fedn={shim_digest()}\n"
 
 
 def _plain(member: tarfile.TarInfo) -> tarfile.TarInfo:

@@ -28,8 +28,7 @@ from runnel.client.runtimes.installs import FednSource, Installs
 from runnel.client.runtimes.log_capture import LogCapture
 from runnel.client.runtimes.process_group import run_group
 from runnel.client.runtimes.python_versions import PythonRequest, choose, read_listing, read_request
-from runnel.client.runtimes.requirement_lines import FEDN_PLACE
-from runnel.client.runtimes.requirements import FOLDER_PLACE, Requirements, read_requirements
+from runnel.client.runtimes.requirements import Requirements, read_requirements
 from runnel.client.runtimes.runtime import LineSink
 from runnel.client.runtimes.variables import installer_variables
 from runnel.common.blobs import in_thread, storage_errors
@@ -275,22 +274,13 @@ def _key(wanted: Requirements, request: PythonRequest | None) -> str:
 
 def _write_listing(place: Path, wanted: Requirements) -> tuple[Path, Path | None]:
     listing, constraints = place / "runnel-requirements.txt", None
-    lines = list(wanted.lines)
-    if wanted.hashed:  # also of a stand-in for what had none: it is as good as the client itself
-        lines = [f"{line} --hash=sha256:{FEDN_PLACE}" if _is_unhashed_shim(line) else line for line in lines]
-    text = "".join(f"{line}\n" for line in lines).replace(FOLDER_PLACE, wanted.folder.absolute().as_uri())
-    if wanted.fedn_shim:
-        wheel = write_shim_wheel(place)
-        text = text.replace(f"sha256:{FEDN_PLACE}", f"sha256:{shim_digest()}").replace(FEDN_PLACE, wheel.as_uri())
+    shim = write_shim_wheel(place).as_uri() if wanted.fedn_shim else ""
+    text = wanted.written(folder=wanted.folder.absolute().as_uri(), shim=shim)
     listing.write_text(text, encoding="utf-8")
     if wanted.constraints:
         constraints = place / "runnel-constraints.txt"
         constraints.write_text("".join(f"{line}\n" for line in wanted.constraints), encoding="utf-8")
     return listing, constraints
-
-
-def _is_unhashed_shim(line: str) -> bool:
-    return FEDN_PLACE in line and "--hash" not in line
 
 
 def _uv_program() -> str:

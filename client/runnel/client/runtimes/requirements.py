@@ -20,6 +20,7 @@ from runnel.client.runtimes.requirement_lines import (
     read_line,
 )
 from runnel.common.errors import BadPackage
+from runnel.compute_package import shim_digest
 
 FOLDER_PLACE = "{package}"
 """Stands in a line for the address of the folder that relative paths are relative to."""
@@ -62,6 +63,21 @@ class Requirements:
         """Whether the stand-in for FEDn is among the lines."""
         return any(FEDN_PLACE in line for line in self.lines)
 
+    def written(self, *, folder: str, shim: str = "") -> str:
+        """Return the lines as a requirements file for where they are installed. Blocks.
+
+        Args:
+            folder: the address there (``file://…``) of :attr:`folder`.
+            shim: the address there of the stand-in's wheel, if it is among the lines.
+        """
+        lines = list(self.lines)
+        if self.hashed:  # also of a stand-in for what had none: it is as good as the client itself
+            lines = [f"{line} --hash=sha256:{FEDN_PLACE}" if _is_unhashed_shim(line) else line for line in lines]
+        text = "".join(f"{line}\n" for line in lines).replace(FOLDER_PLACE, folder)
+        if not self.fedn_shim:
+            return text
+        return text.replace(f"sha256:{FEDN_PLACE}", f"sha256:{shim_digest()}").replace(FEDN_PLACE, shim)
+
     def digest(self) -> str:
         """Return the SHA-256 in hex of the lines and of all files in the package that they lead to. Blocks."""
         digest = hashlib.sha256()
@@ -72,6 +88,10 @@ class Requirements:
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         return digest.hexdigest()
+
+
+def _is_unhashed_shim(line: str) -> bool:
+    return FEDN_PLACE in line and "--hash" not in line
 
 
 def _files(local: Iterable[Path]) -> list[Path]:
