@@ -20,6 +20,10 @@ from pathlib import Path
 import structlog
 
 from runnel.client.agent import ClientAgent
+from runnel.client.audit import AUDIT_FILE, AuditLog
+from runnel.client.gate import Gate
+from runnel.client.policy_file import default_policy
+from runnel.client.reviews import Reviews
 from runnel.client.runtimes import (
     Call,
     Finished,
@@ -105,6 +109,12 @@ def _agent(number: int, network: str, state: Path, sites: Path, runtime: Runtime
         state=own,
         link_factory=link,
         runtime=runtime,
+        gate=Gate(
+            client=identity.name,
+            site=default_policy(loopback=True),
+            reviews=Reviews(own),
+            audit=AuditLog(own / AUDIT_FILE),
+        ),
         databases={"default": sites / f"site-{number}.npz"},
         variables=site_variables(["=".join(item) for item in ONE_THREAD.items()], os.environ),
     )

@@ -29,6 +29,7 @@ class RoundNetwork:
         wanted: close when so many are counted.
         failing: clients whose work fails.
         corrupting: clients whose update the first combiner refuses.
+        awaiting: clients whose site has to approve the work first.
     """
 
     def __init__(
@@ -39,9 +40,12 @@ class RoundNetwork:
         wanted: int | None = None,
         failing: Iterable[str] = (),
         corrupting: Iterable[str] = (),
+        awaiting: Iterable[str] = (),
     ) -> None:
         names = tuple(clients)
-        self.truth = RoundTruth(names, failing=failing, corrupting=corrupting, closed_early=wanted is not None)
+        self.truth = RoundTruth(
+            names, failing=failing, corrupting=corrupting, awaiting=awaiting, closed_early=wanted is not None
+        )
         self.wires: list[Wire] = []
         self.clients = {name: ModelClient(self.truth, name) for name in names}
         self.combiners = {name: ModelCombiner(self.truth, name) for name in combiners}
@@ -80,11 +84,20 @@ class RoundNetwork:
         name, act = found[choice % len(found)]
         self.trace.append(name)
         act()
+        self._let_leave()
+        return True
+
+    def _let_leave(self) -> None:
         for client in self.clients.values():
             if client.leaves and client.wire is not None:
                 self.cut(client.wire, len(client.wire.up), 0)
             client.leaves = False
-        return True
+
+    def approve(self, name: str) -> None:
+        """Somebody at a client's site approves the work."""
+        self.trace.append(f"{name}'s site approves")
+        self.clients[name].approve()
+        self._let_leave()
 
     def _may_go_up(self, wire: Wire) -> bool:
         parent = self.parent(wire.parent)
@@ -207,9 +220,9 @@ class RoundNetwork:
         collection = self.reducer.collection
         states = Counter(slot.state for slot in collection.slots.values())
         counts = collection.counts
-        assert [counts.counted, counts.noted, counts.failed, counts.late, counts.asked] == [
-            *(states[each] for each in (SlotState.COUNTED, SlotState.NOTED, SlotState.FAILED, SlotState.LATE)),
-            len(collection.slots),
-        ]
+        told = [counts.counted, counts.noted, counts.failed, counts.awaiting, counts.late]
+        kinds = (SlotState.COUNTED, SlotState.NOTED, SlotState.FAILED, SlotState.AWAITING, SlotState.LATE)
+        assert (told, counts.asked) == ([states[each] for each in kinds], len(collection.slots))
         assert counts.open == states[SlotState.OPEN] + states[SlotState.ASKED]
-        assert collection.answered == (not collection.orders and not states[SlotState.OPEN])
+        waited_for = states[SlotState.AWAITING] and states[SlotState.COUNTED] < collection.needed
+        assert collection.answered == (not collection.orders and not states[SlotState.OPEN] and not waited_for)

@@ -16,6 +16,7 @@ from runnel.client.domain.jobs import Abort, Forget, JobBook, Offer, Start
 from runnel.client.domain.jobs import Decision as ClientDecision
 from runnel.combiner.domain import Decision, Finish, Fold, Membership, OrderBook, SendDown, SendUp
 from runnel.common.protocol import (
+    WAITING,
     Assignment,
     AssignmentKey,
     Cancel,
@@ -105,11 +106,13 @@ class ModelClient(Node):
 
     def __init__(self, truth: RoundTruth, name: str, outbox: dict[AssignmentKey, Outcome] | None = None) -> None:
         super().__init__(truth, name)
-        self.outbox = {} if outbox is None else outbox
+        kept = {} if outbox is None else outbox
+        self.outbox = {key: each for key, each in kept.items() if not (each.failure and each.failure.code in WAITING)}
         self.book = JobBook(held=self.outbox)
         self.running: list[AssignmentKey] = []
         self.offers: list[Offer] = []
         self.leaves = False
+        self.sent_away = False
 
     def hello(self) -> Hello:
         return Hello(member=dataclasses.replace(self.member(), holding=self.book.holding()))
@@ -151,6 +154,12 @@ class ModelClient(Node):
 
     def finish(self, key: AssignmentKey) -> None:
         self.running.remove(key)
+        if self.name in self.truth.awaiting:
+            self.sent_away = True
+            failure = Failure(code="awaiting_approval", message="not approved")
+            self.outbox[key] = Outcome(client=self.name, failure=failure)
+            self.apply(self.book.finished(key, failed=True))
+            return
         failed = self.name in self.truth.failing
         self.truth.trainings[self.name] += 1
         self.outbox[key] = Outcome(
@@ -159,6 +168,11 @@ class ModelClient(Node):
             extra_json=f"{self.name}#{self.truth.trainings[self.name]}",
         )
         self.apply(self.book.finished(key))
+
+    def approve(self) -> None:
+        """Somebody at the site approves the work; the client attaches anew if it had sent it away."""
+        self.truth.awaiting.discard(self.name)
+        self.leaves, self.sent_away = self.sent_away, False
 
     def offer(self, offer: Offer) -> None:
         held = self.outbox.get(offer.key)

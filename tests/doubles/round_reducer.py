@@ -7,6 +7,7 @@ from functools import partial
 
 from runnel.common.errors import IllegalState
 from runnel.common.protocol import (
+    WAITING,
     Assignment,
     Cancel,
     Close,
@@ -29,7 +30,11 @@ from tests.doubles.round_truth import BLOB, KEY, Payload, RoundTruth
 
 REDUCER = "reducer"
 
-SETTLEMENTS = {SlotState.COUNTED: Settlement.COUNTED, SlotState.FAILED: Settlement.DISCARDED}
+SETTLEMENTS = {
+    SlotState.COUNTED: Settlement.COUNTED,
+    SlotState.FAILED: Settlement.DISCARDED,
+    SlotState.AWAITING: Settlement.DISCARDED,
+}
 
 
 class ModelReducer:
@@ -40,7 +45,9 @@ class ModelReducer:
         self.wanted = wanted
         self.roster = Roster()
         self.children: dict[str, Wire] = {}
-        self.collection = Collection(key=KEY, wanted=wanted, new_order_id=truth.new_order_id)
+        # As many are needed as there are, so that who waits for its site is waited for.
+        needed = len(truth.ledger) if wanted is None else wanted
+        self.collection = Collection(key=KEY, wanted=wanted, new_order_id=truth.new_order_id, needed=needed)
         self.collection.restore(truth.ledger)
         self.entering: dict[str, tuple[Report, Payload]] = {}
         self.late_deadline = False
@@ -133,9 +140,11 @@ class ModelReducer:
         report, payload = self.entering.pop(child)
         self.changed = True
         counted = [o.client for o in report.outcomes if o.failure is None]
-        failed = [o.client for o in report.outcomes if o.failure is not None]
+        unable = {o.client: o.failure for o in report.outcomes if o.failure is not None}
+        awaiting = [client for client, failure in unable.items() if failure.code in WAITING]
+        failed = [client for client in unable if client not in awaiting]
         try:
-            self.collection.reported(report.order_id, child, counted, failed)
+            self.collection.reported(report.order_id, child, counted, failed, awaiting)
         except IllegalState:
             return
         self.truth.accepted(report, payload)
@@ -143,8 +152,10 @@ class ModelReducer:
             self.truth.ledger[client] = SlotState.COUNTED
         for client in failed:
             self.truth.ledger[client] = SlotState.FAILED
+        for client in awaiting:
+            self.truth.ledger[client] = SlotState.AWAITING
         self.settle(counted, Settlement.COUNTED)
-        self.settle(failed, Settlement.DISCARDED)
+        self.settle(unable, Settlement.DISCARDED)
 
     def settle(self, clients: Iterable[str], settlement: Settlement) -> None:
         for child, names in routes(clients, self.roster.ways).items():
@@ -157,3 +168,5 @@ class ModelReducer:
                 verdict = self.truth.ledger[member.name] if self.truth.over else self.collection.verdict(member.name)
                 if verdict is not None:
                     self.settle([member.name], SETTLEMENTS.get(verdict, Settlement.LATE))
+        for member in members:
+            self.collection.arrived(member.name)

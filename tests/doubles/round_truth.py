@@ -29,15 +29,23 @@ class RoundTruth:
         clients: their names; all are asked.
         failing: clients whose work fails.
         corrupting: clients whose update the first combiner refuses.
+        awaiting: clients whose site does not let the work in before somebody approves it.
         closed_early: the round may close before all have answered.
     """
 
     def __init__(
-        self, clients: Iterable[str], *, failing: Iterable[str], corrupting: Iterable[str], closed_early: bool
+        self,
+        clients: Iterable[str],
+        *,
+        failing: Iterable[str],
+        corrupting: Iterable[str],
+        awaiting: Iterable[str],
+        closed_early: bool,
     ) -> None:
         self._orders = 0
         self.failing = frozenset(failing)
         self.corrupting = frozenset(corrupting)
+        self.awaiting = set(awaiting)
         self.trainings: Counter[str] = Counter()
         self.accepted_trainings: Payload = Counter()
         self.ledger = dict.fromkeys(clients, SlotState.OPEN)
@@ -64,7 +72,7 @@ class RoundTruth:
         if settlement is Settlement.COUNTED:
             assert state is SlotState.COUNTED, f"{client} is told that it was counted, and is {state}"
         elif settlement is Settlement.DISCARDED:
-            assert state is SlotState.FAILED
+            assert state in {SlotState.FAILED, SlotState.AWAITING}
         else:
             assert self.closed, f"{client} is told that it is late, and the round is open"
 

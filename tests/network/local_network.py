@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,6 +15,7 @@ import httpx
 import numpy as np
 
 from runnel.client.app import run_client
+from runnel.client.audit import utc_now
 from runnel.client.settings import ClientSettings
 from runnel.combiner.app import serve_combiner
 from runnel.combiner.combiner import Combiner
@@ -131,7 +133,15 @@ class LocalNetwork:
         await self.until_attached(name)
         return self.combiners[name]
 
-    async def start_client(self, name: str, *, step: float = 1.0, wait: bool = True, **settings: Any) -> None:
+    async def start_client(
+        self,
+        name: str,
+        *,
+        step: float = 1.0,
+        wait: bool = True,
+        clock: Callable[[], datetime] = utc_now,
+        **settings: Any,
+    ) -> None:
         data = self.folder / f"{name}.txt"
         data.write_text(str(step))
         wanted = ClientSettings(
@@ -145,7 +155,7 @@ class LocalNetwork:
             }
             | settings
         )
-        self._start(name, lambda stop: run_client(wanted, stop, os.environ))
+        self._start(name, lambda stop: run_client(wanted, stop, os.environ, clock=clock))
         if wait:
             await self.until_attached(name)
 

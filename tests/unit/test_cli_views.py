@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console
+from rich.console import Console, Group
 
 from runnel.cli import tables
 from runnel.cli.session_view import SessionProgress, event_line, metric_names, rounds_parts, session_parts
@@ -95,6 +95,13 @@ def test_the_live_view_follows_the_events(width: int) -> None:
     assert "hospital-0" not in text
 
 
+def test_sites_that_wait_have_a_column_where_there_are_any() -> None:
+    without = drawn(session_parts(a_session(2)), 120)
+    assert "awaiting" not in without
+    rounds = [read(Round, a_round(1, awaiting=3)), read(Round, a_round(2))]
+    assert "awaiting" in drawn(Group(*rounds_parts(rounds, a_session())), 120)
+
+
 @pytest.mark.parametrize(
     ("event", "line"),
     [
@@ -107,6 +114,14 @@ def test_the_live_view_follows_the_events(width: int) -> None:
         (
             an_event("client.failed", client="c", work="train", round=2, message="no"),
             "c failed to train in round 2: no",
+        ),
+        (
+            an_event("round.committed", **a_round(2, awaiting=1, metrics={})),
+            "round 2 committed: 6 updates, 0 late, 0 failed, 1 awaiting their site, 1.25 s",
+        ),
+        (
+            an_event("client.awaiting", client="c", work="train", round=2, message="not approved"),
+            "c waits for its site in round 2: not approved",
         ),
         (an_event("session.ended", status="failed", reason="why"), "session ses-1 failed: why"),
         (an_event("session.ended", status="finished", reason=None), "session ses-1 finished"),

@@ -43,6 +43,7 @@ from runnel.compute_package import pack
 from runnel.transport import Attached, Detached, Received
 from runnel.transport.link_events import LinkEvent
 from tests.doubles.client_packages import ADD_ONE, MEASURE, write_package
+from tests.doubles.gates import open_gate
 from tests.eventually import eventually
 
 pytestmark = pytest.mark.unit
@@ -164,6 +165,7 @@ class Site:
             state=self.state,
             link_factory=link,  # type: ignore[arg-type]
             runtime=self.runtime,
+            gate=open_gate(self.state),
             databases={},
             variables={},
         )

@@ -220,6 +220,7 @@ PUBLIC: dict[str, list[str]] = {
         "Package",
         "Round",
         "Session",
+        "Signer",
         "Status",
         "Token",
     ],

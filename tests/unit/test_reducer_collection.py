@@ -255,6 +255,7 @@ def test_what_was_under_an_order_is_open_after_a_restart() -> None:
         "noted": "open",
         "counted": "counted",
         "failed": "failed",
+        "awaiting": "open",
         "late": "open",
     }
 
@@ -300,3 +301,53 @@ def test_of_who_has_failed_the_failure_is_told_and_not_what_was_heard_before() -
     made.heard("a", "No room in /a.")
     made.reported(m1.order_id, "m1", [], ["a"])
     assert made.unanswered() == {}
+
+
+# ---- clients whose site does not take the work yet
+
+
+def test_who_waits_for_its_site_is_not_asked_again_before_it_comes_back() -> None:
+    made, m1, c = placed()
+    made.progressed(m1.order_id, "a", Stage.FAILED)
+    assert made.reported(m1.order_id, "m1", ["b"], [], ["a"]) == []
+    assert states(made)["a"] == "awaiting"
+    assert made.place(AT_M1.get) == []
+    made.reported(c.order_id, "c", ["c"], [])
+    assert made.answered, "enough have answered without it"
+    made.arrived("a")
+    assert states(made)["a"] == "open"
+    (again,) = made.place(AT_M1.get)
+    assert sorted(again.clients) == ["a"]
+
+
+def test_who_waits_for_its_site_is_waited_for_while_too_few_are_counted() -> None:
+    made, m1, c = placed()
+    made.needed = 3
+    made.reported(m1.order_id, "m1", ["b"], [], ["a"])
+    made.reported(c.order_id, "c", ["c"], [])
+    assert not made.answered
+    assert made.counts.awaiting == 1
+    made.arrived("b")
+    made.arrived("stranger")
+    assert states(made) == {"a": "awaiting", "b": "counted", "c": "counted"}
+    assert made.reopen() == []
+    assert states(made)["a"] == "open"
+
+
+def test_an_answer_that_was_on_its_way_when_the_client_came_back_is_asked_for_again() -> None:
+    made, m1, _ = placed()
+    made.progressed(m1.order_id, "a", Stage.FAILED)
+    made.arrived("a")
+    made.reported(m1.order_id, "m1", ["b"], [], ["a"])
+    assert states(made)["a"] == "open"
+    (again,) = made.place(AT_M1.get)
+    made.reported(again.order_id, "m1", [], [], ["a"])
+    assert states(made)["a"] == "awaiting", "it answered this after it had come back"
+
+
+def test_a_report_names_each_client_once() -> None:
+    made, m1, _ = placed()
+    with pytest.raises(IllegalState, match="twice"):
+        made.reported(m1.order_id, "m1", ["a"], [], ["a"])
+    with pytest.raises(IllegalState, match="not asked"):
+        made.reported(m1.order_id, "m1", [], [], ["c"])

@@ -30,11 +30,16 @@ class RoundMachine(RuleBasedStateMachine):
     @initialize(
         failing=st.sets(st.sampled_from(CLIENTS), max_size=1),
         corrupting=st.sets(st.sampled_from(CLIENTS), max_size=1),
+        awaiting=st.sets(st.sampled_from(CLIENTS), max_size=2),
         wanted=st.one_of(st.none(), st.none(), st.integers(1, len(CLIENTS))),
         places=st.lists(choice, min_size=7, max_size=7),
     )
-    def begin(self, failing: set[str], corrupting: set[str], wanted: int | None, places: list[int]) -> None:
-        self.net = RoundNetwork(CLIENTS, COMBINERS, wanted=wanted, failing=failing, corrupting=corrupting)
+    def begin(
+        self, failing: set[str], corrupting: set[str], awaiting: set[str], wanted: int | None, places: list[int]
+    ) -> None:
+        self.net = RoundNetwork(
+            CLIENTS, COMBINERS, wanted=wanted, failing=failing, corrupting=corrupting, awaiting=awaiting
+        )
         self.closed = wanted is not None
         for name, place in zip((*COMBINERS, *CLIENTS), places, strict=True):
             self.attach(name, place)
@@ -69,6 +74,10 @@ class RoundMachine(RuleBasedStateMachine):
     def kill(self, name: str, keep: int) -> None:
         self.net.kill(name, keep)
 
+    @rule(name=st.sampled_from(CLIENTS))
+    def approve(self, name: str) -> None:
+        self.net.approve(name)
+
     @rule(keep=small)
     def kill_reducer(self, keep: int) -> None:
         self.net.kill(REDUCER, keep)
@@ -92,13 +101,16 @@ class RoundMachine(RuleBasedStateMachine):
 
 
 def calm(net: RoundNetwork, random: Random) -> None:
-    """Let everybody who is attached nowhere attach, and everything happen that may, until nothing does."""
+    """Let all sites approve, everybody who is attached nowhere attach, and all happen that may, until nothing does."""
+    approving = [name for name in CLIENTS if name in net.truth.awaiting]
     for _ in range(MOST_STEPS_TO_CALM):
         for name in (*COMBINERS, *CLIENTS):
             if net.node(name).wire is None:
                 net.attach(name, random.choice(net.places_for(name)))
         if not net.step(random.randrange(1 << 16)):
-            return
+            if not approving:
+                return
+            net.approve(approving.pop())
         net.invariants()
     raise AssertionError("it never calms down: " + "; ".join(net.trace[-60:]))
 
@@ -153,12 +165,24 @@ def test_a_round_survives_long_stories(volume: int) -> None:
 def tell(seed: int) -> tuple[RoundNetwork, Random]:
     """Play as many faults as the seed wants, with anything between nothing and a lot happening after each."""
     random = Random(seed)
-    some = [set(random.sample(CLIENTS, random.choice((0, 0, 1)))) for _ in range(2)]
+    some = [set(random.sample(CLIENTS, random.choice(numbers))) for numbers in ((0, 0, 1), (0, 0, 1), (0, 1, 2))]
     wanted = random.choice((None, None, None, 2, 3))
-    net = RoundNetwork(CLIENTS, COMBINERS, wanted=wanted, failing=some[0], corrupting=some[1])
+    net = RoundNetwork(CLIENTS, COMBINERS, wanted=wanted, failing=some[0], corrupting=some[1], awaiting=some[2])
     for name in (*COMBINERS, *CLIENTS):
         net.attach(name, random.choice(net.places_for(name)))
-    faults = ["attach", "attach", "cut", "cut", "move", "move", "move", "kill", "kill the reducer", "time is over"]
+    faults = [
+        "attach",
+        "attach",
+        "cut",
+        "cut",
+        "move",
+        "move",
+        "move",
+        "kill",
+        "kill the reducer",
+        "time is over",
+        "approve",
+    ]
     for _ in range(random.choice((3, 10, 40))):
         for _ in range(random.choice((0, 1, 5, 20, 60))):
             net.step(random.randrange(1 << 16))
@@ -172,6 +196,8 @@ def tell(seed: int) -> tuple[RoundNetwork, Random]:
                 net.hang_up(wire)
         if fault in ("attach", "move") and net.node(name).wire is None:
             net.attach(name, random.choice(net.places_for(name)))
+        if fault == "approve":
+            net.approve(random.choice(sorted(net.truth.awaiting) or CLIENTS))
         if fault == "kill":
             net.kill(name, random.randrange(5))
         if fault == "kill the reducer" and random.random() < 0.3:

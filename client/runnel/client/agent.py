@@ -17,6 +17,7 @@ from runnel.client.deadlines import Deadlines
 from runnel.client.delivery import Delivery
 from runnel.client.domain.jobs import Abort, Decision, Forget, JobBook, Offer, Start
 from runnel.client.execution import Execution, Site
+from runnel.client.gate import Gate
 from runnel.client.log_stream import LogStream
 from runnel.client.model_cache import ModelCache
 from runnel.client.outbox import Outbox
@@ -43,6 +44,7 @@ from runnel.transport import Attached, Detached, Received, UplinkLink
 log = structlog.get_logger()
 
 _FETCH_DEADLINE_S = 3600.0
+_LOOK_AGAIN_S = 1.0
 
 
 class ClientAgent:
@@ -54,6 +56,7 @@ class ClientAgent:
         state: its folder: package cache, models, finished reports.
         link_factory: makes the way up, given what returns the hello.
         runtime: runs entry points.
+        gate: lets packages in.
         databases: name to path, shown to entry points.
         variables: further variables that entry points see.
         parallel: how many pieces of work may run at once.
@@ -69,6 +72,7 @@ class ClientAgent:
         state: Path,
         link_factory: Callable[[Callable[[], Hello]], UplinkLink],
         runtime: Runtime,
+        gate: Gate,
         databases: Mapping[str, Path | str],
         variables: Mapping[str, str],
         parallel: int = 1,
@@ -77,6 +81,7 @@ class ClientAgent:
         self._name = name
         self._node_id = node_id
         self._version = version
+        self._gate = gate
         self._work = state / "work"
         self._outbox = Outbox(state / "outbox")
         self._compressor = Compressor(state / "leftovers", self._outbox)
@@ -88,6 +93,7 @@ class ClientAgent:
             site=Site(name=name, databases=databases, variables=variables, run_timeout_s=run_timeout_s),
             runtime=runtime,
             packages=PackageCache(state / "packages", self._fetch, runtime),
+            gate=gate,
             models=ModelCache(state / "models", self._fetch),
             compressor=self._compressor,
             deadlines=self._deadlines,
@@ -139,6 +145,7 @@ class ClientAgent:
             Unauthenticated, Forbidden, Conflict: the network does not want this client.
         """
         logs = self._group.create_task(self._logs.run(), name="logs")
+        gate = self._group.create_task(self._watch_gate(), name="gate")
         try:
             async with self._link:
                 async for event in self._link:
@@ -156,6 +163,15 @@ class ClientAgent:
                             self._book.detached()
         finally:
             logs.cancel()
+            gate.cancel()
+
+    async def _watch_gate(self) -> None:
+        """Attach anew when the site takes what it did not take before: then the network asks again."""
+        while True:
+            await asyncio.sleep(_LOOK_AGAIN_S)
+            if await self._gate.changed():
+                log.info("attaching anew, to be asked again for what the site did not take before")
+                self._link.leave()
 
     async def drain(self) -> None:
         """Begin nothing any more, and wait until what runs has ended and what is finished was offered."""
@@ -234,6 +250,7 @@ class ClientAgent:
             await in_thread(shutil.rmtree, folder, ignore_errors=True)
         del self._running[key]
         self._apply(self._book.finished(key, failed=outcome.failure is not None))
+        self._gate.answered(assignment)
 
     async def _cleared(self, session_id: str) -> None:
         if clearing := [task for key, task in self._clearing.items() if key.session_id == session_id]:

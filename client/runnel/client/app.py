@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
 from runnel.client.agent import ClientAgent
+from runnel.client.audit import AUDIT_FILE, AuditLog, utc_now
+from runnel.client.domain.cage import NO_NETWORK, Cage
+from runnel.client.domain.policy import Policy
+from runnel.client.gate import Gate
+from runnel.client.policy_file import SitePolicy, default_policy, read_policy
+from runnel.client.reviews import Reviews
 from runnel.client.runtimes import Installs, ProcessRuntime, entry_point_variables, site_variables
 from runnel.client.runtimes.containers import in_containers
 from runnel.client.settings import ClientSettings
@@ -20,7 +28,7 @@ from runnel.common.disk import state_folder
 from runnel.common.endpoints import remove_endpoints, write_endpoints
 from runnel.common.errors import BadSettings
 from runnel.common.protocol import Hello, NodeKind
-from runnel.transport import UplinkLink
+from runnel.transport import UplinkLink, parse_address
 from runnel.transport.way_up import client_tls, load_or_create_identity, require_loopback
 
 if TYPE_CHECKING:
@@ -71,13 +79,31 @@ def site_installs(settings: ClientSettings) -> Installs:
     )
 
 
-def _runtime(settings: ClientSettings, node_id: str, environ: Mapping[str, str]) -> ProcessRuntime | DockerRuntime:
+def site_cage(policy: Policy) -> Cage:
+    """Return the cage of containers as the policy widens or narrows it.
+
+    Of the networks that it allows it is ``none`` if that is one of them, else the first by name.
+
+    Raises:
+        BadSettings: a limit of the policy is too small for a container, or a network is none of an engine.
+    """
+    limits = {name: getattr(policy.limits, name) for name in ("memory_bytes", "cpus", "pids", "tmpfs_bytes")}
+    networks = sorted(policy.networks or (), key=lambda name: (name != NO_NETWORK, name))
+    wanted: dict[str, Any] = {name: value for name, value in limits.items() if value is not None}
+    return Cage(network=networks[0] if networks else NO_NETWORK, **wanted)
+
+
+def _runtime(
+    settings: ClientSettings, policy: Policy, node_id: str, environ: Mapping[str, str]
+) -> ProcessRuntime | DockerRuntime:
+    installs = site_installs(settings)
+    installs = dataclasses.replace(installs, allowed=installs.allowed and policy.installs)
     if settings.runtime == "process":
         return ProcessRuntime(
             environments=settings.state / "environments",
             environ=environ,
             warm=settings.warm,
-            installs=site_installs(settings),
+            installs=installs,
         )
     return in_containers(
         client=node_id,
@@ -86,21 +112,54 @@ def _runtime(settings: ClientSettings, node_id: str, environ: Mapping[str, str])
         host=settings.docker_host,
         base_image=settings.docker_image,
         files=settings.docker_files,
-        installs=site_installs(settings),
+        cage=site_cage(policy),
+        installs=installs,
     )
 
 
-async def run_client(settings: ClientSettings, stop: asyncio.Event, environ: Mapping[str, str] | None = None) -> None:
-    """Work until ``stop`` is set; then end what runs, for ``grace_s`` at most, and go.
+def site_policy(settings: ClientSettings) -> SitePolicy:
+    """Return the policy of the settings, or the default for where the network is.
 
     Raises:
-        BadSettings: a setting does not fit.
+        BadSettings: the policy file is wrong, or names a database that this site does not have.
+    """
+    if settings.policy is None:
+        return default_policy(loopback=parse_address(settings.network, key="network").loopback)
+    site = read_policy(settings.policy)
+    if unknown := sorted((site.policy.databases or {}).keys() - settings.data.keys()):
+        raise BadSettings(
+            f"The policy file {settings.policy} names the databases {', '.join(unknown)}, which this client does not"
+            " have.",
+            hint=f"It has {', '.join(sorted(settings.data)) or 'none'}; correct --data or the policy.",
+        )
+    return site
+
+
+async def run_client(
+    settings: ClientSettings,
+    stop: asyncio.Event,
+    environ: Mapping[str, str] | None = None,
+    *,
+    clock: Callable[[], datetime] = utc_now,
+) -> None:
+    """Work until ``stop`` is set; then end what runs, for ``grace_s`` at most, and go.
+
+    Args:
+        settings: of the client.
+        stop: ends it.
+        environ: the process's variables.
+        clock: by which the hours of the site's policy are judged.
+
+    Raises:
+        BadSettings: a setting, or the policy, does not fit.
+        CorruptData: the audit log was changed by somebody; nothing runs then.
         Unauthenticated, Forbidden, Conflict: the network does not want this client.
     """
     environ = os.environ if environ is None else environ
     if settings.insecure:
         require_loopback(settings.network)
     databases = site_databases(settings.data)
+    policy = await asyncio.to_thread(site_policy, settings)
     variables = site_variables(settings.env, environ)
     # Entry points and the installer run in other folders.
     settings = settings.model_copy(update={"state": settings.state.absolute()})
@@ -121,7 +180,16 @@ async def run_client(settings: ClientSettings, stop: asyncio.Event, environ: Map
             prefer=settings.prefer,
         )
 
-    async with _runtime(settings, identity.node_id, environ) as runtime:
+    async with _runtime(settings, policy.policy, identity.node_id, environ) as runtime:
+        gate = Gate(
+            client=identity.name,
+            site=policy,
+            reviews=Reviews(settings.state),
+            audit=AuditLog(settings.state / AUDIT_FILE, clock=clock),
+            runtime_name=settings.runtime,
+            network="host" if settings.runtime == "process" else site_cage(policy.policy).network,
+            clock=clock,
+        )
         agent = ClientAgent(
             name=identity.name,
             node_id=identity.node_id,
@@ -129,13 +197,21 @@ async def run_client(settings: ClientSettings, stop: asyncio.Event, environ: Map
             state=settings.state,
             link_factory=link,
             runtime=runtime,
+            gate=gate,
             databases=databases,
             variables=variables,
             parallel=settings.parallel,
             run_timeout_s=settings.run_timeout_s,
         )
+        await asyncio.to_thread(gate.begin, client=identity.name, version=version("runnel"), network=settings.network)
         write_endpoints(settings.state)
-        log.info("ready", name=identity.name, network=settings.network, databases=sorted(databases))
+        log.info(
+            "ready",
+            name=identity.name,
+            network=settings.network,
+            databases=sorted(databases),
+            policy=policy.source,
+        )
         try:
             async with agent, asyncio.TaskGroup() as group:
                 way_up = group.create_task(agent.run(), name="way up")

@@ -10,11 +10,13 @@ from typing import Any
 
 import structlog
 
+from runnel.client.audited_runs import AuditedRuns
 from runnel.client.compressor import Compressor
 from runnel.client.deadlines import Deadlines
 from runnel.client.domain.contract import TrainResult, ValidateResult
 from runnel.client.elapsed import timed
 from runnel.client.entry_points import startup, train, validate
+from runnel.client.gate import Admission, Gate, about_run
 from runnel.client.model_cache import ModelCache
 from runnel.client.outbox import Update
 from runnel.client.package_cache import PackageCache
@@ -54,6 +56,7 @@ class Execution:
         site: what entry points see.
         runtime: runs them.
         packages: prepared for it.
+        gate: lets packages in.
         models: the global models.
         compressor: of updates.
         deadlines: of work.
@@ -68,6 +71,7 @@ class Execution:
         site: Site,
         runtime: Runtime,
         packages: PackageCache,
+        gate: Gate,
         models: ModelCache,
         compressor: Compressor,
         deadlines: Deadlines,
@@ -78,6 +82,7 @@ class Execution:
         self._site = site
         self._runtime = runtime
         self._packages = packages
+        self._gate = gate
         self._models = models
         self._compressor = compressor
         self._deadlines = deadlines
@@ -117,20 +122,16 @@ class Execution:
     async def _execute(
         self, assignment: Assignment, folder: Path, say: LineSink, elapsed_s: dict[str, float]
     ) -> tuple[Outcome, Update | None]:
-        key, site = assignment.key, self._site
-        env = entry_point_variables(
-            client_name=site.name,
-            session_id=key.session_id,
-            round_number=key.round,
-            data=site.databases,
-            site=site.variables,
-        )
-        common: dict[str, Any] = {"workdir": folder, "env": env, "timeout_s": site.run_timeout_s, "say": say}
+        key = assignment.key
+        self._gate.require_open(assignment)
         if not self._packages.ready(assignment.package):
             self._tell(key, Stage.PREPARING)
         with timed(elapsed_s, "prepare"):
-            prepared = await self._packages.get(assignment.package, say)
-            await startup(self._runtime, prepared, **common)
+            package = await self._packages.files(assignment.package, say)
+            admission = await self._gate.admit(assignment, package, self._packages.archive(assignment.package))
+            runtime, common = self._runs(assignment, admission, folder, say)
+            prepared = await self._packages.prepare(package, say)
+            await startup(runtime, prepared, **common)
         if assignment.model.size_bytes > TELLING_BYTES and not self._models.has(assignment.model):
             self._tell(key, Stage.FETCHING)
         with timed(elapsed_s, "fetch"):
@@ -139,9 +140,9 @@ class Execution:
         with timed(elapsed_s, "run"):
             common |= {"model": model, "settings_json": assignment.client_settings, "lend": self._alone}
             if key.work is Work.TRAIN:
-                trained = await train(self._runtime, prepared, **common)
+                trained = await train(runtime, prepared, **common)
             else:
-                validated = await validate(self._runtime, prepared, **common)
+                validated = await validate(runtime, prepared, **common)
                 return self._done(validated), None
         done = self._done(trained)
         if assignment.compression == NO_COMPRESSION:
@@ -152,6 +153,29 @@ class Execution:
             base, how = await self._models.get(assignment.model), assignment.compression
             update = await in_thread(self._compressor.compress, key, trained.update, how=how, base=base, workdir=folder)
         return done, update
+
+    def _runs(
+        self, assignment: Assignment, admission: Admission, folder: Path, say: LineSink
+    ) -> tuple[Runtime, dict[str, Any]]:
+        """Return where entry points run and what each of them gets, as the site lets them."""
+        key, site = assignment.key, self._site
+        seen = admission.policy.databases_of(admission.facts, site.databases)
+        databases = {name: where for name, where in site.databases.items() if name in seen}
+        env = entry_point_variables(
+            client_name=site.name,
+            session_id=key.session_id,
+            round_number=key.round,
+            data=databases,
+            site=site.variables,
+        )
+        about = about_run(assignment, admission, sorted(databases))
+        return AuditedRuns(self._runtime, self._gate.audit, about), {
+            "workdir": folder,
+            "env": env,
+            "timeout_s": admission.timeout_s(site.run_timeout_s),
+            "limits": admission.limits,
+            "say": say,
+        }
 
     def _done(self, result: TrainResult | ValidateResult) -> Outcome:
         extra = json.dumps(result.extra) if result.extra else ""

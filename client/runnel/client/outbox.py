@@ -16,7 +16,7 @@ import structlog
 from runnel.common.blobs import digest_file, storage_errors
 from runnel.common.crash_points import CrashPoint, reach
 from runnel.common.disk import write_json
-from runnel.common.protocol import AssignmentKey, BlobRef, Failure, Outcome, Work
+from runnel.common.protocol import WAITING, AssignmentKey, BlobRef, Failure, Outcome, Work
 
 log = structlog.get_logger()
 
@@ -53,14 +53,15 @@ class Outbox:
     the newest reports, and their work is then done again, for the client does not say any more that it holds them.
 
     Args:
-        root: made if it does not exist; what an earlier process did not finish writing is removed.
+        root: made if it does not exist; what an earlier process did not finish writing is removed, and so is what only
+            says that the site did not take the work: this process watches only for what it has sent away itself.
     """
 
     def __init__(self, root: Path) -> None:
         self._root = root
         root.mkdir(parents=True, exist_ok=True)
         for folder in root.iterdir():
-            if not (folder / "report.json").exists() or not self._is_whole(folder):
+            if not (folder / "report.json").exists() or not self._is_whole(folder) or self._is_waiting(folder):
                 shutil.rmtree(folder, ignore_errors=True)
 
     def keep(
@@ -124,6 +125,10 @@ class Outbox:
         if report is None or report.payload is None or report.file is None:
             return report is not None
         return report.file.exists() and report.file.stat().st_size == report.payload.size_bytes
+
+    def _is_waiting(self, folder: Path) -> bool:
+        report = self._read(folder)
+        return report is not None and report.outcome.failure is not None and report.outcome.failure.code in WAITING
 
     def _folder(self, key: AssignmentKey) -> Path:
         return self._root / hashlib.sha256(str(key).encode()).hexdigest()[:32]

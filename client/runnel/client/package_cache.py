@@ -30,30 +30,45 @@ class PackageCache:
         self._unpacked.mkdir(parents=True, exist_ok=True)
         self._fetch = fetch
         self._runtime = runtime
+        self._packages: dict[str, PackageFiles] = {}
         self._prepared: dict[str, Prepared] = {}
         self._turn = asyncio.Lock()
 
     def ready(self, ref: BlobRef) -> bool:
-        """Whether :meth:`get` has nothing to do for this package."""
+        """Whether :meth:`files` and :meth:`prepare` have nothing to do for this package."""
         return ref.sha256 in self._prepared
 
-    async def get(self, ref: BlobRef, say: LineSink) -> Prepared:
-        """Return the package, ready to run.
+    def archive(self, ref: BlobRef) -> Path:
+        """Return the archive of a package that :meth:`files` has returned."""
+        return self._archives.path(ref)
+
+    async def files(self, ref: BlobRef, say: LineSink) -> PackageFiles:
+        """Return the package, verified and unpacked; nothing of it has run.
 
         Raises:
             BadPackage: it is no package, or its archive is hostile.
-            EnvironmentFailed: what it requires could not be installed.
             Unreachable, DeadlineExceeded: it could not be fetched.
         """
         async with self._turn:
-            prepared = self._prepared.get(ref.sha256)
-            if prepared is None:
+            package = self._packages.get(ref.sha256)
+            if package is None:
                 root = await self._files(ref, say)
                 manifest = await in_thread(read_manifest, root)
-                prepared = await self._runtime.prepare(
-                    PackageFiles(digest=ref.sha256, root=root, manifest=manifest), say
-                )
-                self._prepared[ref.sha256] = prepared
+                package = PackageFiles(digest=ref.sha256, root=root, manifest=manifest)
+                self._packages[ref.sha256] = package
+            return package
+
+    async def prepare(self, package: PackageFiles, say: LineSink) -> Prepared:
+        """Return the package, ready to run.
+
+        Raises:
+            EnvironmentFailed: what it requires could not be installed.
+        """
+        async with self._turn:
+            prepared = self._prepared.get(package.digest)
+            if prepared is None:
+                prepared = await self._runtime.prepare(package, say)
+                self._prepared[package.digest] = prepared
             return prepared
 
     async def _files(self, ref: BlobRef, say: LineSink) -> Path:

@@ -69,5 +69,9 @@ class ClientSettings(BaseModel):
         None,
         description="How files go to containers; by default `mount` where the engine's host has them, else `copy`.",
     )
+    policy: Path | None = Field(
+        None,
+        description="What may run here (TOML); by default anything on the loopback, else what the site approved.",
+    )
     run_timeout_s: float | None = Field(None, gt=0, description="The site's own limit for one run of an entry point.")
     grace_s: float = Field(10.0, ge=0, description="Seconds to end what is under way when the process is told to stop.")

@@ -195,6 +195,30 @@ class DeadlineExceeded(RunnelError):
     code = "deadline_exceeded"
 
 
+class SiteWaits(RunnelError):
+    """A site does not take the work now, and will say when it does."""
+
+    code = "site_waits"
+
+
+class AwaitingApproval(SiteWaits):
+    """Somebody at the site has to approve the package before it runs there."""
+
+    code = "awaiting_approval"
+
+
+class OutsideHours(SiteWaits):
+    """The site takes no work at this time; the message tells when it does."""
+
+    code = "outside_hours"
+
+
+class PolicyRefused(RunnelError):
+    """The policy of the site does not let the package run; the message names the rule."""
+
+    code = "policy_refused"
+
+
 class Cancelled(RunnelError):
     """The work was called off by the network or by the site."""
 

@@ -31,6 +31,12 @@ MAX_TEXT = 32_768
 MAX_DETAIL = 500
 """Characters that tell people how far somebody is; longer ones are cut by the sender."""
 
+WAITING: Mapping[str, str] = {"awaiting_approval": "awaiting approval", "outside_hours": "outside hours"}
+"""Codes of failures that only say that a client's site does not take the work yet, and what people read for them.
+
+The client is not asked again before it has attached anew, which it does as soon as that has changed.
+"""
+
 MOST_WITHIN_BYTES = 16 << 10
 """The largest model or payload that travels within a message instead of by a call of its own."""
 

@@ -40,6 +40,10 @@ STATUS: Mapping[type[RunnelError], tuple[grpc.StatusCode, int]] = {
     errors.CorruptData: (grpc.StatusCode.DATA_LOSS, 422),
     errors.Unreachable: (grpc.StatusCode.UNAVAILABLE, 503),
     errors.DeadlineExceeded: (grpc.StatusCode.DEADLINE_EXCEEDED, 504),
+    errors.SiteWaits: (grpc.StatusCode.FAILED_PRECONDITION, 409),
+    errors.AwaitingApproval: (grpc.StatusCode.FAILED_PRECONDITION, 409),
+    errors.OutsideHours: (grpc.StatusCode.FAILED_PRECONDITION, 409),
+    errors.PolicyRefused: (grpc.StatusCode.PERMISSION_DENIED, 403),
     errors.Cancelled: (grpc.StatusCode.CANCELLED, 409),
 }
 """gRPC code and HTTP status of each class of error; a class that is not listed has those of its nearest base."""

@@ -1,4 +1,4 @@
-"""``runnel client``."""
+"""``runnel client``: the client itself, and below it what the people of its site do."""
 
 from __future__ import annotations
 
@@ -19,9 +19,15 @@ from runnel.cli.component_options import (
     PlaintextOption,
     run_component,
 )
+from runnel.cli.site_commands import add_site
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+add_site(app)
 
 
+@app.callback(invoke_without_command=True)
 def client(
+    context: typer.Context,
     network: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="The network's reducer.")] = None,
     state: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Identity, caches, unsettled reports. [default: client-state]")
@@ -71,6 +77,12 @@ def client(
         str | None,
         typer.Option(metavar="mount|copy", help="How files go to containers. [default: what the engine can]"),
     ] = None,
+    policy: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="What may run here (TOML). [default: approved packages; anything on the loopback]"
+        ),
+    ] = None,
     run_timeout_s: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="The site's own limit for one run of an entry point.")
     ] = None,
@@ -84,6 +96,8 @@ def client(
     Entry points see the site's databases and nothing else of this process's environment but what Python needs. Every
     setting can also be given as RUNNEL_CLIENT_… in the environment or in a TOML file.
     """
+    if context.invoked_subcommand is not None:
+        return
     from runnel.client.app import run_client
     from runnel.client.settings import ClientSettings
 
@@ -107,6 +121,7 @@ def client(
         "docker_host": docker_host,
         "docker_image": docker_image,
         "docker_files": docker_files,
+        "policy": policy,
         "run_timeout_s": run_timeout_s,
         "grace_s": grace_s,
     }

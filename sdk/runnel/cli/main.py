@@ -27,7 +27,7 @@ ENTRIES: Mapping[str, Entry] = {
     "status": Entry("runnel.cli.status_command:app", "Show the network at a glance."),
     "reducer": Entry("runnel.cli.reducer_command:reducer", "Run a reducer, the centre of a network."),
     "combiner": Entry("runnel.cli.combiner_command:combiner", "Run a combiner between reducer and clients."),
-    "client": Entry("runnel.cli.client_command:client", "Run a client beside the data."),
+    "client": Entry("runnel.cli.client_command:app", "Run a client beside the data."),
     "version": Entry("runnel.cli.version_command:app", "Show the version."),
 }
 

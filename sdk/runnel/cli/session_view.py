@@ -13,11 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from runnel.cli.tables import cell, duration, facts, metrics, number, sparkline, status, table, when
+from runnel.common.protocol import WAITING
 from runnel.sdk.values import Event, Round, Session, read
 
 _MAX_ROUNDS = 15
 _MAX_METRICS = 3
-_STAGES = ("preparing", "fetching", "running", "pushing", "counted", "failed")
+_STAGES = ("preparing", "fetching", "running", "pushing", "counted", "failed", *WAITING.values())
 _NAMES_SHOWN = 4
 
 
@@ -48,7 +49,7 @@ class SessionProgress:
         elif event.kind == "round.committed":
             made = read(Round, data)
             self.rounds[made.round] = made
-        elif event.kind == "client.failed":
+        elif event.kind in {"client.failed", "client.awaiting"}:
             self.failures = [*self.failures[-2:], failure_line(event)]
 
     @property
@@ -102,14 +103,16 @@ def rounds_parts(rounds: Sequence[Round], session: Session) -> list[RenderableTy
     if not rounds:
         return []
     names = metric_names(rounds, session)[:_MAX_METRICS]
-    counts = ("round", "updates", "late", "failed")
+    waits = any(item.awaiting for item in rounds)
+    counts = ("round", "updates", "late", "failed", *(("awaiting",) if waits else ()))
     made = table(*counts, "seconds", *names, right=(*counts, "seconds", *names))
     for item in rounds[-_MAX_ROUNDS:]:
         late = Text(str(item.late), style="yellow" if item.late else "")
         failed = Text(str(item.failed), style="red" if item.failed else "")
+        awaiting = [Text(str(item.awaiting or 0), style="yellow")] if waits else []
         seconds = "" if item.seconds is None else f"{item.seconds:.2f}"
         cells = [cell(item.metrics[name]) if name in item.metrics else "" for name in names]
-        made.add_row(str(item.round), str(item.updates), late, failed, seconds, *cells)
+        made.add_row(str(item.round), str(item.updates), late, failed, *awaiting, seconds, *cells)
     parts: list[RenderableType] = []
     if len(rounds) > _MAX_ROUNDS:
         parts.append(Text(f"… {len(rounds) - _MAX_ROUNDS} rounds before", style="dim"))
@@ -134,7 +137,8 @@ def metric_names(rounds: Iterable[Round], session: Session) -> list[str]:
 
 def round_line(item: Round) -> str:
     """Return a committed round as one line."""
-    counts = f"{item.updates} updates, {item.late} late, {item.failed} failed"
+    waiting = f", {item.awaiting} awaiting their site" if item.awaiting else ""
+    counts = f"{item.updates} updates, {item.late} late, {item.failed} failed{waiting}"
     measured = f", {metrics(item.metrics)}" if item.metrics else ""
     return f"round {item.round} committed: {counts}, {duration(item.seconds)}{measured}"
 
@@ -150,7 +154,7 @@ def event_line(event: Event) -> str | None:
         return f"round {data.get('round')}: {data.get('phase')}" if data.get("round") else str(data.get("phase"))
     if event.kind == "round.committed":
         return round_line(read(Round, data))
-    if event.kind == "client.failed":
+    if event.kind in {"client.failed", "client.awaiting"}:
         return failure_line(event)
     if event.kind == "session.ended":
         return ended_line(str(event.session), str(data.get("status")), data.get("reason"))
@@ -162,6 +166,8 @@ def failure_line(event: Event) -> str:
     data = event.data
     what = data.get("message") or data.get("error") or data.get("code") or data.get("error_code") or "failed"
     client, work, at = data.get("client", "a client"), data.get("work"), data.get("round")
+    if event.kind == "client.awaiting":
+        return f"{client} waits for its site{f' in round {at}' if at else ''}: {what}"
     where = " ".join(part for part in (f"{work}" if work else "", f"in round {at}" if at else "") if part)
     return f"{client} failed{f' to {where}' if work else f' {where}' if where else ''}: {what}"
 

@@ -17,6 +17,7 @@ STATUS_STYLES = {
     "attached": "green",
     "away": "yellow",
     "counted": "green",
+    "awaiting": "yellow",
     "late": "yellow",
     "revoked": "yellow",
     "expired": "yellow",

@@ -2,7 +2,7 @@
 
 from runnel.sdk.connection import Attempts
 from runnel.sdk.network import DEFAULT_URL, Network
-from runnel.sdk.values import Contribution, Event, LogLine, Model, Node, Package, Round, Session, Status, Token
+from runnel.sdk.values import Contribution, Event, LogLine, Model, Node, Package, Round, Session, Signer, Status, Token
 
 __all__ = [
     "DEFAULT_URL",
@@ -16,6 +16,7 @@ __all__ = [
     "Package",
     "Round",
     "Session",
+    "Signer",
     "Status",
     "Token",
 ]

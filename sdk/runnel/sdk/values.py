@@ -15,7 +15,9 @@ V = TypeVar("V")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contribution:
-    """What one client gave to a round. ``status``: counted, failed, late or open; ``elapsed_s``: seconds by stage.
+    """What one client gave to a round. ``elapsed_s``: seconds by stage.
+
+    ``status``: counted, failed, awaiting (its site does not take the work yet), late or open.
 
     ``staleness``: by how many rounds the model that it was trained from was older than the newest.
     """
@@ -38,6 +40,8 @@ class Contribution:
 class Round:
     """One round. ``updates``: counted; ``late``: asked, but silent until it closed; ``seconds`` None until it ended.
 
+    ``awaiting``: clients whose site does not take the work yet: it has to approve the package, or by its hours.
+
     ``metrics`` are means over the validations, ``train_metrics`` over the updates, both weighted by their examples.
     """
 
@@ -48,6 +52,7 @@ class Round:
     updates: int
     late: int
     failed: int
+    awaiting: int
     model: str | None
     metrics: Mapping[str, float]
     train_metrics: Mapping[str, float]

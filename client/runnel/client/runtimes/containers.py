@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from runnel.client.domain.cage import Cage
 from runnel.client.runtimes.installs import Installs
 from runnel.common.errors import BadSettings
 
@@ -21,6 +22,7 @@ def in_containers(
     host: str | None = None,
     base_image: str = "",
     files: str | None = None,
+    cage: Cage | None = None,
     installs: Installs | None = None,
 ) -> DockerRuntime:
     """Return a :class:`~runnel.client.runtimes.docker.DockerRuntime`; ``files`` is ``mount``, ``copy`` or None.
@@ -42,6 +44,7 @@ def in_containers(
         environ=environ,
         host=host,
         base_image=base_image,
+        cage=cage,
         installs=installs,
         sharing=None if files is None else FileSharing(files),
     )

@@ -31,17 +31,22 @@ class SlotState(Enum):
     NOTED = "noted"  # the node below says it is counted, but its report is not here yet
     COUNTED = "counted"  # part of a durable report
     FAILED = "failed"  # the client answered with a failure
+    AWAITING = "awaiting"  # the client's site does not take the work yet; the client attaches anew when it does
     LATE = "late"  # the order was reported without it
 
 
 @dataclass(slots=True, kw_only=True)
 class Slot:
-    """One client's work; ``order_id`` of the living order it is under, ``told`` what was heard of it last."""
+    """One client's work; ``order_id`` of the living order it is under, ``told`` what was heard of it last.
+
+    ``returned``: it attached anew under that order, so that what it has answered before may not hold any more.
+    """
 
     client: str
     state: SlotState = SlotState.OPEN
     order_id: str | None = None
     told: str = ""
+    returned: bool = False
 
 
 @dataclass(slots=True, kw_only=True)
@@ -64,6 +69,7 @@ class Counts:
     failed: int
     late: int
     open: int
+    awaiting: int = 0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -75,12 +81,14 @@ class Collection:
         wanted: close when this many answers are in; None: when all have answered.
         new_order_id: makes identities of orders.
         singly: make an order for each client, so that none waits for another's answer.
+        needed: while fewer are counted, those whose site does not take the work yet are waited for.
     """
 
     key: AssignmentKey
     wanted: int | None
     new_order_id: Callable[[], str]
     singly: bool = False
+    needed: int = 0
     slots: dict[str, Slot] = field(default_factory=dict)
     orders: dict[str, Order] = field(default_factory=dict)
     # How many slots are in each state: asked with each answer, and there are as many answers as slots.
@@ -114,6 +122,7 @@ class Collection:
             self.orders[order.order_id] = order
             for slot in slots:
                 self._turn(slot, SlotState.ASKED, order.order_id)
+                slot.returned = False
             made.append(order)
         return made
 
@@ -133,7 +142,7 @@ class Collection:
 
     def unanswered(self) -> dict[str, str]:
         """Return what was heard last of those whose answer is missing; nothing of those of whom nothing was."""
-        answered = {SlotState.COUNTED, SlotState.FAILED}
+        answered = {SlotState.COUNTED, SlotState.FAILED, SlotState.AWAITING}
         return {slot.client: slot.told for slot in self.slots.values() if slot.told and slot.state not in answered}
 
     def released(self, order_id: str, clients: Iterable[str]) -> None:
@@ -142,6 +151,16 @@ class Collection:
             slot = self.slots.get(client)
             if slot is not None and slot.order_id == order_id and order_id in self.orders:
                 self._turn(slot, SlotState.OPEN, None)
+
+    def arrived(self, client: str) -> None:
+        """A client attached anew: if its site did not take the work, it does now, or answers otherwise."""
+        slot = self.slots.get(client)
+        if slot is None:
+            return
+        if slot.order_id in self.orders:
+            slot.returned = True  # the answer that it gave before may be in a report to come
+        elif slot.state is SlotState.AWAITING:
+            self._turn(slot, SlotState.OPEN, None)
 
     def child_gone(self, child: str) -> list[Order]:
         """Kill the orders of a node that detached; what it had not reported is open again."""
@@ -164,15 +183,23 @@ class Collection:
             )
         return order
 
-    def reported(self, order_id: str, child: str, counted: Sequence[str], failed: Sequence[str]) -> list[str]:
+    def reported(
+        self,
+        order_id: str,
+        child: str,
+        counted: Sequence[str],
+        failed: Sequence[str],
+        awaiting: Sequence[str] = (),
+    ) -> list[str]:
         """Take a report that is durable now; return its clients that had not answered (they are late).
 
         Raises:
             IllegalState: the order is dead, or the report names a client that is not of this order (any more).
         """
         order = self.require_order(order_id, child)
-        strangers = (set(counted) | set(failed)) - {slot.client for slot in self._slots_of(order)}
-        doubled = len(set(counted) | set(failed)) < len(counted) + len(failed)
+        named = [*counted, *failed, *awaiting]
+        strangers = set(named) - {slot.client for slot in self._slots_of(order)}
+        doubled = len(set(named)) < len(named)
         if strangers or doubled:
             raise IllegalState(
                 f"The report of {child} for order {order_id} names "
@@ -182,6 +209,8 @@ class Collection:
             )
         del self.orders[order_id]
         told = dict.fromkeys(failed, SlotState.FAILED) | dict.fromkeys(counted, SlotState.COUNTED)
+        for client in awaiting:
+            told[client] = SlotState.OPEN if self.slots[client].returned else SlotState.AWAITING
         late = []
         for slot in self._slots_of(order):
             if slot.client in told:
@@ -223,10 +252,10 @@ class Collection:
         return to_close
 
     def reopen(self) -> list[str]:
-        """Open failed and late slots for another attempt; return the clients whose failure is forgotten."""
+        """Open failed, late and awaiting slots for another attempt; return the clients whose failure is forgotten."""
         forgotten = [slot.client for slot in self.slots.values() if slot.state is SlotState.FAILED]
         for slot in self.slots.values():
-            if slot.state in {SlotState.FAILED, SlotState.LATE}:
+            if slot.state in {SlotState.FAILED, SlotState.LATE, SlotState.AWAITING}:
                 self._turn(slot, SlotState.OPEN, None)
         return forgotten
 
@@ -256,6 +285,7 @@ class Collection:
             failed=by_state[SlotState.FAILED],
             late=by_state[SlotState.LATE],
             open=by_state[SlotState.OPEN] + by_state[SlotState.ASKED],
+            awaiting=by_state[SlotState.AWAITING],
         )
 
     @property
@@ -266,8 +296,9 @@ class Collection:
 
     @property
     def answered(self) -> bool:
-        """Whether nobody is left who could still answer and all reports are in."""
-        return not self.orders and not self._tally[SlotState.OPEN]
+        """Whether nobody is left who could still answer, or has to be waited for, and all reports are in."""
+        waits = self._tally[SlotState.AWAITING] > 0 and self._tally[SlotState.COUNTED] < self.needed
+        return not self.orders and not self._tally[SlotState.OPEN] and not waits
 
     @property
     def only_missing_left(self) -> bool:

@@ -102,7 +102,7 @@ class SessionConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientContribution:
-    """What one client gave to a round. ``status``: counted, failed, late or open.
+    """What one client gave to a round. ``status``: counted, failed, awaiting, late or open.
 
     ``staleness``: by how many rounds the model that it was trained from was older than the newest.
     """
@@ -123,7 +123,8 @@ class ClientContribution:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundView:
     """One round. ``seconds``: from selecting to committed; ``phases``: seconds by phase. ``updates``: counted;
-    ``failed``: clients that answered with a failure; ``late``: asked and neither, when the round closed.
+    ``failed``: clients that answered with a failure; ``awaiting``: clients whose site does not take the work yet;
+    ``late``: asked and nothing of these, when the round closed.
     ``metrics``: means over the validations, weighted by their examples; ``train_metrics``: over the updates.
     """
 
@@ -137,6 +138,7 @@ class RoundView:
     model: str | None
     metrics: Mapping[str, float]
     train_metrics: Mapping[str, float]
+    awaiting: int = 0
     clients: tuple[ClientContribution, ...] = ()
 
 

@@ -20,6 +20,7 @@ from runnel.common.protocol import (
     Hello,
     LogLines,
     Member,
+    NodeKind,
     Progress,
     Released,
     Report,
@@ -45,7 +46,11 @@ log = structlog.get_logger()
 
 _STALLED_PAUSE_S = 10.0
 _AWAY_PAUSE_S = 1.0  # transactions wait for the database by themselves
-_SETTLEMENTS = {SlotState.COUNTED: Settlement.COUNTED, SlotState.FAILED: Settlement.DISCARDED}
+_SETTLEMENTS = {
+    SlotState.COUNTED: Settlement.COUNTED,
+    SlotState.FAILED: Settlement.DISCARDED,
+    SlotState.AWAITING: Settlement.DISCARDED,
+}
 
 
 class Engine:
@@ -330,7 +335,7 @@ class Engine:
             for key in member.holding:
                 await self._reconcile(member.name, key)
         for runner in self._runners.values():
-            runner.roster_changed()
+            runner.arrived([member.name for member in members if member.kind is NodeKind.CLIENT])
 
     async def _left(self, names: list[str]) -> None:
         if not names:

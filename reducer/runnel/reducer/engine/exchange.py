@@ -16,6 +16,7 @@ from runnel.common.crash_points import CrashPoint, reach
 from runnel.common.errors import IllegalState, Unreachable
 from runnel.common.payload_limits import require_fitting_payload
 from runnel.common.protocol import (
+    WAITING,
     Assignment,
     BlobRef,
     Cancel,
@@ -23,6 +24,7 @@ from runnel.common.protocol import (
     Downward,
     Gather,
     NodeKind,
+    Outcome,
     PayloadKind,
     Progress,
     Released,
@@ -77,6 +79,7 @@ class Exchange:
         blobs: where the global model lies.
         wake: is called after each change, so that who waits looks again.
         show: tells people how far the work is; None: as the collection counts.
+        aside: clients whose site does not take the work of this session yet, and why; kept up here.
     """
 
     def __init__(
@@ -89,7 +92,9 @@ class Exchange:
         blobs: Blobs,
         wake: Callable[[], None],
         show: Callable[[], None] | None = None,
+        aside: dict[str, str] | None = None,
     ) -> None:
+        self._aside = {} if aside is None else aside
         self.collection = collection
         self.position = position
         self._network = network
@@ -133,7 +138,7 @@ class Exchange:
             for client in known:
                 self.collection.progressed(progress.order_id, client, progress.stage)
                 self.collection.heard(client, progress.detail)
-                self.stages[client] = progress.detail or progress.stage.value
+                self.stages[client] = WAITING.get(progress.detail, progress.detail) or progress.stage.value
             self._show()
             self._wake()
 
@@ -143,6 +148,10 @@ class Exchange:
         if order is not None and order.child == child:
             self.collection.released(released.order_id, released.clients)
             self._wake()
+
+    def arrived(self, client: str) -> None:
+        """A client attached anew, wherever."""
+        self.collection.arrived(client)
 
     def refused(self, order_id: str) -> None:
         """The report of an order can't be used: give the order up, and count its clients as failed here."""
@@ -204,7 +213,7 @@ class Exchange:
                 await asyncio.to_thread(payload.unlink, missing_ok=True)
             raise
         counted = [o.client for o in report.outcomes if o.failure is None]
-        failed = [o.client for o in report.outcomes if o.failure is not None]
+        unable = [o.client for o in report.outcomes if o.failure is not None]
         reach(CrashPoint.REPORT_RECEIVED)
         self._entering += 1
         try:
@@ -225,19 +234,28 @@ class Exchange:
         reach(CrashPoint.REPORT_COMMITTED)
         self._network.unregister([report.order_id])
         self.settle(counted, Settlement.COUNTED)
-        self.settle(failed, Settlement.DISCARDED)
+        self.settle(unable, Settlement.DISCARDED)
         for outcome in report.outcomes:
-            self.stages[outcome.client] = "failed" if outcome.failure else "counted"
-        log.debug("report", key=str(report.key), child=child, counted=len(counted), failed=len(failed), late=len(late))
+            self._note(outcome)
+        log.debug("report", key=str(report.key), child=child, counted=len(counted), failed=len(unable), late=len(late))
         if payload is not None and report.payload_kind is PayloadKind.NONE:
             await asyncio.to_thread(payload.unlink, missing_ok=True)  # it was found bad, and is its client's failure
         self._show()
         self._wake()
 
+    def _note(self, outcome: Outcome) -> None:
+        """Remember what became of a client's work, and whether its site takes any."""
+        waits = "" if outcome.failure is None else WAITING.get(outcome.failure.code, "")
+        self.stages[outcome.client] = waits or ("failed" if outcome.failure else "counted")
+        self._aside.pop(outcome.client, None)
+        if waits and self.collection.slots[outcome.client].state is SlotState.AWAITING:
+            self._aside[outcome.client] = waits
+
     async def _enter(self, report: Report, child: str, payload: Path | None) -> list[str]:
         """Write a report into the ledger; the clients that it left out are late."""
         counted = [o.client for o in report.outcomes if o.failure is None]
-        failed = {o.client: o.failure for o in report.outcomes if o.failure is not None}
+        unable = {o.client: o.failure for o in report.outcomes if o.failure is not None}
+        awaiting = [client for client, failure in unable.items() if failure.code in WAITING]
         counted_in = None
         async with self._journal.transaction() as tx:
             if self._buffered:
@@ -245,9 +263,9 @@ class Exchange:
             await ledger.note_outcomes(tx.session, report.key, report.order_id, report.outcomes, counted_in)
             if payload is not None and report.payload_kind is not PayloadKind.NONE:
                 await ledger.add_partial(tx.session, report, child, payload.name, counted_in)
-            for client, failure in failed.items():
+            for client, failure in unable.items():
                 await tx.record(
-                    "client.failed",
+                    "client.awaiting" if failure.code in WAITING else "client.failed",
                     self.position.organisation,
                     self.position.session_id,
                     client=client,
@@ -258,7 +276,8 @@ class Exchange:
                 )
             await tx.session.flush()
             # Last before the commit: the order may have died meanwhile, then this refuses and nothing is written.
-            return self.collection.reported(report.order_id, child, counted, list(failed))
+            failed = [client for client in unable if client not in awaiting]
+            return self.collection.reported(report.order_id, child, counted, failed, awaiting)
 
     # ---- what goes down
 
@@ -376,6 +395,7 @@ class Exchange:
                 "asked": counts.asked,
                 "counted": counts.counted + counts.noted,
                 "failed": counts.failed,
+                "awaiting": counts.awaiting,
                 "stages": dict(self.stages),
             },
         )

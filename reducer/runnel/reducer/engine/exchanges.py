@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from runnel.common.protocol import AssignmentKey, BlobRef, Work
 from runnel.reducer.domain.collection import Collection, SlotState
@@ -45,6 +45,7 @@ class Exchanges:
         self._wake = wake
         self._under_way: dict[AssignmentKey, Exchange] = {}
         self._updates = 0  # in the buffer
+        self._aside: dict[str, str] = {}
 
     def __iter__(self) -> Iterator[Exchange]:
         return iter(list(self._under_way.values()))
@@ -60,13 +61,46 @@ class Exchanges:
         at_work = (SlotState.OPEN, SlotState.ASKED, SlotState.NOTED)
         return {client for each in self for client in each.collection.clients_in(*at_work)}
 
+    def aside(self) -> dict[str, str]:
+        """Return the clients whose site does not take the work of this session yet, and why."""
+        return dict(self._aside)
+
+    def willing(self) -> list[str]:
+        """Return the attached clients that may be asked, sorted."""
+        attached = self._network.clients(self._position.organisation)
+        return [client for client in attached if client not in self._aside]
+
+    def show_willing(self) -> None:
+        """Tell people how many clients there are while the round waits for enough of them."""
+        self._journal.show(
+            self._position.session_id,
+            self._position.organisation,
+            {
+                "round": self._position.round,
+                "work": "select",
+                "asked": self._position.config.min_clients,
+                "counted": len(self.willing()),
+                "failed": 0,
+                "awaiting": len(self._aside),
+                "stages": self.aside(),
+            },
+        )
+
+    def arrived(self, clients: Iterable[str]) -> None:
+        """Ask again those whose site did not take the work: they attach anew when that has changed."""
+        for client in clients:
+            self._aside.pop(client, None)
+            for exchange in self:
+                exchange.arrived(client)
+
     async def open(self, key: AssignmentKey) -> Exchange:
         """Take over the slots of the present phase, or of an earlier round's training, as they are stored."""
         if (exchange := self._under_way.get(key)) is not None:
             return exchange
         position = dataclasses.replace(self._position)
         buffers = position.buffered is not None and key.work is Work.TRAIN
-        collection = Collection(key=key, wanted=None, new_order_id=self._new_order_id, singly=buffers)
+        needed = position.config.min_clients if key.work is Work.TRAIN else 0
+        collection = Collection(key=key, wanted=None, new_order_id=self._new_order_id, singly=buffers, needed=needed)
         async with self._journal.database.read() as tx:
             stored = await ledger.slot_states(tx, key)
             collection.restore({client: SlotState(state) for client, state in stored.items()})
@@ -84,6 +118,7 @@ class Exchanges:
             blobs=self._blobs,
             wake=self._wake,
             show=self._show_buffer if buffers else None,
+            aside=self._aside,
         )
         self._under_way[key] = exchange
         return exchange
@@ -145,6 +180,7 @@ class Exchanges:
                 "asked": self._position.config.buffer,
                 "counted": self._updates,
                 "failed": sum(each.collection.counts.failed for each in self),
+                "awaiting": len(self._aside),
                 "stages": {client: stage for each in self for client, stage in each.stages.items()},
             },
         )

@@ -100,6 +100,11 @@ class SessionRunner:
         """Somebody came or went."""
         self._wake.set()
 
+    def arrived(self, clients: Iterable[str]) -> None:
+        """Clients attached, for the first time or anew."""
+        self._exchanges.arrived(clients)
+        self._wake.set()
+
     def child_gone(self, child: str) -> None:
         """A directly attached node detached."""
         for exchange in self._exchanges:
@@ -211,24 +216,14 @@ class SessionRunner:
             await self._exchanges.call_off_stale(self._buffer_rule.max_staleness)
         deadline = time.monotonic() + position.config.round_timeout_s
         while (chosen := self._draw(position.round)) is None:
-            attached = len(self._network.clients(position.organisation))
-            self._journal.show(
-                self.session_id,
-                position.organisation,
-                {
-                    "round": position.round,
-                    "work": "select",
-                    "asked": position.config.min_clients,
-                    "counted": attached,
-                    "failed": 0,
-                    "stages": {},
-                },
-            )
+            self._exchanges.show_willing()
             if not await self._woken(deadline):
+                attached, aside = len(self._network.clients(position.organisation)), self._exchanges.aside()
                 raise NotEnoughClients(
                     f"Round {position.round} could not begin: {attached} clients are attached after"
                     f" {position.config.round_timeout_s:g} s, and the session wants at least"
-                    f" {position.config.min_clients}.",
+                    f" {position.config.min_clients}."
+                    + "".join(f"\n  {client}: {why}" for client, why in sorted(aside.items())[:5]),
                     hint="Start clients (`runnel client`), look at `runnel node list`, then `runnel session resume`.",
                     session=self.session_id,
                 )
@@ -236,7 +231,7 @@ class SessionRunner:
 
     def _draw(self, number: int) -> list[str] | None:
         position = self.position
-        attached = self._network.clients(position.organisation)
+        attached = self._exchanges.willing()
         return select_clients(position.config, number, attached, position.seed, busy=self._exchanges.busy())
 
     def _key(self, work: Work, number: int | None = None) -> AssignmentKey:
@@ -308,6 +303,7 @@ class SessionRunner:
                 attempt=attempt + 1,
                 counted=counts.counted,
                 failed=counts.failed,
+                awaiting=counts.awaiting,
                 late=counts.late + counts.open,
             )
         pause = time.monotonic() + RETRY_PAUSE_S * (attempt + 1)
@@ -324,7 +320,8 @@ class SessionRunner:
         return NotEnoughClients(
             f"Round {collection.key.round} has {counts.counted} of at least {self.position.config.min_clients} updates"
             f" after {attempts} {'attempt' if attempts == 1 else 'attempts'}"
-            f" ({counts.failed} failed, {counts.late + counts.open} did not answer)."
+            f" ({counts.failed} failed, {counts.late + counts.open} did not answer"
+            + (f", {counts.awaiting} wait for their site)." if counts.awaiting else ").")
             + ("".join(f"\n  {line}" for line in failures[:5])),
             hint=f"See `runnel session logs {self.session_id}`, then `runnel session resume {self.session_id}`.",
             session=self.session_id,
@@ -406,7 +403,8 @@ class SessionRunner:
                 # Whoever was asked to train, is here now and has nothing else to do is asked to validate.
                 counting = {each.client for each in counted}
                 trained = counting.union(await ledger.slot_states(tx.session, asked_for))
-                here = {c for c in trained - self._exchanges.busy() if self._network.roster.route(c) is not None}
+                idle = trained - self._exchanges.busy() - self._exchanges.aside().keys()
+                here = {c for c in idle if self._network.roster.route(c) is not None}
                 await ledger.add_slots(tx.session, self._key(Work.VALIDATE), here or counting)
                 return ()
             row.model_id = model_id

@@ -44,7 +44,7 @@ class Contribution(BaseModel):
 
     client: str
     work: str
-    status: str = Field(description="counted, failed, late or open")
+    status: str = Field(description="counted, failed, awaiting (its site does not take the work yet), late or open")
     weight: float | None
     metrics: dict[str, float]
     extra: dict[str, Any]
@@ -72,6 +72,7 @@ class Round(BaseModel):
     updates: int = Field(description="Updates that were counted.")
     late: int = Field(description="Clients that were asked and gave nothing before the round closed.")
     failed: int = Field(description="Clients that answered with a failure.")
+    awaiting: int = Field(description="Clients whose site does not take the work yet, or has to approve the package.")
     model: str | None
     metrics: dict[str, float] = Field(description="Means over the validations, weighted by their examples.")
     train_metrics: dict[str, float] = Field(description="Means over the updates, weighted by their examples.")

@@ -13,7 +13,7 @@ from sqlalchemy import ColumnElement, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from runnel.common.errors import IllegalState, InvalidInput
-from runnel.common.protocol import AssignmentKey, LogLines, Outcome, Report, Work
+from runnel.common.protocol import WAITING, AssignmentKey, LogLines, Outcome, Report, Work
 from runnel.reducer.domain.values import (
     ClientContribution,
     LogView,
@@ -70,6 +70,7 @@ def _round_view(row: RoundRow, states: Mapping[str, int], clients: tuple[ClientC
         updates=states.get("counted", 0),
         late=states.get("late", 0),
         failed=states.get("failed", 0),
+        awaiting=states.get("awaiting", 0),
         model=row.model_id,
         metrics=row.metrics,
         train_metrics=row.train_metrics,
@@ -241,7 +242,7 @@ async def note_outcomes(
                 order_id=order_id,
             )
         failure = outcome.failure
-        stored[outcome.client] = "counted" if failure is None else "failed"
+        stored[outcome.client] = "counted" if failure is None else "awaiting" if failure.code in WAITING else "failed"
         noted.append(
             _slot(key, outcome.client)
             | {

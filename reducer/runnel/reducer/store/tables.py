@@ -207,7 +207,7 @@ class SlotRow(Base):
     round: Mapped[int] = mapped_column(Integer, primary_key=True)
     work: Mapped[str] = mapped_column(String(16), primary_key=True)
     client: Mapped[str] = mapped_column(String(64), primary_key=True)
-    state: Mapped[str] = mapped_column(String(16))  # open, counted, failed, late
+    state: Mapped[str] = mapped_column(String(16))  # open, counted, failed, awaiting, late
     order_id: Mapped[str | None] = mapped_column(String(32))  # of the report that counted it
     counted_in: Mapped[int | None]  # round whose model it is part of; with a buffer it may be a later one
     weight: Mapped[float | None] = mapped_column(Float)

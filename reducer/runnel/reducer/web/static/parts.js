@@ -8,7 +8,7 @@ export function status(word) {
 }
 
 const STATUSES = new Set([
-  "running", "finished", "stopped", "failed", "attached", "away", "counted", "late", "open", "committed", "revoked",
+  "running", "finished", "stopped", "failed", "attached", "away", "counted", "awaiting", "late", "open", "committed", "revoked",
   "expired", "valid",
 ]);
 

@@ -2,7 +2,7 @@
 
 import { h } from "./dom.js";
 import { plural } from "./format.js";
-import { STAGES } from "./state.js";
+import { lookOf } from "./state.js";
 
 const HUB = { width: 156, height: 52 };
 const CHIP = { width: 118, height: 40, gap: 8 };
@@ -161,7 +161,7 @@ export function picture({ nodes, doing, reducerDoes, width }) {
 
 function works(doing, client) {
   const stage = doing.get(client.name)?.stage;
-  return stage !== undefined && stage !== "counted" && stage !== "failed";
+  return stage !== undefined && !["counted", "failed", "awaiting"].includes(lookOf(stage));
 }
 
 function drawHub({ hub, x, y, width }, reducerDoes) {
@@ -190,7 +190,7 @@ function drawGroup(each, index, doing) {
 
 function drawClient({ node, named, x, y, width }, away, doing) {
   const stage = away ? "away" : (doing.get(node.name)?.stage ?? "idle");
-  const look = STAGES.includes(stage) || stage === "idle" || stage === "away" ? stage : "running";
+  const look = stage === "idle" || stage === "away" ? stage : lookOf(stage);
   const title = h("title", null, `${node.name}: ${away ? `${node.kind}, away` : stage}`);
   const key = `client ${node.name}`;
   if (!named) {

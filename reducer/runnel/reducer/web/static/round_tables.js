@@ -17,8 +17,10 @@ const METRICS_SHOWN = 3;
 export function roundsTable(session, rounds, chosen) {
   const names = metricNames(session.rounds, session).slice(0, METRICS_SHOWN);
   const longest = Math.max(...rounds.map((round) => total(round.phases)));
+  const waits = rounds.some((round) => round.awaiting);
   const columns = [
     { name: "Round" }, { name: "Updates", class: "number" }, { name: "Late", class: "number" }, { name: "Failed", class: "number" },
+    ...(waits ? [{ name: "Awaiting", class: "number" }] : []),
     ...names.map((name) => ({ name, class: "number" })),
     { name: "Seconds", class: "number" }, { name: "By phase" }, { name: "Model" },
   ];
@@ -30,6 +32,7 @@ export function roundsTable(session, rounds, chosen) {
       count(round.updates),
       count(round.late, "late"),
       count(round.failed, "failed"),
+      waits ? count(round.awaiting, "late") : null,
       names.map((name) => h("td", { class: "number" }, number(round.metrics[name]))),
       h("td", { class: "number" }, seconds(round.seconds)),
       h("td", null, bar(round.phases, PHASES, longest)),

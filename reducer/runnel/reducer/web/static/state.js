@@ -2,6 +2,13 @@
 
 const ACTIVITY_KEPT = 60;
 export const STAGES = ["preparing", "fetching", "running", "pushing", "counted", "failed"];
+const WAITING = new Set(["awaiting approval", "outside hours"]); // a site that does not take the work yet
+
+/** How a stage is drawn: by its own colour, that of waiting, or, when it is told in words, that of running. */
+export function lookOf(stage) {
+  return STAGES.includes(stage) ? stage : WAITING.has(stage) ? "awaiting" : "running";
+}
+
 export const PHASES = ["selecting", "training", "reducing", "validating"];
 const TOLD_BY_OTHERS = new Set(["session.phase", "progress", "model.removed"]);
 

@@ -88,7 +88,7 @@ function stages() {
   return h(
     "ul",
     { class: "legend", "aria-label": "Colours of the picture" },
-    ["idle", "preparing", "fetching", "running", "pushing", "counted", "failed"].map((stage) =>
+    ["idle", "preparing", "fetching", "running", "pushing", "counted", "failed", "awaiting"].map((stage) =>
       h("li", { key: stage }, h("span", { class: `swatch stage-${stage}` }), stage),
     ),
   );
@@ -123,9 +123,11 @@ function told(state, { kind, session, data }) {
     "session.ended": () => [link, ` ${data.status}`, data.reason ? `: ${data.reason}` : ""],
     "round.committed": () => [link, ` committed round ${data.round}: ${data.updates} updates, ${data.late} late, ${data.failed} failed`],
     "round.retried": () => [link, ` opened round ${data.round} again: ${data.failed} failed, ${data.late} did not answer`],
+    "client.awaiting": () => [`${data.client}'s site does not take the work of `, link, ` yet`, failureOf(data)],
     "client.failed": () => [`${data.client} failed in `, link, failureOf(data)],
     "node.attached": () => `${data.name} attached`,
     "node.left": () => `${data.name} left`,
+    "package.signed": () => `package ${String(data.digest).slice(0, 12)} was signed by the key ${data.key_id}`,
     "package.added": () => `package ${data.name || String(data.digest).slice(0, 12)} was added`,
     "model.added": () => `model ${data.model} was added`,
     "token.created": () => `a token of the role ${data.role} was made${data.name ? ` for ${data.name}` : ""}`,

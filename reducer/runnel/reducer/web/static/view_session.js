@@ -5,12 +5,12 @@ import { LogLines } from "./log_lines.js";
 import { download, facts, modelLink, pending, status } from "./parts.js";
 import { Resource } from "./resources.js";
 import { clientsTable, roundsTable } from "./round_tables.js";
-import { committed, metricNames, STAGES } from "./state.js";
+import { committed, lookOf, metricNames, STAGES } from "./state.js";
 
 const ROUNDS_SHOWN = 25;
 const ROUND_CHOICES = 500;
-const MAKES_LOG = new Set(["progress", "session.phase", "round.committed", "client.failed", "session.ended"]);
-const CHANGES_CLIENTS = new Set(["round.committed", "client.failed", "session.ended", "round.retried"]);
+const MAKES_LOG = new Set(["progress", "session.phase", "round.committed", "client.failed", "client.awaiting", "session.ended"]);
+const CHANGES_CLIENTS = new Set(["round.committed", "client.failed", "client.awaiting", "session.ended", "round.retried"]);
 
 /** One session: how it goes, what came of each round, who gave what, what was written. */
 export class SessionView {
@@ -264,7 +264,7 @@ function byStage({ stages }) {
       h(
         "li",
         { key: stage },
-        h("span", { class: `swatch stage-${STAGES.includes(stage) ? stage : "running"}` }),
+        h("span", { class: `swatch stage-${lookOf(stage)}` }),
         h("strong", null, stage),
         ` ${clients.sort().slice(0, 8).join(", ")}${clients.length > 8 ? ` and ${clients.length - 8} more` : ""}`,
       ),
