@@ -16,6 +16,8 @@ import pytest
 from runnel.cli.main import main
 from runnel.client.audit import AUDIT_FILE, AuditLog
 from runnel.compute_package import new_key, pack, public_key_text, sign
+from runnel.reducer.domain.selection import select_clients
+from runnel.reducer.domain.values import SessionConfig
 from tests.doubles.said import Said
 from tests.eventually import eventually
 from tests.network.local_network import ADD_CONSTANT, LocalNetwork, network, write_package
@@ -120,7 +122,14 @@ async def test_rounds_go_on_without_a_site_that_waits_and_ask_it_no_more(tmp_pat
     async with network(tmp_path, combiners=1, clients=1) as running:
         await running.start_client("site-2", step=3.0, policy=policy)
         package = await running.push_package(write_package(tmp_path / "p"))
-        session = await running.start_session(package, await running.push_model(SEED), rounds=1000)
+        seed = await running.push_model(SEED)
+        one = SessionConfig(rounds=1, sample=1)
+        drawn = next(n for n in range(99) if select_clients(one, 1, ["site-1", "site-2"], n) == ["site-2"])
+        session = await running.start_session(package, seed, rounds=1, sample=1, random_seed=drawn, retries=0)
+        (only,) = (await running.until_ended(session))["rounds"]
+        assert (only["updates"], only["awaiting"]) == (1, 1), "another was asked in its place"
+
+        session = await running.start_session(package, seed, rounds=1000)
         await running.until_round(session, 3)
         view = await running.session(session)
         first, second, third = view["rounds"][:3]
@@ -171,8 +180,10 @@ async def test_signed_packages_run_and_forged_signatures_do_not(tmp_path: Path, 
         assert digest == packed.ref.sha256
         signature = sign(digest, tmp_path / "ada")
         body = {"public_key": ada, "signature": signature.signature.hex()}
+        session = await running.start_session(digest, seed, rounds=1)
+        assert "it is not signed" in (await until_status(running, session, "awaiting"))["error"]
         (await running.http.post(f"/packages/{digest}/signatures", json=body)).raise_for_status()
-        view = await running.until_ended(await running.start_session(digest, seed, rounds=1))
+        view = await running.until_ended(session)
         assert view["status"] == "finished", view["reason"]
         assert {each["signer"] for each in site.audit("run.started")} == {"ada"}
 

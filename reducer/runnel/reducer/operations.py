@@ -13,6 +13,7 @@ from typing import Any
 from runnel.common.errors import IllegalState, Unauthenticated
 from runnel.common.ids import new_id, new_secret
 from runnel.common.protocol import BlobRef, NodeKind, PackageSignature
+from runnel.compute_package import signature_of
 from runnel.reducer.authority import INITIATORS, OPERATORS, READERS, realm, require, require_realm
 from runnel.reducer.domain.session_rules import check_config
 from runnel.reducer.domain.values import (
@@ -117,7 +118,10 @@ class Operations:
     async def sign_package(self, caller: Caller, digest: str, signature: PackageSignature) -> PackageView:
         """Store who vouches for a package."""
         require(caller, INITIATORS)
-        return await self._uploads.sign_package(caller.organisation, digest, signature)
+        view = await self._uploads.sign_package(caller.organisation, digest, signature)
+        signatures = tuple(signature_of(each.public_key, each.signature) for each in view.signatures)
+        self._engine.signed(caller.organisation, view.digest, signatures)
+        return view
 
     async def packages(self, caller: Caller, cursor: str | None, limit: int) -> Page[PackageView]:
         """List packages, newest first."""

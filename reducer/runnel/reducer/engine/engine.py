@@ -21,6 +21,7 @@ from runnel.common.protocol import (
     LogLines,
     Member,
     NodeKind,
+    PackageSignature,
     Progress,
     Released,
     Report,
@@ -175,6 +176,13 @@ class Engine:
         runner = self._runners.get(session_id)
         if runner is not None:
             runner.set_rounds(rounds)
+
+    def signed(self, organisation: str, digest: str, signatures: tuple[PackageSignature, ...]) -> None:
+        """Let running sessions of a package know who vouches for it now."""
+        for runner in self._runners.values():
+            position = runner.position
+            if (position.organisation, position.package.sha256) == (organisation, digest):
+                runner.signed(signatures)
 
     @property
     def running(self) -> int:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 from collections.abc import Callable, Iterable, Iterator
 
-from runnel.common.protocol import AssignmentKey, BlobRef, Work
+from runnel.common.protocol import AssignmentKey, BlobRef, PackageSignature, Work
 from runnel.reducer.domain.collection import Collection, SlotState
 from runnel.reducer.engine.exchange import Exchange, Network
 from runnel.reducer.engine.position import Position
@@ -92,6 +93,29 @@ class Exchanges:
             self._aside.pop(client, None)
             for exchange in self:
                 exchange.arrived(client)
+
+    async def replace_waiting(self, exchange: Exchange) -> None:
+        """Ask others in place of those whose site does not take the work, as far as too few are left without them."""
+        collection, position = exchange.collection, self._position
+        counts = collection.counts
+        able = counts.asked - counts.awaiting - counts.failed - counts.late
+        missing = collection.needed - able
+        if not counts.awaiting or missing <= 0:
+            return
+        spare = [client for client in self.willing() if client not in collection.slots]
+        draw = random.Random(f"{position.seed}/{position.round}/{counts.asked}")  # noqa: S311
+        chosen = draw.sample(spare, min(missing, len(spare)))
+        if chosen:
+            async with self._journal.transaction() as tx:
+                await ledger.open_slots(tx.session, collection.key, chosen)
+            collection.invite(chosen)
+            self._wake()
+
+    def signed(self, signatures: tuple[PackageSignature, ...]) -> None:
+        """Somebody vouches for the package: that may be what a site waits for."""
+        for exchange in self:
+            exchange.position.signatures = signatures
+        self.arrived(list(self._aside))
 
     async def open(self, key: AssignmentKey) -> Exchange:
         """Take over the slots of the present phase, or of an earlier round's training, as they are stored."""

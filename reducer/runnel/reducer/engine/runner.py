@@ -17,7 +17,7 @@ import structlog
 from runnel.common.aggregation import weighted_mean_metrics
 from runnel.common.crash_points import CrashPoint, reach
 from runnel.common.errors import NotEnoughClients, NotFound, RunnelError, StorageFull, Unreachable
-from runnel.common.protocol import AssignmentKey, BlobRef, Work
+from runnel.common.protocol import AssignmentKey, BlobRef, PackageSignature, Work
 from runnel.reducer.domain.collection import Collection, SlotState
 from runnel.reducer.domain.selection import select_clients, wanted_updates
 from runnel.reducer.domain.values import SessionStatus
@@ -103,6 +103,11 @@ class SessionRunner:
     def arrived(self, clients: Iterable[str]) -> None:
         """Clients attached, for the first time or anew."""
         self._exchanges.arrived(clients)
+        self._wake.set()
+
+    def signed(self, signatures: tuple[PackageSignature, ...]) -> None:
+        """Somebody vouches for the session's package."""
+        self._exchanges.signed(signatures)
         self._wake.set()
 
     def child_gone(self, child: str) -> None:
@@ -250,8 +255,13 @@ class SessionRunner:
         exchange = await self._exchanges.open(self._key(Work.TRAIN))
         collection = exchange.collection
         collection.wanted = wanted_updates(config, len(collection.slots))
+
+        async def woken(until: float) -> None:
+            await self._woken(until)
+            await self._exchanges.replace_waiting(exchange)
+
         for attempt in range(config.retries + 1):
-            await exchange.collect(self._woken)
+            await exchange.collect(woken)
             if collection.counts.counted >= config.min_clients:
                 break
             if attempt < config.retries:
