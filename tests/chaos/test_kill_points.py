@@ -35,8 +35,12 @@ WHO = {
 UNFINISHED = {CrashPoint.BLOB_HALF_FETCHED, CrashPoint.UPDATE_HALF_KEPT}
 
 
+# What a round does not pass by itself, in a test of its own.
+ELSEWHERE = {CrashPoint.PACKAGE_UPDATED: "test_kill_points_versions.py"}
+
+
 def test_every_point_is_tried() -> None:
-    assert set(WHO) == set(CrashPoint)
+    assert WHO.keys() | ELSEWHERE.keys() == set(CrashPoint)
 
 
 @pytest.mark.parametrize(

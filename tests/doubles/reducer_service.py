@@ -137,6 +137,13 @@ class InMemoryReducer:
         self._packages[view.digest] = replace(view, signatures=(*view.signatures, signer))
         return self._packages[view.digest]
 
+    async def retire_package(self, caller: Caller, digest: str, *, undo: bool) -> PackageView:
+        self._may(caller, Role.OPERATOR, Role.INITIATOR)
+        self.effects.append("retire")
+        view = _one(self._packages, digest, "package")
+        self._packages[view.digest] = replace(view, retired_at=None if undo else NOW)
+        return self._packages[view.digest]
+
     async def packages(self, caller: Caller, cursor: str | None, limit: int) -> Page[PackageView]:
         return _page([*self._packages.values()][::-1], cursor, limit)
 
@@ -248,6 +255,13 @@ class InMemoryReducer:
         self.effects.append("extend")
         config = replace(view.config, rounds=view.config.rounds + rounds)
         self._sessions[view.session] = replace(view, config=config)
+        return self._sessions[view.session]
+
+    async def update_session(self, caller: Caller, session: str, package: str) -> SessionView:
+        self._may(caller, Role.OPERATOR, Role.INITIATOR)
+        self.effects.append("update")
+        view = _one(self._sessions, session, "session")
+        self._sessions[view.session] = replace(view, package=_one(self._packages, package, "package").digest)
         return self._sessions[view.session]
 
     async def session_logs(
@@ -370,6 +384,7 @@ class InMemoryReducer:
         made = RoundView(
             round=number,
             status="committed",
+            package=view.package,
             seconds=1.5,
             phases={"training": 1.0, "reducing": 0.2, "validating": 0.3},
             updates=2,

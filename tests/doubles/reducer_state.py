@@ -86,6 +86,15 @@ async def add_session(
     tx.add(row)
     await tx.flush()
     if round_number:
-        tx.add(RoundRow(session_id=session_id, number=round_number, status=phase.value, started_at=START, phases={}))
+        tx.add(
+            RoundRow(
+                session_id=session_id,
+                number=round_number,
+                status=phase.value,
+                package_digest=digest,
+                started_at=START,
+                phases={},
+            )
+        )
         await tx.flush()
     return row

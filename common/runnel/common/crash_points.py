@@ -34,6 +34,7 @@ class CrashPoint(Enum):
     SETTLED_RECEIVED = "settled-received"  # client: not yet forgotten
     MODEL_STORED = "model-stored"  # reducer: the new model is a file, nothing points to it
     ROUND_COMMITTED = "round-committed"  # reducer: nobody knows
+    PACKAGE_UPDATED = "package-updated"  # reducer: the session has another package, no round has begun with it
 
 
 _armed: CrashPoint | None = None

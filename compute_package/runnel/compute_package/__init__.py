@@ -7,6 +7,7 @@ All functions block; on an event loop call them through ``asyncio.to_thread``.
 """
 
 from runnel.compute_package.describe import Description, describe
+from runnel.compute_package.differences import FileDifference, PackageDifference, differences
 from runnel.compute_package.fedn_use import FednUse
 from runnel.compute_package.fedn_wheel import shim_digest, shim_source, write_shim_wheel
 from runnel.compute_package.manifest import Manifest, ManifestKind, read_manifest
@@ -30,12 +31,15 @@ from runnel.compute_package.unpack import UnpackLimits, unpack
 __all__ = [
     "Description",
     "FednUse",
+    "FileDifference",
     "Manifest",
     "ManifestKind",
+    "PackageDifference",
     "PackageFile",
     "Packed",
     "UnpackLimits",
     "describe",
+    "differences",
     "key_id",
     "new_key",
     "pack",

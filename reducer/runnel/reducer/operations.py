@@ -32,6 +32,7 @@ from runnel.reducer.domain.values import (
     TokenView,
 )
 from runnel.reducer.engine.engine import Engine, wait_for
+from runnel.reducer.package_versions import PackageVersions, taken_up
 from runnel.reducer.service import Caller
 from runnel.reducer.store import access, ledger, registry
 from runnel.reducer.store.blobs import Blobs
@@ -68,6 +69,7 @@ class Operations:
         self._insecure = insecure
         self._rpc_address = rpc_address
         self._uploads = uploads
+        self._versions = PackageVersions(journal)
         self._started_at = datetime.now(UTC)
 
     async def authenticate(self, bearer: str | None) -> Caller:
@@ -113,7 +115,7 @@ class Operations:
     async def add_package(self, caller: Caller, filename: str, body: AsyncIterator[bytes]) -> PackageView:
         """Store and check an archive."""
         require(caller, INITIATORS)
-        return await self._uploads.add_package(caller.organisation, filename, body)
+        return await self._uploads.add_package(caller.organisation, filename, body, by=caller.token_id)
 
     async def sign_package(self, caller: Caller, digest: str, signature: PackageSignature) -> PackageView:
         """Store who vouches for a package."""
@@ -122,6 +124,10 @@ class Operations:
         signatures = tuple(signature_of(each.public_key, each.signature) for each in view.signatures)
         self._engine.signed(caller.organisation, view.digest, signatures)
         return view
+
+    async def retire_package(self, caller: Caller, digest: str, *, undo: bool) -> PackageView:
+        """Let no new session be given a package, or again."""
+        return await self._versions.retire(caller, digest, undo=undo)
 
     async def packages(self, caller: Caller, cursor: str | None, limit: int) -> Page[PackageView]:
         """List packages, newest first."""
@@ -133,7 +139,7 @@ class Operations:
         """Return one package."""
         require(caller, READERS)
         async with self._journal.database.read() as tx:
-            return registry.package_view(await registry.find_package(tx, caller.organisation, digest))
+            return await registry.package_entry(tx, await registry.find_package(tx, caller.organisation, digest))
 
     @asynccontextmanager
     async def package_file(self, caller: Caller, digest: str) -> AsyncIterator[Path]:
@@ -181,7 +187,7 @@ class Operations:
         require(caller, INITIATORS)
         check_config(config)
         async with self._journal.transaction() as tx:
-            package_row = await registry.find_package(tx.session, caller.organisation, package)
+            package_row = await registry.usable_package(tx.session, caller.organisation, package)
             model_row = await registry.find_model(tx.session, caller.organisation, seed)
             await registry.require_file(tx.session, model_row)
             session_id = new_id("ses")
@@ -261,20 +267,29 @@ class Operations:
             self._engine.extend(view.session, wanted)
         return await self.session(caller, view.session)
 
+    async def update_session(self, caller: Caller, session: str, package: str) -> SessionView:
+        """Give a session another package for the rounds that have not begun."""
+        return await self.session(caller, await self._versions.update_session(caller, session, package))
+
     async def _go_on(self, caller: Caller, session_id: str, rounds: int) -> None:
         """Put an ended session back to where it goes on: its last validation, or the border of a round."""
         await wait_for(self._engine.stop(session_id))
         async with self._journal.transaction() as tx:
             row = await ledger.require_session(tx.session, session_id)
             current = await tx.session.get(RoundRow, (session_id, row.round))
-            committed = current is None or current.status == SessionStatus.COMMITTED.value
-            if not committed and current is not None and current.model_id is not None:
+            status = SessionStatus.COMMITTED if current is None else SessionStatus(current.status)
+            if status is SessionStatus.COMMITTED or status.ended:
+                phase = SessionStatus.SEEDED if row.round == 0 else SessionStatus.COMMITTED
+            elif current is not None and current.model_id is not None:
                 phase = SessionStatus.VALIDATING
             else:
-                phase = SessionStatus.SEEDED if row.round == 0 or not committed else SessionStatus.COMMITTED
-                if not committed:
+                phase = SessionStatus.SEEDED
+                if taken_up(row, current):
                     await ledger.forget_round(tx.session, session_id, row.round)
                     row.round -= 1
+                else:
+                    await ledger.give_round_up(tx.session, session_id, row.round, row.phase)
+                    rounds += 1  # what was asked for is models, and this round has none
             row.phase, row.reason, row.finished_at = phase.value, None, None
             row.config = {**row.config, "rounds": rounds}
             await tx.record("session.resumed", caller.organisation, session_id, rounds=rounds, by=caller.token_id)

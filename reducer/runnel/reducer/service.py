@@ -55,6 +55,9 @@ class ReducerService(Protocol):
     async def sign_package(self, caller: Caller, digest: str, signature: PackageSignature) -> PackageView:
         """Store who vouches for a package. Raises InvalidInput when it is not a signature of this package."""
 
+    async def retire_package(self, caller: Caller, digest: str, *, undo: bool) -> PackageView:
+        """Let no session be given a package any more, or again; those that have it go on."""
+
     async def packages(self, caller: Caller, cursor: str | None, limit: int) -> Page[PackageView]:
         """List packages, newest first."""
 
@@ -99,6 +102,9 @@ class ReducerService(Protocol):
     async def extend_session(self, caller: Caller, session: str, rounds: int) -> SessionView:
         """Add rounds; an ended session goes on."""
 
+    async def update_session(self, caller: Caller, session: str, package: str) -> SessionView:
+        """Give a session another package for the rounds that have not begun. Raises NotFound, Conflict (retired)."""
+
     async def session_logs(
         self,
         caller: Caller,
@@ -135,7 +141,9 @@ class ReducerService(Protocol):
         ``seq``: kind ``progress`` with ``{"round", "work", "asked", "counted", "failed", "stages": {client: stage}}``.
         Kinds of stored events: ``session.created``, ``session.phase`` (``{"phase", "round"}``), ``round.committed``
         (``data`` is the round as JSON), ``session.ended`` (``{"status", "reason"}``), ``client.failed``,
-        ``node.attached``, ``node.left``, ``package.added``, ``model.added``, ``model.removed`` (files of models that
+        ``session.updated`` (another package:
+        ``{"package", "previous", "from_round", "by"}``), ``node.attached``, ``node.left``, ``package.added``,
+        ``package.retired``, ``package.restored``, ``model.added``, ``model.removed`` (files of models that
         are no longer kept: ``{"models", "kept"}``), ``token.created``, ``token.revoked``.
         """
 

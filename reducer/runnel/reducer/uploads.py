@@ -36,8 +36,10 @@ class Uploads:
         self._max_package_bytes = max_package_bytes
         self._max_model_bytes = max_model_bytes
 
-    async def add_package(self, organisation: str, filename: str, body: AsyncIterator[bytes]) -> PackageView:
-        """Store and check an archive.
+    async def add_package(
+        self, organisation: str, filename: str, body: AsyncIterator[bytes], *, by: str = ""
+    ) -> PackageView:
+        """Store and check an archive that the token ``by`` brings.
 
         Raises:
             BadPackage, TooLarge, StorageFull: it is refused.
@@ -67,11 +69,12 @@ class Uploads:
                 name="" if known else described.manifest.name,
                 version="" if known else described.manifest.version,
                 manifest={} if known else manifest,
+                uploaded_by=by,
             )
             if new:
                 await self._require_blob(ref)
-                await tx.record("package.added", organisation, digest=row.digest, name=row.name)
-        return registry.package_view(row)
+                await tx.record("package.added", organisation, digest=row.digest, name=row.name, by=by)
+            return await registry.package_entry(tx.session, row)
 
     async def sign_package(self, organisation: str, digest: str, signature: PackageSignature) -> PackageView:
         """Store who vouches for a package. Whether to trust that key is for the sites to say.
@@ -90,7 +93,7 @@ class Uploads:
                     digest=row.digest,
                 )
             await tx.record("package.signed", organisation, digest=row.digest, key_id=key_id(signature.public_key))
-        return registry.package_view(row)
+            return await registry.package_entry(tx.session, row)
 
     async def add_model(self, organisation: str, body: AsyncIterator[bytes]) -> ModelView:
         """Store and check a seed model.

@@ -13,6 +13,7 @@ import typer
 
 from runnel.cli.client_settings import read_client_settings
 from runnel.cli.desk import Desk, command, group
+from runnel.cli.package_versions import add_versions
 from runnel.cli.signing_commands import add_signing
 from runnel.common.errors import InvalidInput
 
@@ -20,10 +21,12 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from runnel.client.rehearsal import Rehearsal
+    from runnel.sdk.values import Package
 
 app = group("Compute packages: make, try and share the code that travels to the data.")
 
 add_signing(app)
+add_versions(app)
 
 _LAST_LINES = 20
 
@@ -232,7 +235,8 @@ def show(
         _show_local(desk, path)
         return
     found = desk.network.packages.show(package)
-    entry_points = found.manifest.get("entry_points")
+    entry_points, needs = found.manifest.get("entry_points"), found.manifest.get("requirements")
+    files = [f"{file['name']} ({size(file['size_bytes'])})" for file in found.manifest.get("files", ())]
     desk.answer(
         found.raw,
         lambda: facts(
@@ -241,9 +245,14 @@ def show(
                 ("name", f"{found.name} {found.version}".rstrip()),
                 ("size", size(found.size_bytes)),
                 ("entry points", _entry_points(entry_points)),
+                ("requirements", needs or found.manifest.get("python_env") or "none: the client's own Python"),
+                ("files", "\n".join(files)),
                 ("signed by", "\n".join(f"{each.key_id}  {each.public_key}" for each in found.signatures) or "nobody"),
                 ("organisation", found.organisation),
-                ("pushed", when(found.created_at)),
+                ("pushed", _pushed(found)),
+                ("retired", when(found.retired_at) or None),
+                ("sessions", str(found.sessions)),
+                ("running", "\n".join(found.running_sessions) or None),
             ]
         ),
     )
@@ -273,12 +282,22 @@ def list_packages(desk: Desk) -> None:
     if desk.as_json:
         desk.write_json([package.raw for package in packages])
         return
-    made = table("digest", "name", "version", "size", "signed by", "pushed", right=("size",), fold=("name",))
+    columns = ("digest", "name", "version", "size", "signed by", "pushed", "sessions")
+    made = table(*columns, right=("size", "sessions"), fold=("name", "pushed"))
     for package in packages:
-        moment, held = when(package.created_at), size(package.size_bytes)
+        moment, held = _pushed(package), size(package.size_bytes)
+        if package.retired_at is not None:
+            moment += f", retired {when(package.retired_at)}"
         signers = ", ".join(each.key_id for each in package.signatures)
-        made.add_row(package.digest[:16], package.name, package.version, held, signers, moment)
+        sessions = str(package.sessions) + (f" ({running} run)" if (running := len(package.running_sessions)) else "")
+        made.add_row(package.digest[:16], package.name, package.version, held, signers, moment, sessions)
     desk.console.print(made)
+
+
+def _pushed(package: Package) -> str:
+    from runnel.cli.tables import when
+
+    return when(package.created_at) + (f" by {package.uploaded_by}" if package.uploaded_by else "")
 
 
 def _show_local(desk: Desk, path: Path) -> None:

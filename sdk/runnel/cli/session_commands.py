@@ -10,7 +10,7 @@ from runnel.cli.client_settings import read_client_settings
 from runnel.cli.desk import Desk, command, group
 from runnel.common.errors import InvalidInput
 
-app = group("Train: start, watch, show, stop, resume and extend sessions.")
+app = group("Train: start, watch, show, stop, resume, extend and update sessions.")
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="The session; 4 or more characters of its id will do.")]
 Watch = Annotated[bool, typer.Option("--watch", help="Stay and show how it goes; exit status 0 only if it finished.")]
@@ -202,6 +202,23 @@ def extend(
         _watch(desk, extended.session)
     else:
         _told(desk, extended)
+
+
+@command(app, "update")
+def update(
+    desk: Desk,
+    session: Id,
+    package: Annotated[
+        str, typer.Option("--package", metavar="FILE_OR_DIGEST", help="New compute package; a file is pushed first.")
+    ],
+) -> None:
+    """Give a session another package, from the next round that begins; the round under way keeps what it has."""
+    with desk.transfer("pushing") as progress:
+        updated = desk.network.sessions.update(session, package=package, progress=progress)
+    if desk.as_json:
+        desk.write_json(updated.raw)
+    else:
+        desk.say(f"{updated.session} runs package {updated.package[:16]} from the next round that begins.")
 
 
 @command(app, "logs")

@@ -156,6 +156,8 @@ def event_line(event: Event) -> str | None:
         return round_line(read(Round, data))
     if event.kind in {"client.failed", "client.awaiting"}:
         return failure_line(event)
+    if event.kind == "session.updated":
+        return f"package {str(data.get('package'))[:16]} from round {data.get('from_round')} on"
     if event.kind == "session.ended":
         return ended_line(str(event.session), str(data.get("status")), data.get("reason"))
     return None

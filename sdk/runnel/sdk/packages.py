@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 from runnel.common.protocol import PackageSignature
 from runnel.sdk.connection import Connection
-from runnel.sdk.paths import quoted
+from runnel.sdk.paths import file_given, quoted
 from runnel.sdk.transfers import Progress, download, push
 from runnel.sdk.values import Package, read
+
+if TYPE_CHECKING:
+    from runnel.compute_package import PackageDifference
 
 
 class Packages:
@@ -54,6 +59,33 @@ class Packages:
         """Return one package, by its digest or a prefix of 4 characters or more."""
         return read(Package, self._connection.get(f"packages/{quoted(digest)}"))
 
+    def retire(self, digest: str, *, undo: bool = False) -> Package:
+        """Let no session be given a package any more, or again with ``undo``; those that have it go on."""
+        return read(Package, self._connection.post(f"packages/{quoted(digest)}/retire", {"undo": undo}))
+
+    def diff(self, before: str | Path, after: str | Path) -> PackageDifference:
+        """Tell how a package differs from an earlier one; each is an archive or folder here, or a digest.
+
+        Stored ones are downloaded and compared here: the network compares nothing.
+        """
+        from runnel.compute_package import differences
+
+        with TemporaryDirectory(prefix="runnel-diff-", ignore_cleanup_errors=True) as folder:
+            return differences(*(self._here(each, Path(folder) / side) for each, side in _sides(before, after)))
+
+    def _here(self, package: str | Path, folder: Path) -> Path:
+        """Return where a package lies; a stored one is put into ``folder``, under its name."""
+        if Path(package).is_dir():
+            return Path(package)
+        found = file_given(package, what="package", make="")
+        if found is not None:
+            return found
+        folder.mkdir()
+        stored = self.show(str(package))
+        target = folder / f"{stored.name or stored.digest[:12]}.tar.gz"
+        self.get(stored.digest, target)
+        return target
+
     def get(self, digest: str, target: str | Path, *, progress: Progress | None = None) -> Package:
         """Download the archive to the file ``target``, whole and verified or not at all."""
         package = self.show(digest)
@@ -66,6 +98,10 @@ class Packages:
             progress=progress,
         )
         return package
+
+
+def _sides(before: str | Path, after: str | Path) -> tuple[tuple[str | Path, str], tuple[str | Path, str]]:
+    return (before, "before"), (after, "after")
 
 
 def beside(archive: Path) -> tuple[PackageSignature, ...]:

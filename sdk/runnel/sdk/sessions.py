@@ -1,4 +1,4 @@
-"""Sessions of a network: start, look, follow, stop, resume, extend."""
+"""Sessions of a network: start, look, follow, stop, resume, extend, update."""
 
 from __future__ import annotations
 
@@ -120,6 +120,24 @@ class Sessions:
     def extend(self, session: str | Session, rounds: int) -> Session:
         """Add rounds; an ended session goes on."""
         return read(Session, self._connection.post(f"{_path(session)}/extend", {"rounds": rounds}))
+
+    def update(self, session: str | Session, *, package: str | Path, progress: Progress | None = None) -> Session:
+        """Give a session another package, from the next round that begins.
+
+        The round under way keeps the package that it has, also when it is tried again. The model goes on as it is, so
+        the new package has to take and to give the same arrays.
+
+        Args:
+            session: which one.
+            package: an archive, which is pushed first, or the digest of one that was.
+            progress: told of the bytes that are pushed.
+
+        Raises:
+            Conflict: the package is retired.
+        """
+        archive = file_given(package, what="package", make=f"Pack it first: runnel package build {package}")
+        digest = str(package) if archive is None else self._packages.push(archive, progress=progress).digest
+        return read(Session, self._connection.post(f"{_path(session)}/update", {"package": digest}))
 
     def logs(
         self,

@@ -41,12 +41,14 @@ class Round:
     """One round. ``updates``: counted; ``late``: asked, but silent until it closed; ``seconds`` None until it ended.
 
     ``awaiting``: clients whose site does not take the work yet: it has to approve the package, or by its hours.
+    ``package``: digest of the compute package that it runs.
 
     ``metrics`` are means over the validations, ``train_metrics`` over the updates, both weighted by their examples.
     """
 
     round: int
     status: str
+    package: str
     seconds: float | None
     phases: Mapping[str, float]
     updates: int
@@ -62,7 +64,10 @@ class Round:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
-    """A session: ``status`` is running, finished, stopped or failed; ``model`` is the id of the newest model."""
+    """A session: ``status`` is running, finished, stopped or failed; ``model`` is the id of the newest model.
+
+    ``package``: digest of that of the rounds that have not begun.
+    """
 
     session: str
     name: str
@@ -97,7 +102,12 @@ class Signer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Package:
-    """A stored compute package; ``digest`` is the SHA-256 of its archive in hex."""
+    """A stored compute package; ``digest`` is the SHA-256 of its archive in hex.
+
+    ``uploaded_by``: name of the token that brought it, or its id. ``retired_at``: since when no session is given it;
+    None: sessions may be. ``sessions``: how many have it for their next round; ``running_sessions``: ids of those that
+    run.
+    """
 
     digest: str
     name: str
@@ -107,6 +117,10 @@ class Package:
     created_at: datetime
     manifest: Mapping[str, Any]
     signatures: tuple[Signer, ...]
+    uploaded_by: str | None
+    retired_at: datetime | None
+    sessions: int
+    running_sessions: tuple[str, ...]
     raw: Mapping[str, Any] = field(repr=False, compare=False)
 
 
@@ -223,6 +237,8 @@ def read(kind: type[V], document: Mapping[str, Any]) -> V:
 def _value(name: str, annotation: str, value: Any) -> Any:
     if annotation.startswith("datetime"):
         return None if value is None else datetime.fromisoformat(value)
+    if annotation.startswith("tuple[str"):
+        return tuple(value or ())
     if annotation.startswith("tuple"):
         kind: type[Any] = {"rounds": Round, "signatures": Signer}.get(name, Contribution)
         return tuple(read(kind, item) for item in value or ())

@@ -49,6 +49,10 @@ class SessionStatus(Enum):
         return self in {SessionStatus.FINISHED, SessionStatus.STOPPED, SessionStatus.FAILED}
 
 
+ENDED = tuple(status.value for status in SessionStatus if status.ended)
+"""The statuses of sessions in which nothing happens, as they are stored."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StopRule:
     """End the session when ``metric`` of a validated round compares so with ``threshold``."""
@@ -126,10 +130,12 @@ class RoundView:
     ``failed``: clients that answered with a failure; ``awaiting``: clients whose site does not take the work yet;
     ``late``: asked and nothing of these, when the round closed.
     ``metrics``: means over the validations, weighted by their examples; ``train_metrics``: over the updates.
+    ``package``: digest of the compute package that it runs.
     """
 
     round: int
     status: str
+    package: str
     seconds: float | None
     phases: Mapping[str, float]
     updates: int
@@ -144,7 +150,10 @@ class RoundView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionView:
-    """A session as its people see it. ``phase`` refines ``status`` while it runs; ``model``: the newest one's id."""
+    """A session as its people see it. ``phase`` refines ``status`` while it runs; ``model``: the newest one's id.
+
+    ``package``: digest of that of the rounds that have not begun; each round tells its own.
+    """
 
     session: str
     name: str
@@ -172,7 +181,12 @@ class SignerView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackageView:
-    """A compute package in the registry; ``digest`` is the SHA-256 of the archive."""
+    """A compute package in the registry; ``digest`` is the SHA-256 of the archive.
+
+    ``uploaded_by``: name of the token, or its id if it has none; None: not known. ``retired_at``: since when no session
+    is given it. ``sessions``: how many have it for their next round, ended ones too; ``running_sessions``: ids of those
+    that run.
+    """
 
     digest: str
     name: str
@@ -182,6 +196,10 @@ class PackageView:
     created_at: datetime
     manifest: Mapping[str, Any]
     signatures: tuple[SignerView, ...] = ()
+    uploaded_by: str | None = None
+    retired_at: datetime | None = None
+    sessions: int = 0
+    running_sessions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from runnel.reducer.engine.position import Position
 from runnel.reducer.store import ledger, registry
 from runnel.reducer.store.blobs import Blobs
 from runnel.reducer.store.journal import Journal
-from runnel.reducer.store.tables import PackageRow
+from runnel.reducer.store.tables import PackageRow, RoundRow
 
 
 class Exchanges:
@@ -128,8 +128,11 @@ class Exchanges:
         async with self._journal.database.read() as tx:
             stored = await ledger.slot_states(tx, key)
             collection.restore({client: SlotState(state) for client, state in stored.items()})
-            # Who vouches for the package may have been said while the session runs.
-            package = await tx.get_one(PackageRow, (position.organisation, position.package.sha256))
+            # A round keeps the package that it began with, whatever the session has been given since.
+            # Who vouches for it may have been said while the session runs.
+            current = await tx.get_one(RoundRow, (key.session_id, key.round))
+            package = await tx.get_one(PackageRow, (position.organisation, current.package_digest))
+            position.package = BlobRef(sha256=package.digest, size_bytes=package.size_bytes)
             position.signatures = registry.package_signatures(package)
             if buffers:
                 base = await ledger.base_of_round(tx, key.session_id, key.round)

@@ -21,7 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from runnel.common.aggregation import make_strategy
 from runnel.common.errors import Unreachable
-from runnel.reducer.domain.values import SessionConfig, StopRule
+from runnel.reducer.domain.values import ENDED, SessionConfig, StopRule
 from runnel.reducer.store import ledger, registry
 from runnel.reducer.store.blobs import Blobs
 from runnel.reducer.store.journal import Journal, Transaction
@@ -164,6 +164,6 @@ async def _needed(tx: AsyncSession, models: set[str]) -> set[str]:
     if not models:
         return set()
     newest = await tx.scalars(select(SessionRow.model_id).where(SessionRow.model_id.in_(models)))
-    running = SessionRow.phase.not_in(ledger.ENDED)
+    running = SessionRow.phase.not_in(ENDED)
     seeds = await tx.scalars(select(SessionRow.seed_id).where(SessionRow.seed_id.in_(models), running))
     return {*newest, *seeds}

@@ -386,6 +386,7 @@ class SessionRunner:
         async def change(tx: Transaction, row: SessionRow) -> Sequence[Step]:
             if not await asyncio.to_thread(self._blobs.lasts, *reduced.digests):
                 raise _Vanished
+            current = await tx.session.get_one(RoundRow, (self.session_id, row.round))
             tx.session.add(
                 ModelRow(
                     id=model_id,
@@ -398,14 +399,13 @@ class SessionRunner:
                     parent_id=position.model_id,
                     session_id=self.session_id,
                     round=row.round,
-                    package_digest=position.package.sha256,
+                    package_digest=current.package_digest,
                     strategy=position.config.strategy,
                     optimizer_state=reduced.optimizer_state,
                     metrics={},
                     created_at=datetime.now(UTC),
                 )
             )
-            current = await tx.session.get_one(RoundRow, (self.session_id, row.round))
             current.model_id = model_id
             current.train_metrics = weighted_mean_metrics((each.weight, each.metrics) for each in counted)
             await ledger.drop_partials(tx.session, self.session_id, row.round)

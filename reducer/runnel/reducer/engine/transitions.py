@@ -126,8 +126,15 @@ class Transitions:
 
 
 def _new_round(row: SessionRow) -> RoundRow:
+    # The package is the session's in this very transaction: it stays that of the round, whatever comes after.
     return RoundRow(
-        session_id=row.id, number=row.round, started_at=datetime.now(UTC), phases={}, metrics={}, train_metrics={}
+        session_id=row.id,
+        number=row.round,
+        package_digest=row.package_digest,
+        started_at=datetime.now(UTC),
+        phases={},
+        metrics={},
+        train_metrics={},
     )
 
 

@@ -67,6 +67,7 @@ class Round(BaseModel):
 
     round: int
     status: str
+    package: str = Field(description="Digest of the compute package that it runs.")
     seconds: float | None = Field(description="From selecting to committed.")
     phases: dict[str, float] = Field(description="Seconds by phase.")
     updates: int = Field(description="Updates that were counted.")
@@ -136,7 +137,7 @@ class Session(BaseModel):
     phase: str = Field(description="Refines the status while it runs.")
     rounds: list[Round]
     model: str = Field(description="Id of the newest model.")
-    package: str = Field(description="Digest of the compute package.")
+    package: str = Field(description="Digest of the compute package of the rounds that have not begun.")
     seed: str = Field(description="Id of the model from which training started.")
     config: Config
     created_at: datetime
@@ -181,6 +182,10 @@ class Package(BaseModel):
     created_at: datetime
     manifest: dict[str, Any]
     signatures: list[Signer] = Field(description="Verified; whom to believe is for each site to say.")
+    uploaded_by: str | None = Field(description="Name of the token that brought it, or its id; null: not known.")
+    retired_at: datetime | None = Field(description="Since when no session is given it; null: sessions may be.")
+    sessions: int = Field(description="How many have it for their next round, ended ones too.")
+    running_sessions: list[str] = Field(description="Ids of those that run.")
 
     @classmethod
     def of(cls, view: PackageView) -> Package:

@@ -11,7 +11,7 @@ from runnel.reducer.http.access import CallerDep, Cursor, Limit, Service
 from runnel.reducer.http.answers import Listing, Package, listing
 from runnel.reducer.http.files import Held, file_answer, upload_schema
 from runnel.reducer.http.idempotency import OnceDep
-from runnel.reducer.http.requests import SignatureRequest
+from runnel.reducer.http.requests import RetireRequest, SignatureRequest
 from runnel.reducer.http.uploads import body_blocks, request_identity
 
 router = APIRouter(prefix="/packages", tags=["packages"])
@@ -71,6 +71,18 @@ async def sign_package(
         return Package.of(await service.sign_package(caller, digest, wanted.read()))
 
     return await once.answer(act, status=201, body=await request.body())
+
+
+@router.post("/{digest}/retire", response_model=Package, summary="Let no session be given a compute package")
+async def retire_package(
+    request: Request, digest: str, wanted: RetireRequest, service: Service, caller: CallerDep, once: OnceDep
+) -> Response:
+    """Sessions that have it go on, and can be resumed and extended. With `undo` it may be given again."""
+
+    async def act() -> Package:
+        return Package.of(await service.retire_package(caller, digest, undo=wanted.undo))
+
+    return await once.answer(act, status=200, body=await request.body())
 
 
 @router.get("/{digest}/content", response_class=FileResponse, summary="Download a compute package")

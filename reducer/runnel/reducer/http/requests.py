@@ -96,6 +96,21 @@ class ExtendRequest(_Request):
     rounds: int = Field(ge=1, le=MAX_ROUNDS, description="How many rounds to add.")
 
 
+class UpdateRequest(_Request):
+    """What to change of a session."""
+
+    package: str = Field(
+        min_length=1,
+        description="Digest of a stored compute package, for the rounds that have not begun; a prefix will do.",
+    )
+
+
+class RetireRequest(_Request):
+    """Whether a package may be given to sessions."""
+
+    undo: bool = Field(default=False, description="Let sessions be given it again.")
+
+
 class SignatureRequest(_Request):
     """Who vouches for a package."""
 

@@ -1,4 +1,4 @@
-"""Sessions over HTTP: start, look, stop, resume, extend, follow."""
+"""Sessions over HTTP: start, look, stop, resume, extend, update, follow."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from runnel.reducer.http.access import CallerDep, Cursor, Limit, Service
 from runnel.reducer.http.answers import Event, Line, Listing, Session, listing
 from runnel.reducer.http.events import EVENTS, After, LastEventId, follow
 from runnel.reducer.http.idempotency import OnceDep
-from runnel.reducer.http.requests import ExtendRequest, SessionRequest
+from runnel.reducer.http.requests import ExtendRequest, SessionRequest, UpdateRequest
 
 router = APIRouter(prefix="/sessions", tags=["sessions"])
 
@@ -80,6 +80,21 @@ async def extend(
     return await once.answer(act, status=200, body=await request.body())
 
 
+@router.post("/{session}/update", response_model=Session, summary="Give a session another package")
+async def update(
+    request: Request, session: str, wanted: UpdateRequest, service: Service, caller: CallerDep, once: OnceDep
+) -> Response:
+    """From the next round that begins; the one under way, its retries too, keeps the package that it has.
+
+    The model goes on as it is, so the new package has to take and to give the same arrays.
+    """
+
+    async def act() -> Session:
+        return Session.of(await service.update_session(caller, session, wanted.package))
+
+    return await once.answer(act, status=200, body=await request.body())
+
+
 @router.get("/{session}/logs", response_model=Listing[Line], summary="Read what the entry points wrote")
 async def logs(
     session: str,
@@ -107,7 +122,7 @@ async def events(
 ) -> Response:
     """What happened and what happens in it: as server-sent events, or a page of JSON with `Accept: application/json`.
 
-    Kinds: session.created, session.phase, round.committed, session.ended, client.failed; and progress, which passes
-    and is not kept. The stream has no end: a session that ended may be resumed.
+    Kinds: session.created, session.updated, session.phase, round.committed, session.ended, client.failed; and progress,
+    which passes and is not kept. The stream has no end: a session that ended may be resumed.
     """
     return await follow(request, service, caller, session, after=after, last_event_id=last_event_id, limit=limit)

@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from runnel.common.errors import IllegalState, InvalidInput
 from runnel.common.protocol import WAITING, AssignmentKey, LogLines, Outcome, Report, Work
 from runnel.reducer.domain.values import (
+    ENDED,
     ClientContribution,
     LogView,
     Page,
@@ -40,7 +41,6 @@ class CountedUpdate:
 
 
 _LAST_MS = 253_402_300_799_000  # the end of the year 9999; clocks of others may say anything
-ENDED = [s.value for s in SessionStatus if s.ended]
 
 
 def config_to_json(config: SessionConfig) -> dict[str, Any]:
@@ -65,6 +65,7 @@ def _round_view(row: RoundRow, states: Mapping[str, int], clients: tuple[ClientC
     return RoundView(
         round=row.number,
         status=row.status,
+        package=row.package_digest,
         seconds=row.seconds,
         phases=row.phases,
         updates=states.get("counted", 0),
@@ -352,6 +353,21 @@ async def forget_round(tx: AsyncSession, session_id: str, number: int) -> None:
     await tx.execute(delete(PartialRow).where(PartialRow.session_id == session_id, PartialRow.round == number))
     await tx.execute(delete(SlotRow).where(SlotRow.session_id == session_id, SlotRow.round == number))
     await tx.execute(delete(RoundRow).where(RoundRow.session_id == session_id, RoundRow.number == number))
+
+
+async def give_round_up(tx: AsyncSession, session_id: str, number: int, status: str) -> None:
+    """Let a round without a model stand as it ended; nobody's update counts in it.
+
+    Updates of earlier rounds that were to count in it count in the next.
+    """
+    await tx.execute(delete(PartialRow).where(PartialRow.session_id == session_id, PartialRow.round == number))
+    its_own = (SlotRow.session_id == session_id, SlotRow.round == number, SlotRow.state.in_(("open", "counted")))
+    await tx.execute(update(SlotRow).where(*its_own).values(state="late", counted_in=None))
+    for table in (PartialRow, SlotRow):
+        waiting = (table.session_id == session_id, table.counted_in == number)
+        await tx.execute(update(table).where(*waiting).values(counted_in=number + 1))
+    of_round = (RoundRow.session_id == session_id, RoundRow.number == number)
+    await tx.execute(update(RoundRow).where(*of_round).values(status=status))
 
 
 # ---- logs

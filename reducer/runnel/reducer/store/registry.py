@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,14 +14,55 @@ from runnel.common.errors import Conflict, Gone, NotFound, TooLarge
 from runnel.common.protocol import PackageSignature
 from runnel.compute_package import key_id, public_key_text, signature_of
 from runnel.compute_package.signatures import MAX_SIGNATURES
-from runnel.reducer.domain.values import ClientContribution, ModelView, PackageView, Page, SignerView
+from runnel.reducer.domain.values import ENDED, ClientContribution, ModelView, PackageView, Page, SignerView
 from runnel.reducer.store.pages import after_cursor, page_of
-from runnel.reducer.store.tables import ModelRow, PackageRow, SlotRow
+from runnel.reducer.store.tables import ModelRow, PackageRow, SessionRow, SlotRow, TokenRow
 
 _KEPT_NAMED = 5
 
 
-def package_view(row: PackageRow) -> PackageView:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackageUse:
+    """What other tables say about a package; see :class:`runnel.reducer.domain.values.PackageView`."""
+
+    uploaded_by: str | None = None
+    sessions: int = 0
+    running_sessions: tuple[str, ...] = ()
+
+
+_UNKNOWN = PackageUse()
+
+
+async def uses(tx: AsyncSession, organisation: str, rows: Iterable[PackageRow]) -> dict[str, PackageUse]:
+    """Return by digest who brought packages of an organisation, and which sessions are to use them."""
+    found = {row.digest: row.uploaded_by for row in rows}
+    tokens = await tx.execute(select(TokenRow.id, TokenRow.name).where(TokenRow.id.in_(set(found.values()))))
+    names = {token.id: token.name or token.id for token in tokens}
+    here = (SessionRow.organisation_id == organisation, SessionRow.package_digest.in_(found))
+    counts = await tx.execute(
+        select(SessionRow.package_digest, func.count()).where(*here).group_by(SessionRow.package_digest)
+    )
+    sessions = {digest: int(count) for digest, count in counts}
+    running: dict[str, list[str]] = {}
+    query = select(SessionRow.package_digest, SessionRow.id).where(*here, SessionRow.phase.not_in(ENDED))
+    for digest, session_id in await tx.execute(query.order_by(SessionRow.created_at, SessionRow.id)):
+        running.setdefault(digest, []).append(session_id)
+    return {
+        digest: PackageUse(
+            uploaded_by=names.get(token_id) or token_id or None,
+            sessions=sessions.get(digest, 0),
+            running_sessions=tuple(running.get(digest, ())),
+        )
+        for digest, token_id in found.items()
+    }
+
+
+async def package_entry(tx: AsyncSession, row: PackageRow) -> PackageView:
+    """Return a package with what other tables say about it."""
+    return package_view(row, (await uses(tx, row.organisation_id, [row]))[row.digest])
+
+
+def package_view(row: PackageRow, use: PackageUse = _UNKNOWN) -> PackageView:
     """Return the row as a value."""
     return PackageView(
         digest=row.digest,
@@ -33,6 +76,10 @@ def package_view(row: PackageRow) -> PackageView:
             SignerView(key_id=key_id(each.public_key), public_key=written["public_key"], signature=written["signature"])
             for each, written in zip(package_signatures(row), row.signatures, strict=True)
         ),
+        uploaded_by=use.uploaded_by,
+        retired_at=row.retired_at,
+        sessions=use.sessions,
+        running_sessions=use.running_sessions,
     )
 
 
@@ -112,6 +159,7 @@ async def add_package(
     name: str,
     version: str,
     manifest: dict[str, Any],
+    uploaded_by: str = "",
 ) -> tuple[PackageRow, bool]:
     """Add a package; return it and whether it is new."""
     row = await tx.get(PackageRow, (organisation, digest))
@@ -125,6 +173,7 @@ async def add_package(
         filename=filename,
         size_bytes=size_bytes,
         manifest=manifest,
+        uploaded_by=uploaded_by,
         created_at=datetime.now(UTC),
     )
     tx.add(row)
@@ -151,6 +200,24 @@ async def add_signature(tx: AsyncSession, organisation: str, digest: str, signat
 async def find_package(tx: AsyncSession, organisation: str, digest: str) -> PackageRow:
     """Return the package whose digest starts with ``digest``."""
     row: PackageRow = await by_prefix(tx, PackageRow, PackageRow.digest, organisation, digest, "package")
+    return row
+
+
+async def usable_package(tx: AsyncSession, organisation: str, digest: str) -> PackageRow:
+    """Return a package that a session may be given.
+
+    Raises:
+        NotFound: there is none whose digest starts so.
+        Conflict: it is retired.
+    """
+    row = await find_package(tx, organisation, digest)
+    if row.retired_at is not None:
+        raise Conflict(
+            f"Package {row.digest[:16]} ({f'{row.name} {row.version}'.rstrip()}) was retired at"
+            f" {row.retired_at:%Y-%m-%d %H:%M:%S} UTC; sessions are not given it any more.",
+            hint=f"Give a newer version (`runnel package list`), or `runnel package retire {row.digest[:16]} --undo`.",
+            package=row.digest,
+        )
     return row
 
 
@@ -209,7 +276,8 @@ async def packages(tx: AsyncSession, organisation: str, cursor: str | None, limi
     """List packages, newest first."""
     query = select(PackageRow).where(PackageRow.organisation_id == organisation)
     rows = list(await tx.scalars(after_cursor(query, PackageRow.created_at, PackageRow.digest, cursor, limit)))
-    return page_of(rows, limit, lambda r: (r.created_at, r.digest), package_view)
+    use = await uses(tx, organisation, rows)
+    return page_of(rows, limit, lambda r: (r.created_at, r.digest), lambda r: package_view(r, use[r.digest]))
 
 
 async def models(

@@ -125,6 +125,8 @@ class PackageRow(Base):
     manifest: Mapped[dict[str, Any]]
     created_at: Mapped[datetime] = mapped_column(index=True)
     signatures: Mapped[list[dict[str, str]]] = mapped_column(JSON, default=list, server_default="[]")
+    uploaded_by: Mapped[str] = mapped_column(String(32), default="", server_default=text("''"))  # id of the token
+    retired_at: Mapped[datetime | None]  # no new session may start with it since
 
 
 class ModelRow(Base):
@@ -169,7 +171,7 @@ class SessionRow(Base):
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
     organisation_id: Mapped[str] = mapped_column(ForeignKey("organisation.id"))
     name: Mapped[str] = mapped_column(String(200))
-    package_digest: Mapped[str] = mapped_column(String(64))
+    package_digest: Mapped[str] = mapped_column(String(64))  # of the rounds that have not begun
     seed_id: Mapped[str] = mapped_column(ForeignKey("model.id"))
     model_id: Mapped[str] = mapped_column(ForeignKey("model.id"))  # the newest
     config: Mapped[dict[str, Any]]
@@ -191,6 +193,7 @@ class RoundRow(Base):
     session_id: Mapped[str] = mapped_column(ForeignKey("session.id"), primary_key=True)
     number: Mapped[int] = mapped_column(Integer, primary_key=True)
     status: Mapped[str] = mapped_column(String(16))
+    package_digest: Mapped[str] = mapped_column(String(64), server_default=text("''"))  # the session's when it began
     started_at: Mapped[datetime]
     seconds: Mapped[float | None] = mapped_column(Float)
     phases: Mapped[dict[str, Any]] = mapped_column(default=dict)  # seconds by phase

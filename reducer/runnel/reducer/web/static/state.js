@@ -96,6 +96,7 @@ export class State {
       case "session.created":
       case "session.resumed":
       case "session.extended":
+      case "session.updated":
         return [session, "sessions", "status"];
       case "node.attached":
       case "node.left":
@@ -104,6 +105,8 @@ export class State {
       case "model.removed":
         return ["models", "status"];
       case "package.added":
+      case "package.retired":
+      case "package.restored":
         return ["packages", "status"];
       case "token.created":
       case "token.revoked":

@@ -51,7 +51,7 @@ export class PackagesView {
       "tr",
       { key: each.digest },
       h("th", { scope: "row" }, each.name),
-      h("td", null, each.version),
+      h("td", null, each.retired_at ? `${each.version} (retired)` : each.version),
       h("td", null, id(each.digest)),
       h("td", { class: "wide" }, points),
       h("td", { class: "number" }, bytes(each.size_bytes)),
