@@ -44,7 +44,9 @@ class Site:
         self._capsys.readouterr()
         status = await asyncio.to_thread(main, ["client", *arguments, "--state", str(self.state), "--json"])
         captured = self._capsys.readouterr()
-        return Said(status=status, out=captured.out, err=captured.err)
+        # The network logs in this process too, and its lines begin with a time.
+        mine = [line for line in captured.out.splitlines(keepends=True) if not line.startswith("20")]
+        return Said(status=status, out="".join(mine), err=captured.err)
 
     async def waiting(self) -> list[dict[str, Any]]:
         said = await self.runnel("review")
@@ -136,7 +138,15 @@ async def test_rounds_go_on_without_a_site_that_waits_and_ask_it_no_more(tmp_pat
         assert (first["updates"], first["awaiting"], first["failed"], first["late"]) == (1, 1, 0, 0)
         assert all((each["updates"], each["awaiting"], each["late"]) == (1, 0, 0) for each in (second, third))
         assert await contribution(running, session, 2) == {}
-        await site.runnel("review", "approve", package)
+        # Another version is another question to the site.
+        other = await running.push_package(write_package(tmp_path / "other", weight="2"))
+        (await running.http.post(f"/sessions/{session}/update", json={"package": other})).raise_for_status()
+
+        async def asked() -> bool:
+            return {each["digest"] for each in await site.waiting()} == {package, other}
+
+        await eventually(asked, timeout_s=30)
+        await site.runnel("review", "approve", other)
 
         async def both() -> bool:
             view = await running.session(session)

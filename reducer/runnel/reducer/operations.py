@@ -269,7 +269,9 @@ class Operations:
 
     async def update_session(self, caller: Caller, session: str, package: str) -> SessionView:
         """Give a session another package for the rounds that have not begun."""
-        return await self.session(caller, await self._versions.update_session(caller, session, package))
+        view = await self.session(caller, await self._versions.update_session(caller, session, package))
+        self._engine.moved(view.session, view.package)
+        return view
 
     async def _go_on(self, caller: Caller, session_id: str, rounds: int) -> None:
         """Put an ended session back to where it goes on: its last validation, or the border of a round."""

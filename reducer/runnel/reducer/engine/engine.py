@@ -180,9 +180,14 @@ class Engine:
     def signed(self, organisation: str, digest: str, signatures: tuple[PackageSignature, ...]) -> None:
         """Let running sessions of a package know who vouches for it now."""
         for runner in self._runners.values():
-            position = runner.position
-            if (position.organisation, position.package.sha256) == (organisation, digest):
-                runner.signed(signatures)
+            if runner.position.organisation == organisation:
+                runner.exchanges.signed(digest, signatures)
+
+    def moved(self, session_id: str, digest: str) -> None:
+        """Let a running session know which package its next rounds have."""
+        runner = self._runners.get(session_id)
+        if runner is not None:
+            runner.exchanges.moved(digest)
 
     @property
     def running(self) -> int:
@@ -343,7 +348,7 @@ class Engine:
             for key in member.holding:
                 await self._reconcile(member.name, key)
         for runner in self._runners.values():
-            runner.arrived([member.name for member in members if member.kind is NodeKind.CLIENT])
+            runner.exchanges.arrived([member.name for member in members if member.kind is NodeKind.CLIENT])
 
     async def _left(self, names: list[str]) -> None:
         if not names:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -66,6 +67,14 @@ class Network(Protocol):
         """Refuse what still comes up for these orders."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Aside:
+    """Why a client's site does not take work yet, and of which package (its digest)."""
+
+    why: str
+    package: str
+
+
 class Exchange:
     """Carries out one :class:`Collection`: places its orders, takes its reports, settles them.
 
@@ -79,7 +88,7 @@ class Exchange:
         blobs: where the global model lies.
         wake: is called after each change, so that who waits looks again.
         show: tells people how far the work is; None: as the collection counts.
-        aside: clients whose site does not take the work of this session yet, and why; kept up here.
+        aside: clients whose site does not take the work of this session yet; kept up here.
     """
 
     def __init__(
@@ -92,7 +101,7 @@ class Exchange:
         blobs: Blobs,
         wake: Callable[[], None],
         show: Callable[[], None] | None = None,
-        aside: dict[str, str] | None = None,
+        aside: dict[str, Aside] | None = None,
     ) -> None:
         self._aside = {} if aside is None else aside
         self.collection = collection
@@ -249,7 +258,7 @@ class Exchange:
         self.stages[outcome.client] = waits or ("failed" if outcome.failure else "counted")
         self._aside.pop(outcome.client, None)
         if waits and self.collection.slots[outcome.client].state is SlotState.AWAITING:
-            self._aside[outcome.client] = waits
+            self._aside[outcome.client] = Aside(why=waits, package=self.position.package.sha256)
 
     async def _enter(self, report: Report, child: str, payload: Path | None) -> list[str]:
         """Write a report into the ledger; the clients that it left out are late."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from runnel.common.protocol import AssignmentKey, BlobRef, PackageSignature, Work
 from runnel.reducer.domain.collection import Collection, SlotState
-from runnel.reducer.engine.exchange import Exchange, Network
+from runnel.reducer.engine.exchange import Aside, Exchange, Network
 from runnel.reducer.engine.position import Position
 from runnel.reducer.store import ledger, registry
 from runnel.reducer.store.blobs import Blobs
@@ -46,7 +46,8 @@ class Exchanges:
         self._wake = wake
         self._under_way: dict[AssignmentKey, Exchange] = {}
         self._updates = 0  # in the buffer
-        self._aside: dict[str, str] = {}
+        self._aside: dict[str, Aside] = {}
+        self._package = position.package.sha256  # of the rounds to come
 
     def __iter__(self) -> Iterator[Exchange]:
         return iter(list(self._under_way.values()))
@@ -63,13 +64,13 @@ class Exchanges:
         return {client for each in self for client in each.collection.clients_in(*at_work)}
 
     def aside(self) -> dict[str, str]:
-        """Return the clients whose site does not take the work of this session yet, and why."""
-        return dict(self._aside)
+        """Return the clients whose site does not take the work of the session's package yet, and why."""
+        return {client: each.why for client, each in self._aside.items() if each.package == self._package}
 
     def willing(self) -> list[str]:
         """Return the attached clients that may be asked, sorted."""
-        attached = self._network.clients(self._position.organisation)
-        return [client for client in attached if client not in self._aside]
+        aside = self.aside()
+        return [client for client in self._network.clients(self._position.organisation) if client not in aside]
 
     def show_willing(self) -> None:
         """Tell people how many clients there are while the round waits for enough of them."""
@@ -82,7 +83,7 @@ class Exchanges:
                 "asked": self._position.config.min_clients,
                 "counted": len(self.willing()),
                 "failed": 0,
-                "awaiting": len(self._aside),
+                "awaiting": len(self.aside()),
                 "stages": self.aside(),
             },
         )
@@ -93,6 +94,7 @@ class Exchanges:
             self._aside.pop(client, None)
             for exchange in self:
                 exchange.arrived(client)
+        self._wake()
 
     async def replace_waiting(self, exchange: Exchange) -> None:
         """Ask others in place of those whose site does not take the work, as far as too few are left without them."""
@@ -111,11 +113,17 @@ class Exchanges:
             collection.invite(chosen)
             self._wake()
 
-    def signed(self, signatures: tuple[PackageSignature, ...]) -> None:
-        """Somebody vouches for the package: that may be what a site waits for."""
+    def signed(self, package: str, signatures: tuple[PackageSignature, ...]) -> None:
+        """Somebody vouches for a package: that may be what a site waits for."""
         for exchange in self:
-            exchange.position.signatures = signatures
-        self.arrived(list(self._aside))
+            if exchange.position.package.sha256 == package:
+                exchange.position.signatures = signatures
+        self.arrived([client for client, each in self._aside.items() if each.package == package])
+
+    def moved(self, package: str) -> None:
+        """The rounds to come have another package, which a site may take that did not take the one before."""
+        self._package = package
+        self._wake()
 
     async def open(self, key: AssignmentKey) -> Exchange:
         """Take over the slots of the present phase, or of an earlier round's training, as they are stored."""
@@ -207,7 +215,7 @@ class Exchanges:
                 "asked": self._position.config.buffer,
                 "counted": self._updates,
                 "failed": sum(each.collection.counts.failed for each in self),
-                "awaiting": len(self._aside),
+                "awaiting": len(self.aside()),
                 "stages": {client: stage for each in self for client, stage in each.stages.items()},
             },
         )

@@ -17,7 +17,7 @@ import structlog
 from runnel.common.aggregation import weighted_mean_metrics
 from runnel.common.crash_points import CrashPoint, reach
 from runnel.common.errors import NotEnoughClients, NotFound, RunnelError, StorageFull, Unreachable
-from runnel.common.protocol import AssignmentKey, BlobRef, PackageSignature, Work
+from runnel.common.protocol import AssignmentKey, BlobRef, Work
 from runnel.reducer.domain.collection import Collection, SlotState
 from runnel.reducer.domain.selection import select_clients, wanted_updates
 from runnel.reducer.domain.values import SessionStatus
@@ -71,7 +71,7 @@ class SessionRunner:
         self._new_order_id = new_order_id
         self._wake = asyncio.Event()
         self._stopping = False
-        self._exchanges = Exchanges(
+        self.exchanges = Exchanges(
             position, network=network, journal=journal, blobs=blobs, new_order_id=new_order_id, wake=self._wake.set
         )
 
@@ -93,31 +93,21 @@ class SessionRunner:
 
     def abandon(self) -> None:
         """Take nothing more from below: this runner has ended, and another may begin where the ledger stands."""
-        for exchange in self._exchanges:
+        for exchange in self.exchanges:
             exchange.fence()
 
     def roster_changed(self) -> None:
         """Somebody came or went."""
         self._wake.set()
 
-    def arrived(self, clients: Iterable[str]) -> None:
-        """Clients attached, for the first time or anew."""
-        self._exchanges.arrived(clients)
-        self._wake.set()
-
-    def signed(self, signatures: tuple[PackageSignature, ...]) -> None:
-        """Somebody vouches for the session's package."""
-        self._exchanges.signed(signatures)
-        self._wake.set()
-
     def child_gone(self, child: str) -> None:
         """A directly attached node detached."""
-        for exchange in self._exchanges:
+        for exchange in self.exchanges:
             exchange.child_gone(child)
 
     def collects(self, key: AssignmentKey) -> Collection | None:
         """Return the collection of this work if it is under way."""
-        exchange = self._exchanges.find(key)
+        exchange = self.exchanges.find(key)
         return None if exchange is None else exchange.collection
 
     # ---- the session
@@ -138,7 +128,7 @@ class SessionRunner:
         }
         try:
             if self._buffer_rule is not None:
-                await self._exchanges.take_up_earlier_rounds()
+                await self.exchanges.take_up_earlier_rounds()
             while not self.position.phase.ended:
                 if self._stopping:
                     raise _Stopped
@@ -166,7 +156,7 @@ class SessionRunner:
                 spare[:] = await ledger.drop_spare(tx.session, self.session_id, row.round)
             return ()
 
-        await self._close(status, reason or status.value, change, *self._exchanges)
+        await self._close(status, reason or status.value, change, *self.exchanges)
         await self._blobs.drop_payloads(*(self._partials / filename for filename in spare))
 
     async def _next_round(self) -> None:
@@ -218,12 +208,12 @@ class SessionRunner:
     async def _select(self) -> None:
         position = self.position
         if self._buffer_rule is not None:
-            await self._exchanges.call_off_stale(self._buffer_rule.max_staleness)
+            await self.exchanges.call_off_stale(self._buffer_rule.max_staleness)
         deadline = time.monotonic() + position.config.round_timeout_s
         while (chosen := self._draw(position.round)) is None:
-            self._exchanges.show_willing()
+            self.exchanges.show_willing()
             if not await self._woken(deadline):
-                attached, aside = len(self._network.clients(position.organisation)), self._exchanges.aside()
+                attached, aside = len(self._network.clients(position.organisation)), self.exchanges.aside()
                 raise NotEnoughClients(
                     f"Round {position.round} could not begin: {attached} clients are attached after"
                     f" {position.config.round_timeout_s:g} s, and the session wants at least"
@@ -236,8 +226,8 @@ class SessionRunner:
 
     def _draw(self, number: int) -> list[str] | None:
         position = self.position
-        attached = self._exchanges.willing()
-        return select_clients(position.config, number, attached, position.seed, busy=self._exchanges.busy())
+        attached = self.exchanges.willing()
+        return select_clients(position.config, number, attached, position.seed, busy=self.exchanges.busy())
 
     def _key(self, work: Work, number: int | None = None) -> AssignmentKey:
         return AssignmentKey(session_id=self.session_id, round=number or self.position.round, work=work)
@@ -248,17 +238,17 @@ class SessionRunner:
             exchange.fence()
         await self._transitions.commit(Step(to=to, change=change))
         for exchange in exchanges:
-            self._exchanges.end(exchange, reason)
+            self.exchanges.end(exchange, reason)
 
     async def _train(self) -> None:
         config = self.position.config
-        exchange = await self._exchanges.open(self._key(Work.TRAIN))
+        exchange = await self.exchanges.open(self._key(Work.TRAIN))
         collection = exchange.collection
         collection.wanted = wanted_updates(config, len(collection.slots))
 
         async def woken(until: float) -> None:
             await self._woken(until)
-            await self._exchanges.replace_waiting(exchange)
+            await self.exchanges.replace_waiting(exchange)
 
         for attempt in range(config.retries + 1):
             await exchange.collect(woken)
@@ -278,7 +268,7 @@ class SessionRunner:
     async def _fill_buffer(self) -> None:
         """Wait for a buffer of updates, of this round or of those before; whoever is at work stays at it."""
         config = self.position.config
-        exchange = await self._exchanges.open(self._key(Work.TRAIN))
+        exchange = await self.exchanges.open(self._key(Work.TRAIN))
         for attempt in range(config.retries + 1):
             exchange.begin()
             if await self._buffered(exchange) >= config.min_clients:
@@ -292,7 +282,7 @@ class SessionRunner:
     async def _buffered(self, current: Exchange) -> int:
         """Return the number of updates for this round, once the buffer is full or nobody is left who could answer."""
         while True:
-            updates, until = await self._exchanges.look(current)
+            updates, until = await self.exchanges.look(current)
             if updates >= (self.position.config.buffer or 1) or until is None:
                 return updates
             await self._woken(until)
@@ -413,7 +403,7 @@ class SessionRunner:
                 # Whoever was asked to train, is here now and has nothing else to do is asked to validate.
                 counting = {each.client for each in counted}
                 trained = counting.union(await ledger.slot_states(tx.session, asked_for))
-                idle = trained - self._exchanges.busy() - self._exchanges.aside().keys()
+                idle = trained - self.exchanges.busy() - self.exchanges.aside().keys()
                 here = {c for c in idle if self._network.roster.route(c) is not None}
                 await ledger.add_slots(tx.session, self._key(Work.VALIDATE), here or counting)
                 return ()
@@ -432,7 +422,7 @@ class SessionRunner:
         return every > 0 and (self.position.round % every == 0 or self.position.round >= rounds)
 
     async def _validate(self) -> None:
-        exchange = await self._exchanges.open(self._key(Work.VALIDATE))
+        exchange = await self.exchanges.open(self._key(Work.VALIDATE))
         await exchange.collect(self._woken, MISSING_GRACE_S)
         key = exchange.collection.key
 
