@@ -137,16 +137,21 @@ async def test_an_image_without_the_command_says_so(tmp_path: Path, digest: str,
 
 async def test_what_requires_fedn_gets_the_stand_in(tmp_path: Path, digest: str, say: Listener) -> None:
     script = """
-        import sys
+        import os, sys
         from fedn.utils.helpers.helpers import get_helper
         print(get_helper("numpyhelper").__class__.__module__, sys.argv[1:])
+        print(os.listdir("../data"), os.environ["FEDN_DATA_PATH"])
         """
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.csv").touch()
+    env = {name: str(tmp_path / "data") for name in ("RUNNEL_DATA", "FEDN_DATA_PATH")}
     manifest = "entry_points: {train: {command: python train.py}}"
     made = package(tmp_path / "bare", digest, {"train.py": script, "fedn.yaml": manifest})
     async with docker_runtime(tmp_path) as runtime:
         prepared = await runtime.prepare(made, say)
-        await run_train(runtime, prepared, say, "in", "out")
-    [told] = say.said("stdout")
+        await run_train(runtime, prepared, say, "in", "out", env=env)
+    told, data = say.said("stdout")
+    assert data == "['a.csv'] /runnel/data"
     assert told.startswith("fedn.utils.helpers")
     assert told.endswith("['in', 'out']")
 

@@ -26,7 +26,7 @@ class Cage:
         pids: processes and threads together.
         tmpfs_bytes: of ``/tmp``, which is memory.
         shm_bytes: of ``/dev/shm``, which is memory.
-        disk_bytes: of the folder of a run, and of the package's folder where ``startup`` may write it.
+        disk_bytes: of the folder of a run, and of the package's folder where ``startup`` and ``build`` may write it.
         user: ``UID:GID`` of the processes. None: those of the client; of a client that is root, nobody's.
     """
 

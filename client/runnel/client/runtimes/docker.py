@@ -31,6 +31,8 @@ from runnel.common.blobs import in_thread
 from runnel.common.errors import BadPackage, BadSettings, EntryPointFailed
 
 _PYTHON = "python3"
+# They run before others do, and may leave something for these in the package's folder.
+_MAKE_FILES = ("startup", "build")
 _FROM_CLIENT = ("LANG", "LANGUAGE", "TZ")
 
 log = structlog.get_logger()
@@ -52,8 +54,8 @@ class DockerRuntime:
     """Runs each entry point in a container of its own, which is removed when the run is over.
 
     What a container may reach and take is its :class:`~runnel.client.domain.cage.Cage`. It sees the package at
-    ``/runnel/package``, where it is started and which only ``startup`` may write, the folder of the run at
-    ``/runnel/run``, and the databases that are files or folders below ``/runnel/data`` and ``/runnel/databases``,
+    ``/runnel/package``, where it is started and which only ``startup`` and ``build`` may write, the folder of the run
+    at ``/runnel/run``, and the databases that are files or folders below ``/runnel/data`` and ``/runnel/databases``,
     read-only. Paths in arguments and variables are translated.
 
     Not one container for many runs: mounts are fixed when a container is made, so it would have to see the folders of
@@ -150,7 +152,7 @@ class DockerRuntime:
             package=prepared.package.root,
             run=call.workdir,
             env=call.env,
-            package_writable=call.entry_point == "startup",
+            package_writable=call.entry_point in _MAKE_FILES,
         )
         arguments = tuple(map(seen.translate, call.arguments))
         argv = prepared.package.manifest.argv(call.entry_point, arguments, python=_PYTHON)
