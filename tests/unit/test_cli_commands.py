@@ -15,7 +15,7 @@ pytestmark = pytest.mark.unit
 PEOPLE = [
     ("session", "start list show watch stop resume extend logs"),
     ("package", "init build check show push list"),
-    ("model", "list show get"),
+    ("model", "list show get convert"),
     ("node", "list"),
     ("token", "create list revoke"),
 ]

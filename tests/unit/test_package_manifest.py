@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runnel.common.errors import BadPackage
+from runnel.common.model_format import ModelFormat
 from runnel.compute_package import Manifest, ManifestKind, read_manifest
 
 pytestmark = pytest.mark.unit
@@ -51,6 +52,7 @@ def test_all_keys_of_a_manifest_count(tmp_path: Path) -> None:
             version: "2.0"
             entry_points: {train: python fit.py --fast, validate: {command: python3 check.py}, startup: make data}
             requirements: cpu.txt
+            model_format: safetensors
         """,
     )
     assert read_manifest(root, default_name="other") == Manifest(
@@ -59,6 +61,7 @@ def test_all_keys_of_a_manifest_count(tmp_path: Path) -> None:
         entry_points={"train": "python fit.py --fast", "validate": "python3 check.py", "startup": "make data"},
         requirements="cpu.txt",
         kind=ManifestKind.RUNNEL,
+        model_format=ModelFormat.SAFETENSORS,
     )
 
 
@@ -128,6 +131,11 @@ BAD = {
     "entry points are text": ("entry_points: train.py", "entry_points should map names to commands but is text"),
     "name is a number": ("name: 7", "runnel.yaml: name should be text but is a number"),
     "name with a slash": ("name: a/b", "runnel.yaml: name should be 1 to 64"),
+    "another model format": (
+        "model_format: pt",
+        "runnel.yaml: model_format should be one of npz, safetensors but is 'pt'",
+    ),
+    "model format is a number": ("model_format: 7", "runnel.yaml: model_format should be text but is a number"),
     "version is a number": ("version: 1.10", "runnel.yaml: version should be text but is a number"),
     "version with a space": ("version: 1 beta", "runnel.yaml: version should be"),
     "requirements missing": ("requirements: deps.txt", "requirements names 'deps.txt', which the package does not"),

@@ -138,7 +138,7 @@ names = st.text("ab0/é.\"'{}[]:,_ 名", min_size=1, max_size=4).filter(lambda n
 models = st.dictionaries(names, numbers, min_size=1, max_size=4)
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(models)
 def test_round_trips_are_bit_for_bit(tmp_path_factory: pytest.TempPathFactory, arrays: Arrays) -> None:
     """Specials, NaN included, empty tensors, scalars and odd names: npz to safetensors and back gives the same file."""
@@ -152,7 +152,7 @@ def test_round_trips_are_bit_for_bit(tmp_path_factory: pytest.TempPathFactory, a
     assert (folder / "c.npz").read_bytes() == (folder / "b").read_bytes()
 
 
-@settings(max_examples=80)
+@settings(max_examples=80, deadline=None)
 @given(st.data())
 def test_any_damage_to_a_header_is_refused_or_harmless(tmp_path_factory: pytest.TempPathFactory, data: Any) -> None:
     folder = tmp_path_factory.mktemp("damage")

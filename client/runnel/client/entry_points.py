@@ -3,15 +3,16 @@
 Each entry point is called in the package's root with absolute paths in a folder that is made for the run and removed
 with everything in it when the run is over, however it ends:
 
-* ``train MODEL_IN MODEL_OUT``: ``MODEL_IN`` (``.npz``) is the global model, ``MODEL_IN-metadata`` the client settings
-  of the session as JSON. It writes ``MODEL_OUT``, a model of the same names, shapes and dtypes, and, if it wants,
+* ``train MODEL_IN MODEL_OUT``: ``MODEL_IN`` is the global model, ``MODEL_IN-metadata`` the client settings of the
+  session as JSON. It writes ``MODEL_OUT``, a model of the same names, shapes and dtypes, and, if it wants,
   ``MODEL_OUT-metadata``, a JSON object whose ``num_examples`` is the weight in the mean.
 * ``validate MODEL_IN VALIDATION_JSON``: it writes a JSON object; its numbers are metrics. ``predict`` likewise.
 * ``startup``: once for an unpacked package, before anything else of it.
 * ``build SEED``: it writes a seed model. Of a package with a ``fedn.yaml`` it is called without, as FEDn does, and
   writes ``../seed.npz`` or ``seed.npz``.
 
-Models of packages that use FEDn's ``binaryhelper`` or ``androidhelper`` are files of nothing but numbers instead.
+Models are ``.npz`` files, or ``.safetensors`` where the package or the session's seed says so: their names end with
+that. Those of packages that use FEDn's ``binaryhelper`` or ``androidhelper`` are files of nothing but numbers.
 
 Neither output exists before. A script may well write to its input, and the cached model serves other runs: so
 ``MODEL_IN`` is a copy, or the cached model itself where no other run uses it meanwhile; if that was written to, it is
@@ -40,11 +41,12 @@ from runnel.client.domain.contract import (
     read_notes,
 )
 from runnel.client.fedn_surroundings import SeedPlaces, fedn_variables, is_told_no_seed, lay_data_beside
-from runnel.client.raw_models import read_raw, write_raw
+from runnel.client.model_exchange import ModelExchange
 from runnel.client.runtimes.runtime import STARTED_MARK, Call, Finished, Limits, LineSink, Prepared, Runtime
 from runnel.common.blobs import in_thread, storage_errors
 from runnel.common.errors import BadModel, BadOutput
-from runnel.common.tensors import ModelSchema, normalise, open_npz
+from runnel.common.model_format import ModelFormat
+from runnel.common.tensors import ModelSchema, open_npz
 
 _JSON_OUTPUTS = {"validate": "validation.json", "predict": "prediction.json"}
 _COPY_BYTES = 1 << 30
@@ -64,6 +66,7 @@ async def train(
     say: LineSink,
     limits: Limits | None = None,
     lend: bool = False,
+    model_format: ModelFormat = ModelFormat.NPZ,
 ) -> TrainResult:
     """Run ``train`` on ``model`` and check what it leaves.
 
@@ -78,6 +81,7 @@ async def train(
         say: takes its lines.
         limits: for its process; the defaults of :class:`Limits` if None.
         lend: give it ``model`` itself and no copy, as nobody else uses it meanwhile.
+        model_format: that of the session's seed, for packages that don't say theirs.
 
     Raises:
         BadOutput: no model was written, or its metadata is not what the contract says.
@@ -88,15 +92,15 @@ async def train(
     """
     check_settings(settings_json)
     async with _run_folder(workdir) as folder:
-        model_in, model_out = folder / "model_in.npz", folder / "model_out.npz"
+        exchange = ModelExchange.of(prepared.package.manifest, model_format)
+        model_in, model_out = folder / f"model_in{exchange.suffix}", folder / f"model_out{exchange.suffix}"
         expect = await in_thread(_schema_of, model)
         run = _Run(
             runtime=runtime, prepared=prepared, folder=folder, env=env, timeout_s=timeout_s, say=say, limits=limits
         )
-        raw = prepared.package.manifest.fedn.raw_dtype
-        async with _given(model, model_in, settings_json, lend=lend, raw=raw):
+        async with _given(model, model_in, settings_json, lend=lend, exchange=exchange):
             finished = await run("train", model_in, model_out)
-        kept, notes = await in_thread(_take_update, finished, expect, model_out, workdir, raw=raw)
+        kept, notes = await in_thread(_take_update, finished, expect, model_out, workdir, exchange)
         _tell_not_finite(notes, say)
     return TrainResult(update=kept, notes=notes, elapsed_s=finished.elapsed_s, log_tail=finished.log_tail)
 
@@ -113,6 +117,7 @@ async def validate(
     say: LineSink,
     limits: Limits | None = None,
     lend: bool = False,
+    model_format: ModelFormat = ModelFormat.NPZ,
     entry_point: Literal["validate", "predict"] = "validate",
 ) -> ValidateResult:
     """Run ``validate`` on ``model`` and read the JSON that it leaves; arguments and errors are those of :func:`train`.
@@ -124,12 +129,12 @@ async def validate(
     """
     check_settings(settings_json)
     async with _run_folder(workdir) as folder:
-        model_in, out = folder / "model_in.npz", folder / _JSON_OUTPUTS[entry_point]
+        exchange = ModelExchange.of(prepared.package.manifest, model_format)
+        model_in, out = folder / f"model_in{exchange.suffix}", folder / _JSON_OUTPUTS[entry_point]
         run = _Run(
             runtime=runtime, prepared=prepared, folder=folder, env=env, timeout_s=timeout_s, say=say, limits=limits
         )
-        raw = prepared.package.manifest.fedn.raw_dtype
-        async with _given(model, model_in, settings_json, lend=lend, raw=raw):
+        async with _given(model, model_in, settings_json, lend=lend, exchange=exchange):
             finished = await run(entry_point, model_in, out)
         with _told_with(finished, out, entry_point):
             notes = await in_thread(_take_notes, out, entry_point=entry_point)
@@ -192,12 +197,13 @@ async def build(
         BadModel: the file is no model, or has numbers that are not finite.
         EntryPointFailed, EntryPointTimeout, BadPackage: see :meth:`Runtime.run`.
     """
+    manifest = prepared.package.manifest
+    exchange = ModelExchange.of(manifest)
     async with _run_folder(workdir) as folder:
-        out = folder / "seed.npz"
+        out = folder / f"seed{exchange.suffix}"
         run = _Run(
             runtime=runtime, prepared=prepared, folder=folder, env=env, timeout_s=timeout_s, say=say, limits=limits
         )
-        manifest = prepared.package.manifest
         if is_told_no_seed(manifest):
             places = await in_thread(SeedPlaces.of, prepared.package.root)
             finished = await run("build")
@@ -205,7 +211,7 @@ async def build(
         else:
             finished = await run("build", out)
         with _told_with(finished, out, "build"):
-            await in_thread(_take_model, out, seed, entry_point="build", expect=None, raw=manifest.fedn.raw_dtype)
+            await in_thread(_take_model, out, seed, exchange, entry_point="build", expect=None)
     return seed
 
 
@@ -285,10 +291,10 @@ def _make_folder(workdir: Path) -> Path:
 
 @asynccontextmanager
 async def _given(
-    model: Path, model_in: Path, settings_json: str, *, lend: bool, raw: str | None
+    model: Path, model_in: Path, settings_json: str, *, lend: bool, exchange: ModelExchange
 ) -> AsyncIterator[None]:
     with storage_errors(model_in):
-        lent = await in_thread(_give, model, model_in, settings_json, lend=lend, raw=raw)
+        lent = await in_thread(_give, model, model_in, settings_json, lend=lend, exchange=exchange)
     try:
         yield
     finally:
@@ -296,11 +302,11 @@ async def _given(
             await in_thread(_take_back, model)
 
 
-def _give(model: Path, model_in: Path, settings_json: str, *, lend: bool, raw: str | None) -> bool:
+def _give(model: Path, model_in: Path, settings_json: str, *, lend: bool, exchange: ModelExchange) -> bool:
     """Make the files of the input; return whether the model is lent."""
-    lent = raw is None and lend and _lend(model, model_in)
-    if raw is not None:
-        write_raw(model, model_in, raw)
+    lent = exchange.lends and lend and _lend(model, model_in)
+    if not exchange.lends:
+        exchange.give(model, model_in)
     elif not lent:
         _copy(model, model_in)
     Path(f"{model_in}-metadata").write_text(settings_json, encoding="utf-8")
@@ -352,32 +358,23 @@ def _told_with(finished: Finished, output: Path, entry_point: str) -> Iterator[N
 def _take_model(
     path: Path,
     target: Path,
+    exchange: ModelExchange,
     *,
     entry_point: str,
     expect: ModelSchema | None,
     keep_plain: bool = False,
-    raw: str | None = None,
 ) -> None:
     _require_file(path, entry_point)
-    source = f"the entry point {entry_point}"
-    if raw is None:
-        normalise(path, target, source=source, expect=expect, keep_plain=keep_plain)
-        return
-    beside = target.with_name(f".{target.name}.raw")
-    try:
-        read_raw(path, beside, raw, schema=expect, source=source)
-        normalise(beside, target, source=source, expect=expect, keep_plain=True)
-    finally:
-        beside.unlink(missing_ok=True)
+    exchange.take(path, target, source=f"the entry point {entry_point}", expect=expect, keep_plain=keep_plain)
 
 
 def _take_update(
-    finished: Finished, expect: ModelSchema, model_out: Path, workdir: Path, *, raw: str | None
+    finished: Finished, expect: ModelSchema, model_out: Path, workdir: Path, exchange: ModelExchange
 ) -> tuple[Path, Notes]:
     """Take what ``train`` left: the update, checked and moved to ``workdir``, and its metadata."""
     update, metadata = model_out.with_name("update.npz"), Path(f"{model_out}-metadata")
     with _told_with(finished, model_out, "train"):
-        _take_model(model_out, update, entry_point="train", expect=expect, keep_plain=True, raw=raw)
+        _take_model(model_out, update, exchange, entry_point="train", expect=expect, keep_plain=True)
     with _told_with(finished, metadata, "train"):
         notes = _take_notes(metadata, entry_point="train", optional=True)
     return _keep(update, workdir), notes

@@ -24,6 +24,7 @@ from runnel.client.runtimes import LineSink, Runtime, entry_point_variables
 from runnel.common.blobs import in_thread, storage_errors
 from runnel.common.compression import NO_COMPRESSION
 from runnel.common.errors import RunnelError
+from runnel.common.model_format import ModelFormat
 from runnel.common.protocol import Assignment, AssignmentKey, Failure, Outcome, Stage, Work
 
 log = structlog.get_logger()
@@ -138,7 +139,12 @@ class Execution:
             model = await self._models.get(assignment.model)
         self._tell(key, Stage.RUNNING)
         with timed(elapsed_s, "run"):
-            common |= {"model": model, "settings_json": assignment.client_settings, "lend": self._alone}
+            common |= {
+                "model": model,
+                "settings_json": assignment.client_settings,
+                "lend": self._alone,
+                "model_format": ModelFormat.parse(assignment.model_format, field="assignment.model_format"),
+            }
             if key.work is Work.TRAIN:
                 trained = await train(runtime, prepared, **common)
             else:

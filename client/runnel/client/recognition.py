@@ -37,6 +37,8 @@ def recognise(manifest: Manifest, root: Path, *, top: Path, installs: Installs) 
         "environment": listing or "the client's own Python",
         "model_files": _MODEL_FILES[manifest.fedn.raw_dtype],
     }
+    if manifest.model_format is not None and not manifest.speaks_fedn:
+        found["model_files"] = manifest.model_format.suffix
     if manifest.speaks_fedn:
         found["helper"] = ", ".join(manifest.fedn.helpers) or "none named"
         found["fedn"] = _fedn(manifest, root / listing if listing else None, root, installs)

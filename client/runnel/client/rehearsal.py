@@ -25,7 +25,8 @@ from runnel.client.runtimes.runtime import LineSink, PackageFiles, Prepared, Run
 from runnel.client.runtimes.variables import entry_point_variables
 from runnel.common.blobs import digest_file, in_thread
 from runnel.common.errors import BadModel, BadOutput, InvalidInput, NotFound, RunnelError
-from runnel.common.tensors import normalise
+from runnel.common.model_format import ModelFormat
+from runnel.common.tensors import find_format, to_canonical
 from runnel.compute_package import Manifest, pack, read_manifest, unpack
 
 if TYPE_CHECKING:
@@ -160,6 +161,7 @@ class _Attempt:
     say: LineSink
     timeout_s: float | None
     installs: Installs
+    model_format: ModelFormat = ModelFormat.NPZ  # of the seed
     recognised: dict[str, str] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -238,7 +240,8 @@ class _Attempt:
             if given is not None:
                 if not await in_thread(given.is_file):
                     raise NotFound(f"There is no seed model {given}.")
-                schema = await in_thread(normalise, given, model, source=str(given))
+                self.model_format = await in_thread(find_format, given)
+                schema = await in_thread(to_canonical, given, model, self.model_format, source=str(given))
                 note(f"{schema.n_params:,} parameters in {len(schema.tensors)} arrays, as given")
             elif "build" not in prepared.package.manifest.entry_points:
                 raise InvalidInput(
@@ -271,6 +274,7 @@ class _Attempt:
                     env=self.env,
                     timeout_s=self.timeout_s,
                     say=self.say,
+                    model_format=self.model_format,
                 )
                 note(f"ended well after {trained.elapsed_s:.1f} s")
         except _StepFailed as failed:
@@ -319,6 +323,7 @@ class _Attempt:
             env=self.env,
             timeout_s=self.timeout_s,
             say=self.say,
+            model_format=self.model_format,
             entry_point=entry_point,
         )
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import yaml
 
-from runnel.common.errors import BadPackage
+from runnel.common.errors import BadPackage, InvalidInput
+from runnel.common.model_format import ModelFormat
 from runnel.compute_package.fedn_use import NO_USE, FednUse, find_fedn_use
 
 RUNNEL_MANIFEST = "runnel.yaml"
@@ -24,7 +25,7 @@ ENTRY_POINTS = ("train", "validate", "predict", "startup", "build")
 DOCKERFILE = "Dockerfile"
 """A package that has this file in its root, and no ``fedn.yaml``, runs in the image that it makes."""
 
-_KEYS = ("name", "version", "entry_points", "requirements", "image")
+_KEYS = ("name", "version", "entry_points", "requirements", "image", "model_format")
 _MAX_BYTES = 64 * 1024
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 # A name as engines take it: registry and path, then a tag, a digest, or both.
@@ -63,6 +64,7 @@ class Manifest:
         kind: which file said so; ``PLAIN`` when the scripts were found by their names.
         requires_python: the ``requires-python`` of a ``pyproject.toml`` in the package's root; empty: any.
         fedn: what its scripts use of FEDn.
+        model_format: of the models that its entry points are given and write; None: that of the session's seed.
         image: the container image that it runs in, a name or a name pinned by its digest. None: it names none.
         dockerfile: ``Dockerfile`` if the package has one that makes its image; never with ``image``. None otherwise.
 
@@ -78,6 +80,7 @@ class Manifest:
     kind: ManifestKind = ManifestKind.PLAIN
     requires_python: str = ""
     fedn: FednUse = NO_USE
+    model_format: ModelFormat | None = None
     image: str | None = None
     dockerfile: str | None = None
 
@@ -156,6 +159,7 @@ def read_manifest(root: Path, *, default_name: str | None = None) -> Manifest:
           startup: python startup.py    # once, when the environment is ready
           build: {command: python build.py --width 32}   # called with the SEED to write
         requirements: requirements.txt  # default: that file if it exists; null: the interpreter of the client
+        model_format: safetensors       # or npz; default: the format of the session's seed
         image: python:3.12-slim         # it runs in a container of this image; name@sha256:… pins it
 
     A package with a ``Dockerfile`` in its root runs in a container of the image that it makes; it has no ``image``. Of
@@ -255,6 +259,7 @@ def _read_runnel(root: Path, default_name: str) -> Manifest:
         kind=ManifestKind.RUNNEL,
         image=image,
         dockerfile=dockerfile,
+        model_format=_model_format(document.get("model_format")),
     )
 
 
@@ -265,6 +270,16 @@ def _image(value: object) -> str:
             RUNNEL_MANIFEST, "image", f"should be a name like python:3.12-slim or name@sha256:… but is {_shown(name)}"
         )
     return name
+
+
+def _model_format(value: object) -> ModelFormat | None:
+    if value is None:
+        return None
+    try:
+        return ModelFormat.parse(_text(RUNNEL_MANIFEST, "model_format", value), field="model_format")
+    except InvalidInput as error:
+        known = ", ".join(each.value for each in ModelFormat)
+        raise _bad(RUNNEL_MANIFEST, "model_format", f"should be one of {known} but is {_shown(str(value))}") from error
 
 
 def _commands(section: object) -> dict[str, str]:

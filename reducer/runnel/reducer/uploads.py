@@ -8,16 +8,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from runnel.common.blobs import BlobStore
 from runnel.common.errors import Conflict, InvalidInput, NotFound
 from runnel.common.ids import new_id
+from runnel.common.model_format import ModelFormat
 from runnel.common.protocol import BlobRef, PackageSignature
-from runnel.common.tensors import open_npz
+from runnel.common.tensors import find_format, open_npz, to_canonical
 from runnel.compute_package import Description, describe, key_id, verifies
 from runnel.reducer.domain.values import ModelView, PackageView
 from runnel.reducer.store import access, registry
 from runnel.reducer.store.blobs import Blobs
 from runnel.reducer.store.journal import Journal
 from runnel.reducer.store.tables import ModelRow
+
+_SEED = "the seed model"
 
 
 class Uploads:
@@ -96,7 +100,7 @@ class Uploads:
             return await registry.package_entry(tx.session, row)
 
     async def add_model(self, organisation: str, body: AsyncIterator[bytes]) -> ModelView:
-        """Store and check a seed model.
+        """Store and check a seed model; one of another format is kept as the ``.npz`` that it is converted to.
 
         Raises:
             BadModel, TooLarge, StorageFull: it is refused.
@@ -104,6 +108,7 @@ class Uploads:
         """
         ref = await self._blobs.files.put_stream(body, limit_bytes=self._max_model_bytes)
         try:
+            ref, found = await self._as_npz(ref)
             async with self._blobs.held(ref) as file:
                 n_params, tensors = await asyncio.to_thread(_inspect_seed, file)
             await self._keep(ref)
@@ -115,7 +120,7 @@ class Uploads:
             organisation_id=organisation,
             digest=ref.sha256,
             size_bytes=ref.size_bytes,
-            format="npz",
+            format=found.value,
             n_params=n_params,
             tensors=tensors,
             metrics={},
@@ -127,6 +132,19 @@ class Uploads:
             tx.session.add(row)
             await tx.record("model.added", organisation, model=row.id, digest=row.digest)
         return registry.model_view(row)
+
+    async def _as_npz(self, ref: BlobRef) -> tuple[BlobRef, ModelFormat]:
+        """Return a model as the file in which models travel, which takes the place of ``ref``, and what it was."""
+        try:
+            async with self._blobs.held(ref) as file:
+                found = await asyncio.to_thread(find_format, file)
+                if found is ModelFormat.NPZ:
+                    return ref, found
+                made = await asyncio.to_thread(_adopt_as_npz, file, found, self._blobs.files)
+        except NotFound as err:  # another upload of an equal file is done with it
+            raise _removed(ref) from err
+        await self._drop_unused(ref)
+        return made, found
 
     async def _keep(self, ref: BlobRef) -> None:
         try:
@@ -159,6 +177,7 @@ def _manifest_json(described: Description) -> dict[str, Any]:
     manifest = described.manifest
     return {
         "recognised": described.recognised,
+        "model_format": None if manifest.model_format is None else manifest.model_format.value,
         "entry_points": dict(manifest.entry_points),
         "requirements": manifest.requirements,
         "python_env": manifest.python_env,
@@ -166,7 +185,16 @@ def _manifest_json(described: Description) -> dict[str, Any]:
     }
 
 
+def _adopt_as_npz(path: Path, found: ModelFormat, files: BlobStore) -> BlobRef:
+    npz = files.temporary()
+    try:
+        to_canonical(path, npz, found, source=_SEED)
+        return files.adopt(npz)
+    finally:
+        npz.unlink(missing_ok=True)
+
+
 def _inspect_seed(path: Path) -> tuple[int, int]:
-    with open_npz(path, source="the seed model") as model:
+    with open_npz(path, source=_SEED) as model:
         model.require_finite()
         return model.schema.n_params, len(model.schema.tensors)

@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from runnel.cli.desk import Desk, command, group
+from runnel.common.errors import InvalidInput, NotFound
+from runnel.common.model_format import ModelFormat
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from runnel.sdk import Model
 
-app = group("Models: list them, show where they come from, download them.")
+app = group("Models: list them, show where they come from, download them, convert them.")
+
+
+class FormatChoice(StrEnum):
+    """A format of model files."""
+
+    npz = "npz"
+    safetensors = "safetensors"
+
+
+class KeyChoice(StrEnum):
+    """What tensors are called."""
+
+    same = "same"
+    numbers = "numbers"
+    arr = "arr"
+
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="The model; 4 or more characters of its id will do.")]
 
@@ -52,18 +71,82 @@ def get(
     model: Id,
     out: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="What to write; default: ID.npz here.", show_default=False),
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="What to write; default: ID.FORMAT here.", show_default=False
+        ),
+    ] = None,
+    model_format: Annotated[
+        FormatChoice | None,
+        typer.Option(
+            "--format", help="Of the file; default: what FILE ends with, else the format of the session's seed."
+        ),
     ] = None,
 ) -> None:
     """Download a model's file, verified."""
     found = desk.network.models.show(model)
-    target = out or Path(f"{found.model}.{found.format}")
+    named = None if out is None else ModelFormat.of_name(out)
+    wanted = model_format.value if model_format else named.value if named else found.format
+    target = out or Path(f"{found.model}.{wanted}")
     with desk.transfer(found.model) as progress:
-        desk.network.models.get(found.model, target, progress=progress)
+        desk.network.models.get(found.model, target, format=wanted, progress=progress)
     if desk.as_json:
         desk.write_json(dict(found.raw) | {"path": str(target)})
     else:
         desk.say(f"Wrote {found.model} to {target}.")
+
+
+@command(app, "convert", local=True)
+def convert_model(
+    desk: Desk,
+    file: Annotated[Path, typer.Argument(metavar="IN", help="A model: .npz or .safetensors, whatever it is called.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="What to write, in the format that the name ends with.")],
+    model_format: Annotated[
+        FormatChoice | None, typer.Option("--format", help="Of OUT, if its name does not say it.")
+    ] = None,
+    keys: Annotated[
+        KeyChoice,
+        typer.Option(
+            "--keys",
+            help="Of the tensors: as they are; or numbers, 0, 1 …; or arr, arr_0, arr_1 … as numpy.savez numbers them.",
+        ),
+    ] = KeyChoice.same,
+    names_from: Annotated[
+        Path | None,
+        typer.Option(
+            "--names-from",
+            metavar="MODEL",
+            help="Give each tensor the name that it has in this model, by place; numbered ones by their number.",
+        ),
+    ] = None,
+) -> None:
+    """Write a model in another format or with other keys; every number stays as it is, bit for bit."""
+    from runnel.cli.tables import size
+    from runnel.common.tensors import Arrange, convert, find_format, named, numbered, open_model
+
+    wanted = ModelFormat(model_format.value) if model_format else ModelFormat.of_name(out)
+    if wanted is None:
+        raise InvalidInput(
+            f"{out} ends with no model format, so it has to be said which it is to have.",
+            hint="For example --format safetensors.",
+        )
+    if names_from is not None and keys is not KeyChoice.same:
+        raise InvalidInput("--keys and --names-from both say what the tensors are called; give one of them.")
+    arrange: Arrange | None = None
+    for given in (file, *([names_from] if names_from else [])):
+        if not given.is_file():
+            raise NotFound(f"There is no model {given}.", path=str(given))
+    if names_from is not None:
+        with open_model(names_from, find_format(names_from), source=str(names_from)) as model:
+            arrange = named(model.schema)
+    elif keys is not KeyChoice.same:
+        arrange = numbered("arr_" if keys is KeyChoice.arr else "")
+    schema = convert(file, out, wanted, source=str(file), arrange=arrange)
+    if desk.as_json:
+        tensors = [{"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)} for spec in schema.tensors]
+        desk.write_json({"path": str(out), "format": wanted.value, "n_params": schema.n_params, "tensors": tensors})
+        return
+    written = size(out.stat().st_size)
+    desk.say(f"Wrote {out}: {schema.n_params:,} parameters in {len(schema.tensors)} tensors, {written}.")
 
 
 def _step(model: Model) -> dict[str, object]:

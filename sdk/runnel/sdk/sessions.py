@@ -76,7 +76,7 @@ class Sessions:
             InvalidInput: an option is out of its range; the message names it.
         """
         archive = file_given(package, what="package", make=f"Pack it first: runnel package build {package}")
-        model = file_given(seed, what="seed", make="Give a model's file (.npz).")
+        model = file_given(seed, what="seed", make="Give a model's file (.npz or .safetensors).")
         digest = str(package) if archive is None else self._packages.push(archive, progress=progress).digest
         model_id = str(seed) if model is None else self._models.push(model, progress=progress).model
         wanted: dict[str, Any] = {

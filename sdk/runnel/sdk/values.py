@@ -128,6 +128,7 @@ class Package:
 class Model:
     """A model of the trail; a seed has neither parent nor session. ``digest`` is the SHA-256 of its file in hex.
 
+    ``format``: of the seed as it was uploaded; the network keeps ``.npz``.
     ``removed_at``: when the network removed its file, as the session keeps only its newest models; None: it is there.
     """
 

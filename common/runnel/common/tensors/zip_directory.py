@@ -42,7 +42,8 @@ def refusal(source: str, what: str, *, member: str = "") -> BadModel:
     subject = f"its member {member!r} {what}" if member else what
     return BadModel(
         f"The model of {source} cannot be read as .npz: {subject}.",
-        hint="Write models with numpy.savez (numeric or boolean arrays, no objects).",
+        hint="Write models with numpy.savez (numeric or boolean arrays, no objects). A package whose models are "
+        ".safetensors files says so in its runnel.yaml: model_format: safetensors.",
         source=source,
         **({"member": member} if member else {}),
     )

@@ -206,6 +206,7 @@ class PackageView:
 class ModelView:
     """A model of the trail. A seed has neither parent nor session. ``participants``: updates by client, with weight.
 
+    ``format``: of the seed as it was uploaded, which packages are given; the file here is ``.npz`` all the same.
     ``removed_at``: when its file was removed because the session keeps only its newest models; None: it is here.
     """
 

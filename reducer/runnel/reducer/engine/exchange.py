@@ -370,6 +370,7 @@ class Exchange:
                     clients=tuple(sorted(order.clients)),
                     package=position.package,
                     model=position.model,
+                    model_format=position.model_format,
                     client_settings=json.dumps(position.config.client_settings, sort_keys=True),
                     remaining_s=remaining_s,
                     gather=self._gather,

@@ -25,6 +25,7 @@ class Position:
     package: BlobRef
     model_id: str
     model: BlobRef
+    model_format: str  # of its seed: what packages that don't say theirs are given
     optimizer_state: str | None
     round: int
     history: tuple[SessionStatus, ...]
@@ -66,6 +67,7 @@ async def position_of(tx: AsyncSession, session_id: str) -> Position:
         package=BlobRef(sha256=package.digest, size_bytes=package.size_bytes),
         model_id=model.id,
         model=BlobRef(sha256=model.digest, size_bytes=model.size_bytes),
+        model_format=model.format,
         optimizer_state=model.optimizer_state,
         round=row.round,
         history=(SessionStatus(row.phase),),

@@ -383,7 +383,7 @@ class SessionRunner:
                     organisation_id=position.organisation,
                     digest=reduced.model.sha256,
                     size_bytes=reduced.model.size_bytes,
-                    format="npz",
+                    format=position.model_format,
                     n_params=reduced.n_params,
                     tensors=reduced.tensors,
                     parent_id=position.model_id,

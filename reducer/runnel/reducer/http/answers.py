@@ -199,7 +199,10 @@ class Model(BaseModel):
     model: str
     digest: str = Field(description="SHA-256 of the file, in hex.")
     size_bytes: int
-    format: str
+    format: str = Field(
+        description="Of the seed as it was uploaded: npz or safetensors. Packages that don't say theirs are given this;"
+        " the file that is kept, and downloaded, is .npz."
+    )
     n_params: int
     tensors: int
     parent: str | None

@@ -21,10 +21,13 @@ router = APIRouter(prefix="/models", tags=["models"])
     status_code=201,
     response_model=Model,
     summary="Store a seed model",
-    openapi_extra=upload_schema("The model: .npz, without pickled objects."),
+    openapi_extra=upload_schema("The model: .npz without pickled objects, or .safetensors."),
 )
 async def add_model(request: Request, service: Service, caller: CallerDep, once: OnceDep) -> Response:
-    """The body is the model's file as it is. `Content-Digest` (RFC 9530, sha-256) is verified when given."""
+    """The body is the model's file as it is. `Content-Digest` (RFC 9530, sha-256) is verified when given.
+
+    A .safetensors file is kept as .npz, in which models travel; the answer's `digest` is that of the .npz.
+    """
 
     async def act() -> Model:
         return Model.of(await service.add_model(caller, body_blocks(request)))
@@ -52,7 +55,7 @@ async def model_entry(model: str, service: Service, caller: CallerDep) -> Model:
 
 @router.get("/{model}/content", response_class=FileResponse, summary="Download a model")
 async def model_content(model: str, service: Service, caller: CallerDep, held: Held) -> FileResponse:
-    """The file, byte for byte; `Range` is served."""
+    """The .npz file, byte for byte; `Range` is served."""
     view = await service.model(caller, model)
     file = await held.enter_async_context(service.model_file(caller, view.model))
-    return file_answer(file, sha256=view.digest, filename=f"{view.model}.{view.format}")
+    return file_answer(file, sha256=view.digest, filename=f"{view.model}.npz")

@@ -137,7 +137,7 @@ class ModelRow(Base):
     organisation_id: Mapped[str] = mapped_column(ForeignKey("organisation.id"))
     digest: Mapped[str] = mapped_column(String(64), index=True)
     size_bytes: Mapped[int] = mapped_column(BigInteger)
-    format: Mapped[str] = mapped_column(String(32))
+    format: Mapped[str] = mapped_column(String(32))  # of the seed as it was uploaded; the blob is .npz
     n_params: Mapped[int] = mapped_column(BigInteger)
     tensors: Mapped[int] = mapped_column(Integer)
     parent_id: Mapped[str | None] = mapped_column(String(32))

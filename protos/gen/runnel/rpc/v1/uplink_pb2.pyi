@@ -888,7 +888,7 @@ class Assignment(_message.Message):
     ORGANISATION_FIELD_NUMBER: _builtins.int
     order_id: _builtins.str
     model_format: _builtins.str
-    """"npz" """
+    """What packages that don't name a format are given the model as: "npz" or "safetensors". What travels is always .npz."""
     client_settings: _builtins.str
     """JSON object, handed to the package"""
     gather: Global___Gather.ValueType

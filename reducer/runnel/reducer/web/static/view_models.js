@@ -76,7 +76,7 @@ function metricsOf(model) {
 
 function file(app, model) {
   if (model.removed_at) return h("span", { class: "mute", title: "Its session keeps only its newest models." }, "removed");
-  return download(app, `models/${encodeURIComponent(model.model)}/content`, `${model.model}.${model.format}`);
+  return download(app, `models/${encodeURIComponent(model.model)}/content`, `${model.model}.npz`);
 }
 
 /** One model: what it is, who gave to it, and what it came of. */
