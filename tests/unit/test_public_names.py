@@ -125,6 +125,18 @@ PUBLIC: dict[str, list[str]] = {
         "parse_compression",
         "residual_schema",
     ],
+    "runnel.common.metrics": [
+        "Distribution",
+        "LoopLag",
+        "Metric",
+        "MetricsPage",
+        "MetricsServer",
+        "PROCESS_METRICS",
+        "Sample",
+        "Tally",
+        "folder_samples",
+        "process_samples",
+    ],
     "runnel.common.tensors": [
         "Arrange",
         "AtomicFile",

@@ -15,7 +15,7 @@ import structlog
 from runnel.client.compressor import Compressor
 from runnel.client.deadlines import Deadlines
 from runnel.client.delivery import Delivery
-from runnel.client.domain.jobs import Abort, Decision, Forget, JobBook, Offer, Start
+from runnel.client.domain.jobs import Abort, Decision, Forget, JobBook, JobState, Offer, Start
 from runnel.client.execution import Execution, Site
 from runnel.client.gate import Gate
 from runnel.client.log_stream import LogStream
@@ -25,6 +25,7 @@ from runnel.client.package_cache import PackageCache
 from runnel.client.runtimes import Runtime
 from runnel.common.blobs import in_thread
 from runnel.common.crash_points import CrashPoint, reach
+from runnel.common.metrics import Tally
 from runnel.common.protocol import (
     Assignment,
     AssignmentKey,
@@ -87,6 +88,8 @@ class ClientAgent:
         self._compressor = Compressor(state / "leftovers", self._outbox)
         self._book = JobBook(parallel=parallel, held=self._outbox.held())
         self._link = link_factory(self.hello)
+        self.work = Tally()  # by work and outcome
+        self.settlements = Tally(*((each.value,) for each in Settlement))
         self._logs = LogStream(name, self._link.send)
         self._deadlines = Deadlines()
         self._execution = Execution(
@@ -185,6 +188,16 @@ class ClientAgent:
         """Number of pieces of work that run."""
         return len(self._running)
 
+    @property
+    def link(self) -> UplinkLink:
+        """The way up."""
+        return self._link
+
+    @property
+    def job_states(self) -> list[JobState]:
+        """Where each piece of work is that is under way or held."""
+        return [job.state for job in self._book.jobs.values()]
+
     def _received(self, message: Downward) -> None:
         match message:
             case Assignment():
@@ -193,6 +206,7 @@ class ClientAgent:
             case Settled(key=key):
                 reach(CrashPoint.SETTLED_RECEIVED)
                 log.info("settled", key=str(key), settlement=message.settlement.value)
+                self.settlements.add(message.settlement.value)
                 self._apply(self._book.dropped(key, counted=message.settlement is Settlement.COUNTED))
             case Cancel(key=key) if key is not None:
                 log.info("called off", key=str(key), reason=message.reason)
@@ -249,6 +263,7 @@ class ClientAgent:
             )  # also where a compression was cancelled, and went on in its thread
             await in_thread(shutil.rmtree, folder, ignore_errors=True)
         del self._running[key]
+        self.work.add(key.work.value, "done" if outcome.failure is None else "failed")
         self._apply(self._book.finished(key, failed=outcome.failure is not None))
         self._gate.answered(assignment)
 

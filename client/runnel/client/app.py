@@ -19,6 +19,7 @@ from runnel.client.audit import AUDIT_FILE, AuditLog, utc_now
 from runnel.client.domain.cage import NO_NETWORK, Cage
 from runnel.client.domain.policy import Policy
 from runnel.client.gate import Gate
+from runnel.client.metrics import client_page
 from runnel.client.policy_file import SitePolicy, default_policy, read_policy
 from runnel.client.reviews import Reviews
 from runnel.client.runtimes import Installs, ProcessRuntime, entry_point_variables, site_variables
@@ -27,6 +28,7 @@ from runnel.client.settings import ClientSettings
 from runnel.common.disk import state_folder
 from runnel.common.endpoints import remove_endpoints, write_endpoints
 from runnel.common.errors import BadSettings
+from runnel.common.metrics import LoopLag, MetricsServer
 from runnel.common.protocol import Hello, NodeKind
 from runnel.transport import UplinkLink, parse_address
 from runnel.transport.way_up import client_tls, load_or_create_identity, require_loopback
@@ -180,7 +182,10 @@ async def run_client(
             prefer=settings.prefer,
         )
 
-    async with _runtime(settings, policy.policy, identity.node_id, environ) as runtime:
+    async with (
+        _runtime(settings, policy.policy, identity.node_id, environ) as runtime,
+        contextlib.AsyncExitStack() as stack,
+    ):
         gate = Gate(
             client=identity.name,
             site=policy,
@@ -204,6 +209,11 @@ async def run_client(
             run_timeout_s=settings.run_timeout_s,
         )
         await asyncio.to_thread(gate.begin, client=identity.name, version=version("runnel"), network=settings.network)
+        if settings.metrics is not None:
+            lag, where = LoopLag(), parse_address(settings.metrics, key="metrics")
+            stack.callback(lag.close)
+            page = client_page(agent, settings.state, lag)
+            await stack.enter_async_context(MetricsServer(page, where.host, where.port))
         write_endpoints(settings.state)
         log.info(
             "ready",

@@ -74,4 +74,10 @@ class ClientSettings(BaseModel):
         description="What may run here (TOML); by default anything on the loopback, else what the site approved.",
     )
     run_timeout_s: float | None = Field(None, gt=0, description="The site's own limit for one run of an entry point.")
+    # Elsewhere it means something else.
+    metrics: str | None = Field(
+        None,
+        json_schema_extra={OWN_PREFIX_ONLY: True},
+        description="HOST:PORT on which Prometheus reads metrics, in plain HTTP without a token; by default none.",
+    )
     grace_s: float = Field(10.0, ge=0, description="Seconds to end what is under way when the process is told to stop.")

@@ -10,11 +10,13 @@ from importlib.metadata import version
 import structlog
 
 from runnel.combiner.combiner import Combiner
+from runnel.combiner.metrics import combiner_page
 from runnel.combiner.settings import CombinerSettings
 from runnel.common.descriptors import room_for_nodes
 from runnel.common.disk import state_folder
 from runnel.common.endpoints import remove_endpoints, write_endpoints
 from runnel.common.errors import Unreachable
+from runnel.common.metrics import LoopLag, MetricsServer
 from runnel.common.protocol import Hello, NodeKind
 from runnel.transport import CredentialVerifier, NodeIdentity, RpcServer, UplinkLink, UplinkServer, parse_address
 from runnel.transport.addresses import own_host_towards
@@ -86,19 +88,20 @@ async def serve_combiner(settings: CombinerSettings) -> AsyncIterator[tuple[Comb
     )
     uplink = UplinkServer(combiner, verifier, heartbeat_s=settings.heartbeat_s)
     rpc = RpcServer(settings.listen, tls=tls, allow_plaintext=settings.allow_plaintext, services=[uplink.service])
-    async with combiner, rpc, uplink:
+    async with combiner, rpc, uplink, contextlib.AsyncExitStack() as stack:
         bound = parse_address(rpc.address)
         here = await asyncio.to_thread(own_host_towards, parse_address(settings.network)) if bound.everywhere else ""
         combiner.address = settings.advertise or str(bound.to_call(here))
         combiner.tls = tls is not None
         write_endpoints(settings.state, rpc=str(bound.to_call()))
-        try:
-            log.info(
-                "ready", rpc=rpc.address, name=identity.name, network=settings.network, advertised=combiner.address
-            )
-            yield combiner, rpc
-        finally:
-            remove_endpoints(settings.state)
+        stack.callback(remove_endpoints, settings.state)
+        if settings.metrics is not None:
+            lag, where = LoopLag(), parse_address(settings.metrics, key="metrics")
+            stack.callback(lag.close)
+            page = combiner_page(combiner, uplink, settings.state, lag)
+            await stack.enter_async_context(MetricsServer(page, where.host, where.port))
+        log.info("ready", rpc=rpc.address, name=identity.name, network=settings.network, advertised=combiner.address)
+        yield combiner, rpc
 
 
 async def run_combiner(settings: CombinerSettings, stop: asyncio.Event) -> None:

@@ -22,6 +22,7 @@ from runnel.combiner.small_blobs import take_small_payload, with_small_model
 from runnel.common.blobs import KEPT_HEARTBEATS, BlobStore, SpoolFile
 from runnel.common.crash_points import CrashPoint, reach
 from runnel.common.errors import CapacityExceeded, RunnelError, StorageFull
+from runnel.common.metrics import Tally
 from runnel.common.protocol import (
     Assignment,
     BlobRef,
@@ -102,6 +103,7 @@ class Combiner:
         self._children: dict[str, Child] = {}
         self._lines_dropped = 0
         self._link = link_factory(self.hello)
+        self.folded = Tally(("folded",), ("refused",))  # reports from below
         self._cache = BlobCache(BlobStore(state / "blobs", durable=False), self._fetch, keep_bytes=keep_bytes)
         self._partials = Partials(
             state / "sums", book=self._book, payloads=self._payloads, cache=self._cache, link=self._link
@@ -191,6 +193,21 @@ class Combiner:
         """Number of directly attached nodes."""
         return len(self._children)
 
+    @property
+    def link(self) -> UplinkLink:
+        """The way up."""
+        return self._link
+
+    @property
+    def below(self) -> tuple[Member, ...]:
+        """Who is attached here or further below."""
+        return self._membership.members()
+
+    @property
+    def open_orders(self) -> int:
+        """Number of orders whose report is not sent yet."""
+        return len(self._book.orders)
+
     def _from_above(self, message: Downward) -> None:
         match message:
             case Assignment():
@@ -275,6 +292,7 @@ class Combiner:
                 await asyncio.sleep(_NO_ROOM_PAUSE_S)  # or they would be asked again, and push, over and over
             self._apply(self._book.not_folded(order_id, report))
         else:
+            self.folded.add("folded" if failure is None else "refused")
             self._apply(self._book.folded(order_id, report, failure))
 
     def _drop(self, order_id: str) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from runnel.common.ids import valid_name
-from runnel.common.settings import Bytes, checked
+from runnel.common.settings import OWN_PREFIX_ONLY, Bytes, checked
 
 
 class CombinerSettings(BaseModel):
@@ -41,5 +41,11 @@ class CombinerSettings(BaseModel):
     capacity: int = Field(1000, ge=1, description="How many nodes may attach.")
     heartbeat_s: float = Field(10.0, gt=0, description="Nodes silent for three times as long are taken for gone.")
     isolated_after_s: float = Field(30.0, gt=0, description="Without a way up for so long, clients are sent elsewhere.")
+    # Elsewhere it means something else.
+    metrics: str | None = Field(
+        None,
+        json_schema_extra={OWN_PREFIX_ONLY: True},
+        description="HOST:PORT on which Prometheus reads metrics, in plain HTTP without a token; by default none.",
+    )
     keep_bytes: Bytes = Field(4 << 30, description="Models and packages kept for those below, in all.")
     grace_s: float = Field(10.0, ge=0, description="Seconds to end what is under way when the process is told to stop.")

@@ -27,6 +27,7 @@ from runnel.common.errors import (
     Unauthenticated,
     Unreachable,
 )
+from runnel.common.metrics import Sample
 from runnel.common.protocol import BlobRef, Downward, Hello, NodeKind, Upward
 from runnel.transport.attachment import Attachment
 from runnel.transport.channels import open_channel
@@ -35,6 +36,7 @@ from runnel.transport.link_events import Attached, Detached, LinkEvent, Patience
 from runnel.transport.mailbox import Mailbox
 from runnel.transport.retry import RetryPolicy
 from runnel.transport.tls import ClientTls
+from runnel.transport.traffic import ATTACHED, FETCHED, PUSHED
 from runnel.transport.transfers import fetch_blob, push_blob
 
 _JOIN_DEADLINE_S = 10.0
@@ -108,6 +110,7 @@ class UplinkLink:
         self._stack = AsyncExitStack()
         self._task: asyncio.Task[None] | None = None
         self._log = structlog.get_logger()
+        self._fetched_bytes = self._pushed_bytes = 0
 
     @property
     def name(self) -> str:
@@ -187,6 +190,7 @@ class UplinkLink:
             with suppress(CorruptData):  # fetched, it is verified again
                 await in_thread(_write_whole, file, data)
                 return
+        held = file.held
         try:
             async with asyncio.timeout(deadline_s):
                 await fetch_blob(self._present, file, self._delays)
@@ -199,6 +203,7 @@ class UplinkLink:
             file.drop()
             raise
         finally:
+            self._fetched_bytes += max(0, file.held - held)
             file.close()
 
     async def push(self, order_id: str, source: Source, ref: BlobRef, *, deadline_s: float) -> None:
@@ -230,6 +235,15 @@ class UplinkLink:
                 f"Pushing {ref.size_bytes:,} bytes to {attachment.peer} took longer than {deadline_s:.1f} s.",
                 order_id=order_id,
             ) from None
+        self._pushed_bytes += ref.size_bytes
+
+    def samples(self) -> list[Sample]:
+        """Return what Prometheus is told of the way up."""
+        return [
+            ATTACHED.sample(self.attached),
+            FETCHED.sample(self._fetched_bytes),
+            PUSHED.sample(self._pushed_bytes),
+        ]
 
     # ---- transfers
 

@@ -138,6 +138,7 @@ class UplinkServer(pb_grpc.UplinkServicer):
         self._pushed: dict[str, deque[tuple[str, str]]] = {}  # orders and digests by node
         self._tasks: asyncio.TaskGroup | None = None
         self._stack = AsyncExitStack()
+        self.served_bytes = self.received_bytes = 0  # by fetches and pushes, since the process began
         self._log = structlog.get_logger()
 
     @property
@@ -312,6 +313,7 @@ class UplinkServer(pb_grpc.UplinkServicer):
                         pb.Chunk(blob=header, offset=offset, data=data) if first else pb.Chunk(data=data)
                     )
                     first = False
+                    self.served_bytes += len(data)
             finally:
                 await chunks.aclose()
 
@@ -335,7 +337,11 @@ class UplinkServer(pb_grpc.UplinkServicer):
             if not header.data or header.offset == file.held:
                 chunks = _pushed(header, request_iterator)
                 del header
-                await receive_into(file, chunks)
+                held = file.held
+                try:
+                    await receive_into(file, chunks)
+                finally:
+                    self.received_bytes += max(0, file.held - held)
             if file.held < ref.size_bytes:
                 return pb.Receipt(held_bytes=file.held, complete=False)
             await self._finish(file, identity, order_id)

@@ -14,9 +14,11 @@ from runnel.common.descriptors import raise_descriptor_limit
 from runnel.common.disk import state_folder, write_bytes
 from runnel.common.endpoints import remove_endpoints, write_endpoints
 from runnel.common.ids import new_id, new_secret
+from runnel.common.metrics import LoopLag
 from runnel.reducer.domain.values import DEFAULT_ORGANISATION, Role
 from runnel.reducer.engine.engine import Engine
 from runnel.reducer.http import HttpServer, create_app
+from runnel.reducer.metrics import reducer_page
 from runnel.reducer.operations import Operations
 from runnel.reducer.rpc.gateway import Gateway
 from runnel.reducer.settings import ReducerSettings
@@ -145,9 +147,15 @@ async def serve_reducer(settings: ReducerSettings) -> AsyncIterator[ReducerServe
         )
         await stack.enter_async_context(rpc)
         await stack.enter_async_context(uplink)
-        http = HttpServer(
-            create_app(operations, insecure=settings.insecure), settings.http, tls, stop_s=settings.grace_s
+        lag = LoopLag()
+        stack.callback(lag.close)
+        api = create_app(
+            operations,
+            insecure=settings.insecure,
+            metrics=reducer_page(engine, uplink, state, lag),
+            metrics_open=settings.metrics == "open" or parse_address(settings.http, key="http").loopback,
         )
+        http = HttpServer(api, settings.http, tls, stop_s=settings.grace_s)
         await stack.enter_async_context(http)
         called = [str(parse_address(address).to_call()) for address in (rpc.address, http.address)]
         write_endpoints(state, rpc=called[0], http=called[1])

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from runnel.common.ids import valid_name
-from runnel.common.settings import Bytes, checked
+from runnel.common.settings import OWN_PREFIX_ONLY, Bytes, checked
 
 
 class ReducerSettings(BaseModel):
@@ -37,6 +37,11 @@ class ReducerSettings(BaseModel):
     )
     blob_cache_bytes: Bytes = Field(
         4 << 30, description="Of a bucket's models and packages so much is kept as local files, beside those in use."
+    )
+    metrics: Literal["token", "open"] = Field(
+        "token",
+        json_schema_extra={OWN_PREFIX_ONLY: True},
+        description="Who may read /metrics where HTTP is served beyond the loopback: those with a token, or everybody.",
     )
     name: Annotated[str, checked(valid_name)] = Field("reducer", description="Name of this reducer in the network.")
     insecure: bool = Field(False, description="No tokens and no TLS; on the loopback only.")

@@ -16,6 +16,7 @@ from runnel.cli.component_options import (
     InsecureOption,
     Level,
     LevelOption,
+    MetricsOption,
     PlaintextOption,
     run_component,
 )
@@ -86,6 +87,7 @@ def client(
     run_timeout_s: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="The site's own limit for one run of an entry point.")
     ] = None,
+    metrics: MetricsOption = None,
     grace_s: GraceOption = None,
     config: ConfigOption = None,
     log_level: LevelOption = Level.info,
@@ -123,6 +125,7 @@ def client(
         "docker_files": docker_files,
         "policy": policy,
         "run_timeout_s": run_timeout_s,
+        "metrics": metrics,
         "grace_s": grace_s,
     }
     run_component(

@@ -18,6 +18,7 @@ from runnel.cli.component_options import (
     KeyOption,
     Level,
     LevelOption,
+    MetricsOption,
     PlaintextOption,
     run_component,
 )
@@ -43,6 +44,7 @@ def combiner(
     tls_key: KeyOption = None,
     tls_ca: CaOption = None,
     capacity: Annotated[int | None, typer.Option(help="How many clients may attach. [default: 1000]")] = None,
+    metrics: MetricsOption = None,
     grace_s: GraceOption = None,
     config: ConfigOption = None,
     log_level: LevelOption = Level.info,
@@ -70,6 +72,7 @@ def combiner(
         "tls_key": tls_key,
         "tls_ca": tls_ca,
         "capacity": capacity,
+        "metrics": metrics,
         "grace_s": grace_s,
     }
     run_component(

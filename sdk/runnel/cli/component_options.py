@@ -55,6 +55,10 @@ CaOption = Annotated[
 ]
 CertOption = Annotated[Path | None, typer.Option("--tls-cert", metavar="FILE", help="Certificate chain (PEM).")]
 KeyOption = Annotated[Path | None, typer.Option("--tls-key", metavar="FILE", help="Private key (PEM).")]
+MetricsOption = Annotated[
+    str | None,
+    typer.Option("--metrics", metavar="HOST:PORT", help="Serve metrics for Prometheus there; by default nowhere."),
+]
 GraceOption = Annotated[
     float | None, typer.Option("--grace-s", metavar="SECONDS", help="Time to end what is under way when told to stop.")
 ]

@@ -76,6 +76,13 @@ def run(
             help="Keep the files of the newest N models of a session that does not say itself; 0: all. [default: 0]",
         ),
     ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            metavar="token|open",
+            help="Who may read /metrics if HTTP is served beyond the loopback. [default: token]",
+        ),
+    ] = None,
     grace_s: GraceOption = None,
     config: ConfigOption = None,
     log_level: LevelOption = Level.info,
@@ -101,6 +108,7 @@ def run(
         "tls_key": tls_key,
         "direct_clients": direct_clients,
         "keep_models": keep_models,
+        "metrics": metrics,
         "grace_s": grace_s,
     }
     if ctx.invoked_subcommand is not None:

@@ -36,6 +36,7 @@ from runnel.reducer.domain.collection import Collection, Order, SlotState
 from runnel.reducer.domain.roster import Roster
 from runnel.reducer.engine.exchange import Exchange
 from runnel.reducer.engine.log_writer import LogWriter
+from runnel.reducer.engine.measures import Measures
 from runnel.reducer.engine.position import position_of
 from runnel.reducer.engine.retention import Retention
 from runnel.reducer.engine.runner import SessionRunner
@@ -78,6 +79,7 @@ class Engine:
     ) -> None:
         self.roster = Roster()
         self.name = name
+        self.measures = Measures()
         self._journal = journal
         self._blobs = blobs
         self._partials = partials
@@ -137,6 +139,7 @@ class Engine:
                         blobs=self._blobs,
                         partials=self._partials,
                         retention=self._retention,
+                        measures=self.measures,
                         new_order_id=lambda: new_id("ord"),
                     )
                     self._runners[session_id] = runner
@@ -193,6 +196,11 @@ class Engine:
     def running(self) -> int:
         """Number of sessions that run."""
         return len(self._tasks)
+
+    @property
+    def open_orders(self) -> int:
+        """Number of orders whose report is waited for."""
+        return len(self._orders)
 
     # ---- what runners need (the Network protocol)
 

@@ -23,6 +23,7 @@ from runnel.reducer.domain.selection import select_clients, wanted_updates
 from runnel.reducer.domain.values import SessionStatus
 from runnel.reducer.engine.exchange import Exchange, Network
 from runnel.reducer.engine.exchanges import Exchanges
+from runnel.reducer.engine.measures import Measures
 from runnel.reducer.engine.position import Position
 from runnel.reducer.engine.reduction import Reduction, inputs_here, optimizer_state_of
 from runnel.reducer.engine.retention import Retention
@@ -59,6 +60,7 @@ class SessionRunner:
         blobs: Blobs,
         partials: Path,
         retention: Retention,
+        measures: Measures,
         new_order_id: Callable[[], str],
     ) -> None:
         self.position = position
@@ -67,7 +69,7 @@ class SessionRunner:
         self._blobs = blobs
         self._partials = partials
         self._buffer_rule = position.buffered
-        self._transitions = Transitions(position, journal, retention)
+        self._transitions = Transitions(position, journal, retention, measures)
         self._new_order_id = new_order_id
         self._wake = asyncio.Event()
         self._stopping = False

@@ -13,7 +13,8 @@ import structlog
 
 from runnel.common.crash_points import CrashPoint, reach
 from runnel.reducer.domain.lifecycle import require_transition
-from runnel.reducer.domain.values import SessionStatus
+from runnel.reducer.domain.values import RoundView, SessionStatus
+from runnel.reducer.engine.measures import Measures
 from runnel.reducer.engine.position import Position
 from runnel.reducer.engine.retention import Retention
 from runnel.reducer.store import ledger
@@ -39,6 +40,17 @@ class Step:
     change: Change | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Taken:
+    """A step that was taken: from ``left``, where the session was for some seconds; ``committed``: the round, if so."""
+
+    left: SessionStatus
+    seconds: float
+    to: SessionStatus
+    round: int
+    committed: RoundView | None
+
+
 Change = Callable[[Transaction, SessionRow], Coroutine[Any, Any, Sequence[Step]]]
 
 
@@ -49,9 +61,11 @@ class Transitions:
         position: where the session is; changed once a step is committed.
         journal: the durable state.
         retention: is asked with each committed round what may go.
+        measures: is told what was committed.
     """
 
-    def __init__(self, position: Position, journal: Journal, retention: Retention) -> None:
+    def __init__(self, position: Position, journal: Journal, retention: Retention, measures: Measures) -> None:
+        self._measures = measures
         self._position = position
         self._journal = journal
         self._retention = retention
@@ -66,7 +80,7 @@ class Transitions:
         position = self._position
         now = time.monotonic()
         ahead = dataclasses.replace(position)
-        taken: list[tuple[SessionStatus, int]] = []
+        taken: list[_Taken] = []
         given_up = False
         left = list(steps)
         async with self._journal.transaction() as tx:
@@ -82,28 +96,35 @@ class Transitions:
                 with tx.session.no_autoflush:  # each row is written once, with all that changed
                     if step.change is not None:
                         left += await step.change(tx, row)
-                    await self._write(tx, row, current, ahead, step.to, now)
+                    committed = await self._write(tx, row, current, ahead, step.to, now)
+                seconds = now - ahead.phase_since
+                taken.append(
+                    _Taken(left=ahead.phase, seconds=seconds, to=step.to, round=row.round, committed=committed)
+                )
                 if step.to is SessionStatus.COMMITTED:
                     given_up |= await self._retention.give_up(tx, row)
                 ahead.round, ahead.history = row.round, (*ahead.history[-20:], step.to)
                 ahead.phase_since = now
                 if step.to is SessionStatus.SELECTING:
                     ahead.round_since = now
-                taken.append((step.to, row.round))
         position.round, position.history = ahead.round, ahead.history
         position.phase_since, position.round_since = ahead.phase_since, ahead.round_since
-        for phase, number in taken:
-            log.info("session phase", session_id=position.session_id, phase=phase.value, round=number)
-        for phase, _ in taken:
-            if (point := _CRASH_POINTS.get(phase)) is not None:
+        for each in taken:
+            self._measures.took(each.left, each.seconds, each.to, each.committed)
+            log.info("session phase", session_id=position.session_id, phase=each.to.value, round=each.round)
+        for each in taken:
+            if (point := _CRASH_POINTS.get(each.to)) is not None:
                 reach(point)
         if given_up:
             await self._retention.remove_files()
 
     async def _write(
         self, tx: Transaction, row: SessionRow, current: RoundRow | None, at: Position, to: SessionStatus, now: float
-    ) -> None:
-        """Write that the session goes from where it is ``at`` to another phase, ``now`` in monotonic seconds."""
+    ) -> RoundView | None:
+        """Write that the session goes from where it is ``at`` to another phase, ``now`` in monotonic seconds.
+
+        Returns the round that is committed with it.
+        """
         if current is not None and not to.ended:
             if at.phase is not SessionStatus.COMMITTED:
                 name = at.phase.value
@@ -123,6 +144,8 @@ class Transitions:
             data = dataclasses.asdict(view)
             del data["clients"]
             await tx.record("round.committed", at.organisation, row.id, **data)
+            return view
+        return None
 
 
 def _new_round(row: SessionRow) -> RoundRow:

@@ -8,8 +8,10 @@ from importlib.metadata import version
 from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 
+from runnel.common.metrics import MetricsPage
 from runnel.reducer.http import bearings, events, models, network, packages, problems, sessions
 from runnel.reducer.http.idempotency import Calls
+from runnel.reducer.http.metrics import metrics_route
 from runnel.reducer.http.uploads import BodyGate
 from runnel.reducer.service import ReducerService
 from runnel.reducer.web import mount_page
@@ -36,10 +38,13 @@ _TAGS = [
 ]
 
 
-def create_app(service: ReducerService, *, insecure: bool) -> FastAPI:
+def create_app(
+    service: ReducerService, *, insecure: bool, metrics: MetricsPage | None = None, metrics_open: bool = False
+) -> FastAPI:
     """Make the application that serves ``service`` below ``/api/v1``, its OpenAPI at ``/docs``, and the page at ``/``.
 
-    ``insecure`` only tells the documentation that no token is needed: who may do what is decided by the service.
+    ``metrics`` is served at ``/metrics``, without a token if ``metrics_open``. ``insecure`` only tells the
+    documentation that no token is needed: who may do what is decided by the service.
     ``app.state.closing`` is the event that ends its endless streams when it is set;
     :class:`runnel.reducer.http.HttpServer` does so before it stops.
     """
@@ -73,6 +78,8 @@ def create_app(service: ReducerService, *, insecure: bool) -> FastAPI:
         return {"status": "ok"}
 
     app.include_router(api)
+    if metrics is not None:
+        app.include_router(metrics_route(metrics, service, open_to_all=metrics_open))
     mount_page(app)
     return app
 
