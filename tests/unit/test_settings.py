@@ -222,3 +222,43 @@ def test_a_field_of_its_own_prefix_is_not_read_from_the_shared_one() -> None:
     assert load_settings(Site, flags={}, environ=environ, prefix="RUNNEL_CLIENT_", file=None).data == "none"
     environ["RUNNEL_CLIENT_DATA"] = "site.npz"
     assert load_settings(Site, flags={}, environ=environ, prefix="RUNNEL_CLIENT_", file=None).data == "site.npz"
+
+
+# ---- secrets in files
+
+
+def test_a_text_may_lie_in_a_file(tmp_path: Path) -> None:
+    (tmp_path / "pin").write_text("  1234\n")
+    (tmp_path / "token").write_text("rnl_abc\n")
+    settings = load(
+        environ={"RUNNEL_CLIENT_PIN_FILE": str(tmp_path / "pin"), "RUNNEL_CLIENT_TOKEN_FILE": str(tmp_path / "token")}
+    )
+    assert settings.pin is not None
+    assert (settings.pin.get_secret_value(), settings.token) == ("1234", "rnl_abc")
+
+
+def test_a_flag_wins_over_such_a_file_and_the_file_over_the_shared_variable(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("from-file")
+    environ = {"RUNNEL_CLIENT_TOKEN_FILE": str(tmp_path / "token"), "RUNNEL_TOKEN": "shared"}
+    assert load(environ=environ).token == "from-file"
+    assert load(environ=environ, flags={"token": "from-flag"}).token == "from-flag"
+
+
+def test_what_is_wrong_with_such_a_file_is_said_without_its_content(tmp_path: Path) -> None:
+    (tmp_path / "pin").write_text("\n")
+    assert f"{tmp_path / 'pin'} (environment variable RUNNEL_CLIENT_PIN_FILE) is empty" in refusal(
+        environ={"RUNNEL_CLIENT_PIN_FILE": str(tmp_path / "pin")}
+    )
+    (tmp_path / "pin").write_text("9876")
+    both = refusal(environ={"RUNNEL_CLIENT_PIN_FILE": str(tmp_path / "pin"), "RUNNEL_CLIENT_PIN": "5432"})
+    assert "Both RUNNEL_CLIENT_PIN and RUNNEL_CLIENT_PIN_FILE are set" in both
+    assert "9876" not in both
+    assert "5432" not in both
+    assert "cannot be read: No such file" in refusal(environ={"RUNNEL_CLIENT_PIN_FILE": str(tmp_path / "none")})
+
+
+def test_only_texts_lie_in_files(tmp_path: Path) -> None:
+    (tmp_path / "number").write_text("5")
+    told = refusal(environ={"RUNNEL_CLIENT_HEARTBEAT_S_FILE": str(tmp_path / "number")})
+    assert "RUNNEL_CLIENT_HEARTBEAT_S_FILE" in told
+    assert "is no setting" in told

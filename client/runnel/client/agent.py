@@ -6,7 +6,7 @@ import asyncio
 import functools
 import platform
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -62,6 +62,7 @@ class ClientAgent:
         variables: further variables that entry points see.
         parallel: how many pieces of work may run at once.
         run_timeout_s: the site's own limit for one run of an entry point; None: only the network's.
+        on_attachment: is told the name of the node to which it attached, and the empty name when that is over.
     """
 
     def __init__(
@@ -78,8 +79,10 @@ class ClientAgent:
         variables: Mapping[str, str],
         parallel: int = 1,
         run_timeout_s: float | None = None,
+        on_attachment: Callable[[str], Awaitable[None]] | None = None,
     ) -> None:
         self._name = name
+        self._on_attachment = on_attachment
         self._node_id = node_id
         self._version = version
         self._gate = gate
@@ -155,6 +158,7 @@ class ClientAgent:
                     match event:
                         case Attached():
                             log.info("attached", to=event.via, address=event.address)
+                            await self._attachment(event.via)
                             self._logs.flush()
                             if self._book.untold:
                                 log.info("attaching anew, to tell of work that was begun meanwhile")
@@ -163,6 +167,7 @@ class ClientAgent:
                             self._received(message)
                         case Detached(reason=reason):
                             log.warning("detached; work goes on", reason=reason)
+                            await self._attachment("")
                             self._book.detached()
         finally:
             logs.cancel()
@@ -175,6 +180,10 @@ class ClientAgent:
             if await self._gate.changed():
                 log.info("attaching anew, to be asked again for what the site did not take before")
                 self._link.leave()
+
+    async def _attachment(self, via: str) -> None:
+        if self._on_attachment is not None:
+            await self._on_attachment(via)
 
     async def drain(self) -> None:
         """Begin nothing any more, and wait until what runs has ended and what is finished was offered."""

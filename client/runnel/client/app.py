@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -26,7 +27,7 @@ from runnel.client.runtimes import Installs, ProcessRuntime, entry_point_variabl
 from runnel.client.runtimes.containers import in_containers
 from runnel.client.settings import ClientSettings
 from runnel.common.disk import state_folder
-from runnel.common.endpoints import remove_endpoints, write_endpoints
+from runnel.common.endpoints import note_attachment, remove_endpoints, write_endpoints
 from runnel.common.errors import BadSettings
 from runnel.common.metrics import LoopLag, MetricsServer
 from runnel.common.protocol import Hello, NodeKind
@@ -207,6 +208,7 @@ async def run_client(
             variables=variables,
             parallel=settings.parallel,
             run_timeout_s=settings.run_timeout_s,
+            on_attachment=functools.partial(note_attachment, settings.state),
         )
         await asyncio.to_thread(gate.begin, client=identity.name, version=version("runnel"), network=settings.network)
         if settings.metrics is not None:
@@ -214,7 +216,7 @@ async def run_client(
             stack.callback(lag.close)
             page = client_page(agent, settings.state, lag)
             await stack.enter_async_context(MetricsServer(page, where.host, where.port))
-        write_endpoints(settings.state)
+        write_endpoints(settings.state, attached_to="")
         log.info(
             "ready",
             name=identity.name,

@@ -17,7 +17,7 @@ class ClientSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    network: str = Field(description="HOST:PORT of the reducer.")
+    network: str = Field(description="HOST:PORT of the reducer, or of a combiner that relays joins.")
     state: Path = Field(Path("client-state"), description="Folder of the identity, the caches and unsettled reports.")
     name: Annotated[str, checked(valid_name)] | None = Field(
         None, description="Name in the network; by default from its identity."

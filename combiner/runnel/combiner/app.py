@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import AsyncIterator, Callable
 from importlib.metadata import version
 
@@ -11,14 +12,23 @@ import structlog
 
 from runnel.combiner.combiner import Combiner
 from runnel.combiner.metrics import combiner_page
+from runnel.combiner.relay import JoinRelay
 from runnel.combiner.settings import CombinerSettings
 from runnel.common.descriptors import room_for_nodes
 from runnel.common.disk import state_folder
-from runnel.common.endpoints import remove_endpoints, write_endpoints
+from runnel.common.endpoints import note_attachment, remove_endpoints, write_endpoints
 from runnel.common.errors import Unreachable
 from runnel.common.metrics import LoopLag, MetricsServer
 from runnel.common.protocol import Hello, NodeKind
-from runnel.transport import CredentialVerifier, NodeIdentity, RpcServer, UplinkLink, UplinkServer, parse_address
+from runnel.transport import (
+    CredentialVerifier,
+    DirectoryServer,
+    NodeIdentity,
+    RpcServer,
+    UplinkLink,
+    UplinkServer,
+    parse_address,
+)
 from runnel.transport.addresses import own_host_towards
 from runnel.transport.way_up import client_tls, load_or_create_identity, require_loopback, server_tls
 
@@ -60,6 +70,7 @@ async def serve_combiner(settings: CombinerSettings) -> AsyncIterator[tuple[Comb
     await asyncio.to_thread(state_folder, settings.state)
     identity = load_or_create_identity(settings.state, kind="combiner", name=settings.name)
     verifier = AwaitedVerifier()
+    way_up_tls = client_tls(settings.network, settings.tls_ca, plaintext=settings.allow_plaintext)
 
     def link(hello: Callable[[], Hello]) -> UplinkLink:
         return UplinkLink(
@@ -69,7 +80,7 @@ async def serve_combiner(settings: CombinerSettings) -> AsyncIterator[tuple[Comb
             kind=NodeKind.COMBINER,
             token=None if settings.token is None else settings.token.get_secret_value(),
             hello=hello,
-            tls=client_tls(settings.network, settings.tls_ca, plaintext=settings.allow_plaintext),
+            tls=way_up_tls,
             allow_plaintext=settings.allow_plaintext,
             prefer=settings.parent,
         )
@@ -85,15 +96,22 @@ async def serve_combiner(settings: CombinerSettings) -> AsyncIterator[tuple[Comb
         keep_bytes=settings.keep_bytes,
         heartbeat_s=settings.heartbeat_s,
         isolated_after_s=settings.isolated_after_s,
+        on_attachment=functools.partial(note_attachment, settings.state),
     )
     uplink = UplinkServer(combiner, verifier, heartbeat_s=settings.heartbeat_s)
-    rpc = RpcServer(settings.listen, tls=tls, allow_plaintext=settings.allow_plaintext, services=[uplink.service])
-    async with combiner, rpc, uplink, contextlib.AsyncExitStack() as stack:
+    services = [uplink.service]
+    async with contextlib.AsyncExitStack() as stack:
+        if settings.relay_joins:
+            relay = JoinRelay(identity.name, settings.network, tls=way_up_tls, allow_plaintext=settings.allow_plaintext)
+            services.append(DirectoryServer(await stack.enter_async_context(relay)).service)
+        rpc = RpcServer(settings.listen, tls=tls, allow_plaintext=settings.allow_plaintext, services=services)
+        for part in (combiner, rpc, uplink):
+            await stack.enter_async_context(part)
         bound = parse_address(rpc.address)
         here = await asyncio.to_thread(own_host_towards, parse_address(settings.network)) if bound.everywhere else ""
         combiner.address = settings.advertise or str(bound.to_call(here))
         combiner.tls = tls is not None
-        write_endpoints(settings.state, rpc=str(bound.to_call()))
+        write_endpoints(settings.state, rpc=str(bound.to_call()), tls=tls is not None, attached_to="")
         stack.callback(remove_endpoints, settings.state)
         if settings.metrics is not None:
             lag, where = LoopLag(), parse_address(settings.metrics, key="metrics")

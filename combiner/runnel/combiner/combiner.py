@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import platform
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 
@@ -70,6 +70,7 @@ class Combiner:
         heartbeat_s: interval at which nodes below are to be heard.
         isolated_after_s: without a way up for so long, those below are told to look elsewhere.
         max_overhead_bytes: by how much an update may be larger than the global model.
+        on_attachment: is told the name of the node above to which it attached, and the empty name when that is over.
     """
 
     def __init__(
@@ -86,8 +87,10 @@ class Combiner:
         heartbeat_s: float = 10.0,
         isolated_after_s: float = 30.0,
         max_overhead_bytes: int = 16 << 20,
+        on_attachment: Callable[[str], Awaitable[None]] | None = None,
     ) -> None:
         self.name = name
+        self._on_attachment = on_attachment
         self.address = ""
         self.tls = False
         self._node_id = node_id
@@ -161,6 +164,8 @@ class Combiner:
                             self._isolation = None
                         self._tell(self._membership.unannounced())
                         log.info("attached", to=event.via, address=event.address)
+                        if self._on_attachment is not None:
+                            await self._on_attachment(event.via)
                     case Received(message=Assignment() as order):
                         self._from_above(await with_small_model(order, self._cache))
                     case Received(message=message):
@@ -173,6 +178,8 @@ class Combiner:
                             self._drop(order_id)
                         if self._isolation is None:
                             self._isolation = self._group.create_task(self._isolated(), name="isolated")
+                        if self._on_attachment is not None:
+                            await self._on_attachment("")
 
     async def _isolated(self) -> None:
         await asyncio.sleep(self._isolated_after_s)

@@ -16,7 +16,7 @@ class CombinerSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    network: str = Field(description="HOST:PORT of the reducer.")
+    network: str = Field(description="HOST:PORT of the reducer, or of a combiner that relays joins.")
     listen: str = Field("127.0.0.1:7500", description="HOST:PORT on which clients are served; port 0 picks one.")
     advertise: str | None = Field(
         None,
@@ -30,6 +30,9 @@ class CombinerSettings(BaseModel):
         None, description="Name in the network; by default from its identity."
     )
     parent: str = Field("", description="Name of the combiner to attach to; by default the reducer itself.")
+    relay_joins: bool = Field(
+        False, description="Nodes that can't reach the reducer may ask here for their place; their tokens pass through."
+    )
     token: SecretStr | None = Field(None, description="Token of the role combiner.")
     insecure: bool = Field(False, description="No tokens and no TLS; on the loopback only.")
     allow_plaintext: bool = Field(False, description="No TLS, also beyond the loopback.")

@@ -3,7 +3,8 @@
 A setting is taken from the first place that has it:
 
 1. the command line (``--heartbeat-s 5``),
-2. the environment (``RUNNEL_CLIENT_HEARTBEAT_S=5``, else ``RUNNEL_HEARTBEAT_S=5``, which all components read),
+2. the environment (``RUNNEL_CLIENT_HEARTBEAT_S=5``, else ``RUNNEL_HEARTBEAT_S=5``, which all components read; a text
+   may lie in a file, where secrets of containers are: ``RUNNEL_CLIENT_TOKEN_FILE=/run/secrets/token``),
 3. the settings file in TOML (``heartbeat_s = 5``),
 4. the default of the model's field.
 
@@ -151,6 +152,12 @@ def _from_environment(
     problems: list[str] = []
     for key, info in model.model_fields.items():
         own_only = isinstance(info.json_schema_extra, dict) and info.json_schema_extra.get(OWN_PREFIX_ONLY)
+        by_file = _by_file(model, key, prefix)
+        if by_file and (path := environ.get(by_file)):
+            _read_file(known, problems, key, Path(path), by_file)
+            if environ.get(f"{prefix}{key.upper()}"):
+                problems.append(f"Both {prefix}{key.upper()} and {by_file} are set; only one can be meant.")
+            continue
         for first in (prefix,) if own_only else (prefix, SHARED_PREFIX):
             variable = f"{first}{key.upper()}"
             if text := environ.get(variable):
@@ -160,10 +167,33 @@ def _from_environment(
         names = {key.upper(): key for key in model.model_fields}
         for variable, text in environ.items():
             name = variable.removeprefix(prefix)
+            if _by_file(model, name.removesuffix("_FILE").lower(), prefix) == variable:
+                continue
             if name != variable and text and name not in names and not _SERVICE_LINK.fullmatch(name):
                 source = f"environment variable {variable}"
                 problems.append(_unknown(name.lower(), text, source, variable, names, prefix))
     return known, problems
+
+
+def _by_file(model: type[BaseModel], key: str, prefix: str) -> str | None:
+    """Return the variable that names a file with the text of ``key``; None: it is no text, or there is such a key."""
+    if f"{key}_file" in model.model_fields or key not in model.model_fields:
+        return None
+    texts = {str, SecretStr} & set(_kinds(model.model_fields[key].annotation))
+    return f"{prefix}{key.upper()}_FILE" if texts else None
+
+
+def _read_file(known: dict[str, _Given], problems: list[str], key: str, path: Path, variable: str) -> None:
+    try:
+        text = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        problems.append(f"The file {path} (environment variable {variable}) cannot be read: {reason}.")
+        return
+    if text:
+        known[key] = _Given(value=text, source=f"file {path} (environment variable {variable})")
+    else:
+        problems.append(f"The file {path} (environment variable {variable}) is empty.")
 
 
 def _from_flags(model: type[BaseModel], flags: Mapping[str, object]) -> tuple[dict[str, _Given], list[str]]:

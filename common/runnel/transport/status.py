@@ -78,7 +78,8 @@ _WRITE_FAILED = "Internal error from Core"
 
 _HINTS: Mapping[grpc.StatusCode, str] = {
     grpc.StatusCode.UNAVAILABLE: "Is it running, is the address right, and does it speak TLS exactly if you do?",
-    grpc.StatusCode.UNIMPLEMENTED: "What answers there is not the part of Runnel that was looked for.",
+    grpc.StatusCode.UNIMPLEMENTED: "What answers there is not the part of Runnel that was looked for; "
+    "a combiner lets nodes join only with --relay-joins.",
 }
 
 

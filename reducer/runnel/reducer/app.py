@@ -158,7 +158,7 @@ async def serve_reducer(settings: ReducerSettings) -> AsyncIterator[ReducerServe
         http = HttpServer(api, settings.http, tls, stop_s=settings.grace_s)
         await stack.enter_async_context(http)
         called = [str(parse_address(address).to_call()) for address in (rpc.address, http.address)]
-        write_endpoints(state, rpc=called[0], http=called[1])
+        write_endpoints(state, rpc=called[0], http=called[1], tls=tls is not None)
         stack.callback(remove_endpoints, state)
         log.info("ready", rpc=rpc.address, http=http.url, state=str(state), insecure=settings.insecure)
         yield ReducerServer(rpc, http, engine)

@@ -37,6 +37,9 @@ def combiner(
     parent: Annotated[
         str | None, typer.Option(metavar="NAME", help="Attach to this combiner instead of the reducer.")
     ] = None,
+    relay_joins: Annotated[
+        bool | None, typer.Option("--relay-joins", help="Nodes that can't reach the reducer may join through here.")
+    ] = None,
     token: Annotated[str | None, typer.Option(help="Token of the role combiner.")] = None,
     insecure: InsecureOption = None,
     allow_plaintext: PlaintextOption = None,
@@ -65,6 +68,7 @@ def combiner(
         "state": state,
         "name": name,
         "parent": parent,
+        "relay_joins": relay_joins,
         "token": token,
         "insecure": insecure,
         "allow_plaintext": allow_plaintext,

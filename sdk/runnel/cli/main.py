@@ -28,6 +28,7 @@ ENTRIES: Mapping[str, Entry] = {
     "reducer": Entry("runnel.cli.reducer_command:reducer", "Run a reducer, the centre of a network."),
     "combiner": Entry("runnel.cli.combiner_command:combiner", "Run a combiner between reducer and clients."),
     "client": Entry("runnel.cli.client_command:app", "Run a client beside the data."),
+    "health": Entry("runnel.cli.health_command:app", "Ask a component of this machine whether it is well."),
     "version": Entry("runnel.cli.version_command:app", "Show the version."),
 }
 
