@@ -10,7 +10,7 @@ DEMO   := $(VENV)/.installed-demo
 READY  := $(if $(wildcard $(DEV)),$(DEV),$(DEMO))
 
 COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
-	--no-emit-index-url --no-emit-find-links --annotation-style line pyproject.toml requirements/build.in
+	--no-emit-index-url --no-emit-find-links --annotation-style line
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test lint format protos constraints bench soak clean
@@ -41,8 +41,16 @@ protos: $(DEV) ## write protos/gen anew from protos/runnel
 	@$(BIN)/python tools/generate_stubs.py
 
 constraints: $(DEV) ## pin the newest versions that fit, with hashes; ARGS='--upgrade-package X' moves only X
-	@$(COMPILE) --extra all --group dev --output-file requirements/dev.txt $(or $(ARGS),--upgrade)
-	@$(COMPILE) --extra demo --constraints requirements/dev.txt --output-file requirements/demo.txt $(or $(ARGS),--upgrade)
+	@$(COMPILE) pyproject.toml requirements/build.in --extra all --group dev \
+		--output-file requirements/dev.txt $(or $(ARGS),--upgrade)
+	@$(COMPILE) pyproject.toml requirements/build.in --extra demo \
+		--constraints requirements/dev.txt --output-file requirements/demo.txt $(or $(ARGS),--upgrade)
+	@# Those of the images: what builds the wheel, what every component needs, and what each needs beside that.
+	@$(COMPILE) requirements/build.in --constraints requirements/dev.txt --output-file requirements/build.txt
+	@$(COMPILE) pyproject.toml --extra combiner --constraints requirements/dev.txt --output-file requirements/combiner.txt
+	@$(COMPILE) pyproject.toml --extra client --constraints requirements/dev.txt --output-file requirements/client.txt
+	@$(COMPILE) pyproject.toml --extra reducer --extra postgresql --extra s3 --extra people \
+		--constraints requirements/dev.txt --output-file requirements/reducer.txt
 
 bench: $(DEV) ## run all benchmarks and keep what they found; ARGS=--quick only shows that they work
 	@$(BIN)/python -m benchmarks.run $(ARGS)
