@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
 from runnel.client.settings import ClientSettings
 from runnel.combiner.settings import CombinerSettings
@@ -17,7 +18,11 @@ from runnel.transport import parse_address
 pytestmark = pytest.mark.unit
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
-SETTINGS = {"reducer": ReducerSettings, "combiner": CombinerSettings, "client": ClientSettings}
+SETTINGS: dict[str, type[BaseModel]] = {
+    "reducer": ReducerSettings,
+    "combiner": CombinerSettings,
+    "client": ClientSettings,
+}
 COMPONENTS = ["reducer", "combiner-1", "combiner-2", "client-1", "client-2"]
 
 
