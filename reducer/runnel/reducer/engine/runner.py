@@ -168,7 +168,6 @@ class SessionRunner:
         if self.position.phase is SessionStatus.COMMITTED and (reason := await self._stop_reason()) is not None:
             await self._end(SessionStatus.FINISHED, reason)
             return
-
         await self._transitions.commit(*self._opening())
 
     def _following(self, metrics: Mapping[str, float]) -> Sequence[Step]:
