@@ -275,11 +275,12 @@ def _image(value: object) -> str:
 def _model_format(value: object) -> ModelFormat | None:
     if value is None:
         return None
+    text = _text(RUNNEL_MANIFEST, "model_format", value)
     try:
-        return ModelFormat.parse(_text(RUNNEL_MANIFEST, "model_format", value), field="model_format")
+        return ModelFormat.parse(text, field="model_format")
     except InvalidInput as error:
         known = ", ".join(each.value for each in ModelFormat)
-        raise _bad(RUNNEL_MANIFEST, "model_format", f"should be one of {known} but is {_shown(str(value))}") from error
+        raise _bad(RUNNEL_MANIFEST, "model_format", f"should be one of {known} but is {_shown(text)}") from error
 
 
 def _commands(section: object) -> dict[str, str]:
