@@ -1,0 +1,178 @@
+"""The images of the components on a real engine: what they are, and a network of containers that trains."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import trustme
+
+from runnel.common.tensors import write_npz
+from runnel.compute_package import pack
+from tests.docker.operator_images import ROLES, ContainerNetwork, build_images, ran
+from tests.docker_engine import base_image, docker, engine_host, inspect
+from tests.eventually import eventually_blocking
+
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(600)]
+
+# What an image may have beside its base.
+MOST_BYTES = {"reducer": 260 << 20, "combiner": 190 << 20, "client": 260 << 20}
+TRAIN = """
+import os, sys, time
+import numpy as np
+data = os.environ["RUNNEL_DATA"]
+print("trains", flush=True)
+while os.path.exists(data + "/wait"):
+    time.sleep(0.05)
+with np.load(sys.argv[1]) as model:
+    arrays = {name: model[name] + float(open(data + "/number").read()) for name in model.files}
+np.savez(sys.argv[2], **arrays)
+"""
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    engine_host()
+    return build_images(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture
+def network(images: dict[str, str], tmp_path: Path) -> Iterator[ContainerNetwork]:
+    with ContainerNetwork(f"runnel-{secrets.token_hex(4)}", images) as made:
+        yield made
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_an_image_is_small_and_not_root(images: dict[str, str], role: str) -> None:
+    image = inspect("image", images[role])
+    added = image["Size"] - inspect("image", base_image())["Size"]
+    print(f"{role}: {added / 1e6:.0f} MB beside the base")
+    assert added < MOST_BYTES[role]
+    assert image["Config"]["User"] == "10001:10001"
+    assert image["Config"]["Volumes"] == {"/state": {}}
+    assert image["Config"]["Healthcheck"]["Test"] == ["CMD", "runnel", "health"]
+    assert image["Config"]["Entrypoint"] == ["runnel", role]
+    assert not any("PIP_" in line for line in image["Config"]["Env"])
+
+
+@pytest.mark.parametrize("role", ["reducer", "combiner"])
+def test_it_does_not_serve_plain_text_unless_told(images: dict[str, str], role: str) -> None:
+    network = () if role == "reducer" else ("--network=reducer:7400",)
+    ended = docker("run", "--rm", "--network=none", "--read-only", "--tmpfs=/tmp", images[role], *network, check=False)
+    assert ended.returncode == 2
+    assert "needs --tls-cert and --tls-key" in ended.stderr
+
+
+def readable(folder: Path, *files: Path) -> Path:
+    """Let the user of the containers read what is mounted."""
+    folder.chmod(0o755)
+    for file in (*files, *folder.iterdir()):
+        file.chmod(0o644)
+    return folder
+
+
+@pytest.fixture
+def tls(tmp_path: Path) -> Path:
+    folder = tmp_path / "tls"
+    folder.mkdir()
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(folder / "ca.pem")
+    for name in ("reducer", "combiner-1", "combiner-2"):
+        issued = authority.issue_cert(name, *(["gateway"] if name != "reducer" else []))
+        issued.cert_chain_pems[0].write_to_path(folder / f"{name}.pem")
+        issued.private_key_pem.write_to_path(folder / f"{name}.key")
+    return readable(folder)
+
+
+def server_options(tls: Path, name: str, component: str) -> list[str]:
+    prefix = f"--env=RUNNEL_{component}_"
+    return [f"--volume={tls}:/tls:ro", f"{prefix}TLS_CERT=/tls/{name}.pem", f"{prefix}TLS_KEY=/tls/{name}.key"]
+
+
+def test_a_network_of_containers_trains_through_a_cut(network: ContainerNetwork, tls: Path, tmp_path: Path) -> None:
+    given = tmp_path / "given"
+    package = tmp_path / "package"
+    package.mkdir()
+    given.mkdir()
+    (package / "train.py").write_text(TRAIN)
+    pack(package, given / "package.tar.gz")
+    write_npz(given / "seed.npz", {"w": np.zeros(3, np.float32)})
+    (given / "policy.toml").write_text('approve = "anything"\n')
+
+    network.network("centre")
+    network.network("sites")
+    volume = f"--volume={readable(given)}:/given:ro"
+    network.start("reducer", "reducer", ["centre"], *server_options(tls, "reducer", "REDUCER"), volume)
+    network.until_well("reducer")
+
+    def token(role: str, name: str) -> list[str]:
+        (given / name).write_text(network.runnel("token", "create", "--role", role, "--name", name)["token"])
+        (given / name).chmod(0o644)
+        return [
+            volume,
+            f"--env=RUNNEL_{role.upper()}_TOKEN_FILE=/given/{name}",
+            f"--env=RUNNEL_{role.upper()}_TLS_CA=/tls/ca.pem",
+        ]
+
+    for number in (1, 2):
+        name = f"combiner-{number}"
+        options = [*server_options(tls, name, "COMBINER"), *token("combiner", name)]
+        command = ("--network=reducer:7400", f"--name={name}", f"--advertise={name}:7500", "--relay-joins")
+        network.start(
+            name, "combiner", ["centre", "sites"], *options, "--env=RUNNEL_COMBINER_HEARTBEAT_S=1", command=command
+        )
+    for number in (1, 2):
+        data = tmp_path / f"data-{number}"
+        data.mkdir()
+        (data / "number").write_text(str(2 * number))
+        readable(data)
+        name = f"site-{number}"
+        options = [f"--volume={tls}:/tls:ro", f"--volume={data}:/data:ro", *token("client", name)]
+        options += ["--health-interval=2s", "--health-retries=1", "--health-start-period=0s"] if number == 2 else []
+        command = (
+            f"--network=combiner-{number}:7500",
+            f"--name={name}",
+            "--data=default=/data",
+            "--policy=/given/policy.toml",
+        )
+        network.start(name, "client", ["sites"], *options, command=command)
+    containers = ("reducer", "combiner-1", "combiner-2", "site-1", "site-2")
+    network.until_well(*containers)
+
+    # Each site sees its combiners, and nothing of the reducer; nobody is root, and nothing but the state is written.
+    [reducer] = inspect("container", network.full("reducer"))["NetworkSettings"]["Networks"].values()
+    for where, reached in (("combiner-2", True), (reducer["IPAddress"], False)):
+        port = 7500 if reached else 7400
+        dial = f"import socket; socket.create_connection(('{where}', {port}), timeout=2)"
+        done = docker("exec", network.full("site-1"), "python", "-c", dial, check=False)
+        assert (done.returncode == 0) == reached, done.stderr
+    for name in containers:
+        assert network.exec(name, "id", "-u").strip() == "10001"
+        refused = docker("exec", "--user=0", network.full(name), "touch", "/opt/runnel/new", check=False)
+        assert "Read-only file system" in refused.stderr
+
+    # One site is cut off while it works; the other's update waits for it.
+    waiting = tmp_path / "data-2" / "wait"
+    waiting.touch()
+    choices = ("--rounds", "2", "--min-clients", "2", "--validate-every", "0", "--round-timeout", "300")
+    files = ("--package", "/given/package.tar.gz", "--seed", "/given/seed.npz")
+    session = network.runnel("session", "start", *files, *choices)["session"]
+    logs = ("session", "logs", session, "--client", "site-2")
+    eventually_blocking(lambda: any(line["text"] == "trains" for line in network.runnel(*logs)), timeout_s=60)
+    ran("network", "disconnect", network.full("sites"), network.full("site-2"))
+    network.until_health("site-2", "unhealthy", "attached to nobody")
+    waiting.unlink()
+    ran("network", "connect", network.full("sites"), network.full("site-2"))
+    network.until_health("site-2", "healthy", "attached to combiner-2")
+    eventually_blocking(lambda: network.runnel("session", "show", session)["status"] != "running", timeout_s=90)
+    ended = network.runnel("session", "show", session)
+    assert ended["status"] == "finished", ended
+    network.runnel("model", "get", ended["model"], "--output", "/tmp/model.npz")
+    shown = "import numpy as np; print(np.load('/tmp/model.npz')['w'].tolist())"
+    assert network.exec("reducer", "python", "-c", shown).strip() == "[6.0, 6.0, 6.0]"
+
+    for name in reversed(containers):
+        assert network.stop(name) == 0, name
