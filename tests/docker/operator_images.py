@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -115,8 +116,10 @@ class ContainerNetwork:
     def until_well(self, *names: str) -> None:
         """Wait until the command of the images' health checks is content."""
         for name in names:
-            asked = ("exec", self.full(name), "runnel", "health", "--timeout-s", "20")
-            eventually_blocking(lambda asked=asked: docker(*asked, check=False).returncode == 0, timeout_s=90)
+            eventually_blocking(functools.partial(self._well, name), timeout_s=90)
+
+    def _well(self, name: str) -> bool:
+        return docker("exec", self.full(name), "runnel", "health", "--timeout-s", "20", check=False).returncode == 0
 
     def until_health(self, name: str, wanted: str, said: str) -> None:
         """Wait until the engine finds the container ``wanted``, and its check ``said`` so."""
