@@ -87,8 +87,9 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NamedNetwork]:
 
 def test_components_say_where_they_are(network: NamedNetwork) -> None:
     assert set(network.endpoints("reducer")) == {"rpc", "http"}
-    assert set(network.endpoints("c1")) == {"rpc"}
-    assert network.endpoints("site-1") == {}
+    assert set(network.endpoints("c1")) == {"rpc", "attached_to"}
+    assert network.endpoints("c1")["attached_to"] == "reducer"
+    assert network.endpoints("site-1") == {"attached_to": "c1"}
     for name in network.components:
         assert network.log_of(name).count("event=ready ") == 1
     token = network.folder / "reducer" / "operator.token"
