@@ -69,7 +69,8 @@ class AuditLog:
                 before = following(before, self._clock(), "log.healed", note)
                 lines = before.line()
             record = following(before, self._clock(), kind, data)
-            os.ftruncate(descriptor, whole)
+            if whole < end:
+                os.ftruncate(descriptor, whole)
             self._write(descriptor, whole, lines + record.line())
             if durable:
                 os.fsync(descriptor)

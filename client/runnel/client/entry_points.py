@@ -94,11 +94,10 @@ async def train(
     async with _run_folder(workdir) as folder:
         exchange = ModelExchange.of(prepared.package.manifest, model_format)
         model_in, model_out = folder / f"model_in{exchange.suffix}", folder / f"model_out{exchange.suffix}"
-        expect = await in_thread(_schema_of, model)
         run = _Run(
             runtime=runtime, prepared=prepared, folder=folder, env=env, timeout_s=timeout_s, say=say, limits=limits
         )
-        async with _given(model, model_in, settings_json, lend=lend, exchange=exchange):
+        async with _given(model, model_in, settings_json, lend=lend, exchange=exchange) as expect:
             finished = await run("train", model_in, model_out)
         kept, notes = await in_thread(_take_update, finished, expect, model_out, workdir, exchange)
         _tell_not_finite(notes, say)
@@ -292,25 +291,29 @@ def _make_folder(workdir: Path) -> Path:
 @asynccontextmanager
 async def _given(
     model: Path, model_in: Path, settings_json: str, *, lend: bool, exchange: ModelExchange
-) -> AsyncIterator[None]:
+) -> AsyncIterator[ModelSchema]:
+    """Make the files of the input, which are there while the block runs; the value is the schema of the model."""
     with storage_errors(model_in):
-        lent = await in_thread(_give, model, model_in, settings_json, lend=lend, exchange=exchange)
+        lent, schema = await in_thread(_give, model, model_in, settings_json, lend=lend, exchange=exchange)
     try:
-        yield
+        yield schema
     finally:
         if lent:
-            await in_thread(_take_back, model)
+            _take_back(model)
 
 
-def _give(model: Path, model_in: Path, settings_json: str, *, lend: bool, exchange: ModelExchange) -> bool:
-    """Make the files of the input; return whether the model is lent."""
+def _give(
+    model: Path, model_in: Path, settings_json: str, *, lend: bool, exchange: ModelExchange
+) -> tuple[bool, ModelSchema]:
+    """Return whether the model is lent, and its schema."""
+    schema = _schema_of(model)
     lent = exchange.lends and lend and _lend(model, model_in)
     if not exchange.lends:
         exchange.give(model, model_in)
     elif not lent:
         _copy(model, model_in)
     Path(f"{model_in}-metadata").write_text(settings_json, encoding="utf-8")
-    return lent
+    return lent, schema
 
 
 def _lend(model: Path, model_in: Path) -> bool:

@@ -123,13 +123,11 @@ class Gate:
             StorageFull: there is no room to write down that it waits.
         """
         policy = self._site.policy
-        facts = await in_thread(self._facts, assignment, package)
-        verdict = policy.judge(facts, self._clock())
+        facts, verdict = await in_thread(self._judge, assignment, package)
         digest = assignment.package.sha256
         if isinstance(verdict, Allowed):
             self._judged.pop(digest, None)
             self._sent_away.pop(digest, None)
-            await in_thread(self._reviews.settled, digest)
             return Admission(facts=facts, policy=policy, by=verdict.by, signer=verdict.signer)
         self._judged[digest] = (facts, type(verdict))
         match verdict:
@@ -185,6 +183,13 @@ class Gate:
             if type(verdict) is not before:
                 changed.append(digest)
         return changed
+
+    def _judge(self, assignment: Assignment, package: PackageFiles) -> tuple[Facts, Verdict]:
+        facts = self._facts(assignment, package)
+        verdict = self._site.policy.judge(facts, self._clock())
+        if isinstance(verdict, Allowed):
+            self._reviews.settled(facts.digest)
+        return facts, verdict
 
     def _facts(self, assignment: Assignment, package: PackageFiles) -> Facts:
         digest = assignment.package.sha256

@@ -13,7 +13,6 @@ from runnel.reducer.engine.position import Position
 from runnel.reducer.store import ledger, registry
 from runnel.reducer.store.blobs import Blobs
 from runnel.reducer.store.journal import Journal
-from runnel.reducer.store.tables import PackageRow, RoundRow
 
 
 class Exchanges:
@@ -138,8 +137,7 @@ class Exchanges:
             collection.restore({client: SlotState(state) for client, state in stored.items()})
             # A round keeps the package that it began with, whatever the session has been given since.
             # Who vouches for it may have been said while the session runs.
-            current = await tx.get_one(RoundRow, (key.session_id, key.round))
-            package = await tx.get_one(PackageRow, (position.organisation, current.package_digest))
+            package = await registry.package_of_round(tx, position.organisation, key.session_id, key.round)
             position.package = BlobRef(sha256=package.digest, size_bytes=package.size_bytes)
             position.signatures = registry.package_signatures(package)
             if buffers:
