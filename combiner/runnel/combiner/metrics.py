@@ -19,14 +19,8 @@ from runnel.common.metrics import (
 from runnel.common.metrics.values import MetricKind
 from runnel.common.protocol import NodeKind
 from runnel.transport import UplinkServer
-from runnel.transport.traffic import RECEIVED, SERVED, UPWARD_METRICS
+from runnel.transport.traffic import NODES, RECEIVED, SERVED, UPWARD_METRICS
 
-NODES = Metric(
-    name="runnel_attached_nodes",
-    kind=MetricKind.GAUGE,
-    help="Nodes that are attached, here or further below.",
-    labels=("kind",),
-)
 ORDERS = Metric(name="runnel_open_orders", kind=MetricKind.GAUGE, help="Orders whose report is not sent yet.")
 FOLDED = Metric(
     name="runnel_folded_reports_total",

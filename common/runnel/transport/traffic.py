@@ -1,10 +1,16 @@
-"""The metrics of what travels: models, packages and payloads, without messages and what is within them."""
+"""The metrics of who is attached and what travels: models, packages and payloads, without messages."""
 
 from __future__ import annotations
 
 from runnel.common.metrics import Metric
 from runnel.common.metrics.values import MetricKind
 
+NODES = Metric(
+    name="runnel_attached_nodes",
+    kind=MetricKind.GAUGE,
+    help="Nodes that are attached, here or further below.",
+    labels=("kind",),
+)
 FETCHED = Metric(
     name="runnel_fetched_bytes_total",
     kind=MetricKind.COUNTER,

@@ -20,14 +20,8 @@ from runnel.common.protocol import NodeKind
 from runnel.reducer.engine.engine import Engine
 from runnel.reducer.engine.measures import ENGINE_METRICS
 from runnel.transport import UplinkServer
-from runnel.transport.traffic import RECEIVED, SERVED
+from runnel.transport.traffic import NODES, RECEIVED, SERVED
 
-NODES = Metric(
-    name="runnel_attached_nodes",
-    kind=MetricKind.GAUGE,
-    help="Nodes that are attached, here or further below.",
-    labels=("kind",),
-)
 ORDERS = Metric(name="runnel_open_orders", kind=MetricKind.GAUGE, help="Orders whose report is waited for.")
 SESSIONS = Metric(name="runnel_sessions_running", kind=MetricKind.GAUGE, help="Sessions that run.")
 REDUCER_METRICS = (*PROCESS_METRICS, *ENGINE_METRICS, NODES, ORDERS, SESSIONS, SERVED, RECEIVED)

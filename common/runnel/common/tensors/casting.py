@@ -15,13 +15,16 @@ holds.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from runnel.common.errors import InvalidInput
 from runnel.common.tensors.dtypes import BFLOAT16, round_to_bfloat16
+
+if TYPE_CHECKING:
+    from runnel.common.tensors.schema import TensorSpec
 
 
 def cast_block(values: NDArray[np.float64], dtype: str) -> NDArray[Any]:
@@ -63,3 +66,24 @@ def cast_block(values: NDArray[np.float64], dtype: str) -> NDArray[Any]:
     cast[high] = info.max
     cast[low] = info.min
     return cast
+
+
+def block_bytes(block: NDArray[Any], spec: TensorSpec, left: int) -> memoryview:
+    """Return the next elements of a tensor as they stand in files: of its dtype, little-endian.
+
+    Args:
+        block: 1-D; of the tensor's dtype, or float64, which is cast. Not modified.
+        spec: of the tensor.
+        left: how many of its elements are still to come.
+
+    Raises:
+        InvalidInput: the block has another dtype, or more elements than are left.
+    """
+    if block.ndim != 1 or block.size > left:
+        what = f"a block of shape {block.shape} came, {left} elements are left"
+        raise InvalidInput(f"The tensor {spec} is written in 1-D blocks: {what}.", tensor=spec.name)
+    if block.dtype.name != spec.dtype:
+        if block.dtype != np.float64:
+            raise InvalidInput(f"A block of {block.dtype} cannot be written to {spec}.", tensor=spec.name)
+        block = cast_block(block, spec.dtype)
+    return np.ascontiguousarray(block, dtype=block.dtype.newbyteorder("<")).view(np.uint8).data

@@ -10,12 +10,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
 from numpy.typing import NDArray
 
 from runnel.common.errors import InvalidInput
 from runnel.common.tensors.atomic_file import AtomicFile
-from runnel.common.tensors.casting import cast_block
+from runnel.common.tensors.casting import block_bytes
 from runnel.common.tensors.npy_header import write_header
 from runnel.common.tensors.npz import DEFAULT_MAX_BYTES, magnitude, open_npz
 from runnel.common.tensors.schema import BLOCK_PARAMS, ModelSchema, TensorSpec
@@ -102,15 +101,7 @@ class NpzWriter:
             return
         entry = self._entries[-1]
         spec = self.schema.tensors[len(self._entries) - 1]
-        if block.ndim != 1 or block.size > entry.left:
-            what = f"a block of shape {block.shape} came, {entry.left} elements are left"
-            raise InvalidInput(f"The tensor {spec} is written in 1-D blocks: {what}.", tensor=spec.name)
-        if block.dtype.name != spec.dtype:
-            if block.dtype != np.float64:
-                raise InvalidInput(f"A block of {block.dtype} cannot be written to {spec}.", tensor=spec.name)
-            block = cast_block(block, spec.dtype)
-        little = np.ascontiguousarray(block, dtype=block.dtype.newbyteorder("<"))
-        self._write(little.view(np.uint8).data, entry)
+        self._write(block_bytes(block, spec, entry.left), entry)
         entry.left -= block.size
         if entry.left == 0:
             self._begin_tensors()

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from runnel.common.errors import InvalidInput
 from runnel.common.tensors.atomic_file import AtomicFile
-from runnel.common.tensors.casting import cast_block
+from runnel.common.tensors.casting import block_bytes
 from runnel.common.tensors.dtypes import numpy_dtype
 from runnel.common.tensors.regular_file import IrregularFile, open_regular
 from runnel.common.tensors.safetensors_header import (
@@ -163,15 +163,7 @@ class SafetensorsWriter:
         if block.size == 0:
             return
         spec = self.schema.tensors[min(self._tensor, len(self.schema.tensors) - 1)]
-        if block.ndim != 1 or block.size > self._left:
-            what = f"a block of shape {block.shape} came, {self._left} elements are left"
-            raise InvalidInput(f"The tensor {spec} is written in 1-D blocks: {what}.", tensor=spec.name)
-        if block.dtype.name != spec.dtype:
-            if block.dtype != np.float64:
-                raise InvalidInput(f"A block of {block.dtype} cannot be written to {spec}.", tensor=spec.name)
-            block = cast_block(block, spec.dtype)
-        little = np.ascontiguousarray(block, dtype=block.dtype.newbyteorder("<"))
-        data = little.view(np.uint8).data
+        data = block_bytes(block, spec, self._left)
         self._out.write_at(self._at, data)
         self._at += len(data)
         self._left -= block.size
