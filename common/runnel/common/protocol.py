@@ -82,6 +82,25 @@ class Gather(Enum):
     UPDATES = "updates"
 
 
+class RunState(Enum):
+    """How far the run of a task is. ``QUEUED`` and ``CANCELLED`` are the reducer's own: no client says them."""
+
+    QUEUED = "queued"
+    ASSIGNED = "assigned"
+    PREPARING = "preparing"
+    RUNNING = "running"
+    AWAITING_RELEASE = "awaiting-release"
+    PUSHING = "pushing"
+    DONE = "done"
+    FAILED = "failed"
+    REJECTED = "rejected"
+    CANCELLED = "cancelled"
+
+
+ENDED = frozenset({RunState.DONE, RunState.FAILED, RunState.REJECTED, RunState.CANCELLED})
+"""States that a run does not leave."""
+
+
 class Settlement(Enum):
     """What became of a report."""
 
@@ -120,7 +139,7 @@ class AssignmentKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
-    """A node somewhere below the receiver."""
+    """A node somewhere below the receiver. ``runs``: those of tasks that a client holds; ``task_slots``: its room."""
 
     name: str
     node_id: str
@@ -132,6 +151,8 @@ class Member:
     address: str = ""
     capacity: int = 0
     tls: bool = False
+    runs: tuple[str, ...] = ()
+    task_slots: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,7 +258,44 @@ class Released:
     clients: tuple[str, ...]
 
 
-Upward = Hello | Heartbeat | Roster | Progress | LogLines | Report | Released
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResultFile:
+    """A file that a run gave out: ``name`` is ``stdout``, ``stderr``, ``log``, ``output`` or one of its contract."""
+
+    name: str
+    media_type: str
+    blob: BlobRef
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResult:
+    """What became of a run.
+
+    ``failure`` None: it did what it should. ``exit_code``: of the executor that ended last; None: none was started.
+    ``image_digest``: what ran. ``attempt``: from 1; more when the client was killed during an earlier one.
+    """
+
+    failure: Failure | None = None
+    exit_code: int | None = None
+    files: tuple[ResultFile, ...] = ()
+    elapsed_s: Mapping[str, float] = field(default_factory=dict)
+    image_digest: str = ""
+    attempt: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskNews:
+    """How far a run is; ``result`` with the states that end it, ``lines`` what was written since the last news."""
+
+    run_id: str
+    client: str
+    state: RunState
+    detail: str = ""
+    result: RunResult | None = None
+    lines: tuple[LogLine, ...] = ()
+
+
+Upward = Hello | Heartbeat | Roster | Progress | LogLines | Report | Released | TaskNews
 
 # ---- down
 
@@ -309,4 +367,42 @@ class Drain:
     reason: str
 
 
-Downward = Welcome | Assignment | Close | Cancel | Settled | Drain
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskOrder:
+    """A run of a task for one client. ``spec``: JSON of a :class:`runnel.common.tasks.TaskSpec`, not yet checked.
+
+    ``expires_at_ms``: Unix time by which it has to have begun; None: never. ``parent_run``: of a sub-task.
+    """
+
+    run_id: str
+    client: str
+    task_id: str
+    organisation: str
+    user: str
+    spec: str
+    expires_at_ms: int | None = None
+    parent_run: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskSettled:
+    """The run is over for the network: whatever of it goes on at the client ends, and is forgotten."""
+
+    run_id: str
+    client: str
+    cancelled: bool = False
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskRelease:
+    """What ``user``, who is not at the site, decides about results that await release; the site's policy may listen."""
+
+    run_id: str
+    client: str
+    release: bool
+    user: str
+    reason: str = ""
+
+
+Downward = Welcome | Assignment | Close | Cancel | Settled | Drain | TaskOrder | TaskSettled | TaskRelease

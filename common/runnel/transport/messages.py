@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 from runnel.common.errors import InvalidInput
 from runnel.common.protocol import (
     MAX_DETAIL,
-    MAX_LINE,
     MOST_WITHIN_BYTES,
     Assignment,
     BlobRef,
@@ -23,7 +22,6 @@ from runnel.common.protocol import (
     Gather,
     Heartbeat,
     Hello,
-    LogLine,
     LogLines,
     PackageSignature,
     PayloadKind,
@@ -34,10 +32,26 @@ from runnel.common.protocol import (
     Settled,
     Settlement,
     Stage,
+    TaskNews,
+    TaskOrder,
+    TaskRelease,
+    TaskSettled,
     Upward,
     Welcome,
 )
 from runnel.rpc.v1 import uplink_pb2 as pb
+from runnel.transport.task_messages import (
+    lines_from_wire,
+    lines_to_wire,
+    news_from_wire,
+    news_to_wire,
+    order_from_wire,
+    order_to_wire,
+    release_from_wire,
+    release_to_wire,
+    settled_from_wire,
+    settled_to_wire,
+)
 from runnel.transport.wire_values import (
     bad_field,
     blob_to_wire,
@@ -60,7 +74,6 @@ from runnel.transport.wire_values import (
 _ED25519_KEY_BYTES = 32
 _ED25519_SIGNATURE_BYTES = 64
 _SIGNATURES = 16
-_LAST_MOMENT_MS = 253_402_300_799_000  # the end of the year 9999, the last that a date can tell
 
 
 # ---- up
@@ -92,15 +105,14 @@ def upward_to_wire(message: Upward) -> pb.Upward:
                 )
             )
         case LogLines():
-            lines = [
-                pb.LogLine(at_ms=each.at_ms, stream=each.stream, text=text_to_wire(each.text, MAX_LINE))
-                for each in message.lines
-            ]
+            lines = lines_to_wire(message.lines)
             return pb.Upward(log=pb.LogLines(key=key_to_wire(message.key), client=message.client, lines=lines))
         case Report():
             return pb.Upward(report=_report_to_wire(message))
         case Released():
             return pb.Upward(released=pb.Released(order_id=message.order_id, clients=message.clients))
+        case TaskNews():
+            return news_to_wire(message)
 
 
 def _report_to_wire(report: Report) -> pb.Report:
@@ -140,16 +152,10 @@ def _progress_from_wire(wire: pb.Progress) -> Progress:
 
 
 def _log_from_wire(wire: pb.LogLines) -> LogLines:
-    for line in wire.lines:
-        if line.stream not in ("stdout", "stderr", "runnel"):
-            raise bad_field("log.lines.stream", "stdout, stderr or runnel", line.stream)
-        if line.at_ms > _LAST_MOMENT_MS:
-            raise bad_field("log.lines.at_ms", "a time before the year 10000", line.at_ms)
-        text_from_wire(line.text, "log.lines.text", MAX_LINE)
     return LogLines(
         key=key_from_wire(wire.key, "log.key"),
         client=name_from_wire(wire.client, "log.client"),
-        lines=tuple(LogLine(at_ms=line.at_ms, stream=line.stream, text=line.text) for line in wire.lines),
+        lines=lines_from_wire(wire.lines, "log.lines"),
     )
 
 
@@ -194,6 +200,7 @@ _UPWARD: Mapping[str, Callable[[Any], Upward]] = {
     "log": _log_from_wire,
     "report": _report_from_wire,
     "released": _released_from_wire,
+    "task_news": news_from_wire,
 }
 
 
@@ -240,6 +247,12 @@ def downward_to_wire(message: Downward) -> pb.Downward:
             return pb.Downward(settled=settled)
         case Drain():
             return pb.Downward(drain=pb.Drain(reason=text_to_wire(message.reason)))
+        case TaskOrder():
+            return order_to_wire(message)
+        case TaskSettled():
+            return settled_to_wire(message)
+        case TaskRelease():
+            return release_to_wire(message)
 
 
 def _milliseconds(seconds: float) -> int:
@@ -344,6 +357,9 @@ _DOWNWARD: Mapping[str, Callable[[Any], Downward]] = {
     "cancel": _cancel_from_wire,
     "settled": _settled_from_wire,
     "drain": lambda wire: Drain(reason=wire.reason),
+    "task_order": order_from_wire,
+    "task_settled": settled_from_wire,
+    "task_release": release_from_wire,
 }
 
 

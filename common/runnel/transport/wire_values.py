@@ -119,7 +119,8 @@ def _weight_from_wire(number: float, field: str) -> float:
     return number
 
 
-def _numbers(mapping: Mapping[str, float], field: str) -> dict[str, float]:
+def numbers_from_wire(mapping: Mapping[str, float], field: str) -> dict[str, float]:
+    """Return finite numbers by name, sorted."""
     if len(mapping) > MAX_METRICS:
         raise bad_field(field, f"at most {MAX_METRICS} numbers", f"{len(mapping):,} of them")
     # A map of the wire comes in any order, another one each time.
@@ -200,6 +201,8 @@ def member_to_wire(member: Member) -> pb.Member:
         address=member.address,
         capacity=member.capacity,
         tls=member.tls,
+        runs=member.runs,
+        task_slots=member.task_slots,
     )
 
 
@@ -207,6 +210,8 @@ def member_from_wire(wire: pb.Member, field: str) -> Member:
     """Return the checked member."""
     if len(wire.holding) > _HOLDING:
         raise bad_field(f"{field}.holding", f"at most {_HOLDING:,} keys", f"{len(wire.holding):,} of them")
+    if len(wire.runs) > _HOLDING:
+        raise bad_field(f"{field}.runs", f"at most {_HOLDING:,} runs", f"{len(wire.runs):,} of them")
     return Member(
         name=name_from_wire(wire.name, f"{field}.name"),
         node_id=id_from_wire(wire.node_id, f"{field}.node_id"),
@@ -218,21 +223,34 @@ def member_from_wire(wire: pb.Member, field: str) -> Member:
         address=_address_from_wire(wire.address, f"{field}.address"),
         capacity=wire.capacity,
         tls=wire.tls,
+        runs=tuple(id_from_wire(run, f"{field}.runs") for run in wire.runs),
+        task_slots=wire.task_slots,
+    )
+
+
+def failure_to_wire(failure: Failure) -> pb.Failure:
+    """Return the message for ``failure``; what is too long in it is cut."""
+    return pb.Failure(
+        code=failure.code,
+        message=text_to_wire(failure.message, MAX_TEXT),
+        log_tail=text_to_wire(failure.log_tail, MAX_TEXT),
+    )
+
+
+def failure_from_wire(wire: pb.Failure, field: str) -> Failure:
+    """Return the checked failure."""
+    return Failure(
+        code=id_from_wire(wire.code, f"{field}.code"),
+        message=text_from_wire(wire.message, f"{field}.message", MAX_TEXT),
+        log_tail=text_from_wire(wire.log_tail, f"{field}.log_tail", MAX_TEXT),
     )
 
 
 def outcome_to_wire(outcome: Outcome) -> pb.Outcome:
     """Return the message for ``outcome``."""
-    failure = outcome.failure
     return pb.Outcome(
         client=outcome.client,
-        failure=None
-        if failure is None
-        else pb.Failure(
-            code=failure.code,
-            message=text_to_wire(failure.message, MAX_TEXT),
-            log_tail=text_to_wire(failure.log_tail, MAX_TEXT),
-        ),
+        failure=None if outcome.failure is None else failure_to_wire(outcome.failure),
         weight=outcome.weight,
         metrics={text_to_wire(name): number for name, number in outcome.metrics.items()},
         extra_json=text_to_wire(outcome.extra_json),
@@ -242,18 +260,11 @@ def outcome_to_wire(outcome: Outcome) -> pb.Outcome:
 
 def outcome_from_wire(wire: pb.Outcome, field: str) -> Outcome:
     """Return the checked outcome."""
-    failure = None
-    if wire.HasField("failure"):
-        failure = Failure(
-            code=id_from_wire(wire.failure.code, f"{field}.failure.code"),
-            message=text_from_wire(wire.failure.message, f"{field}.failure.message", MAX_TEXT),
-            log_tail=text_from_wire(wire.failure.log_tail, f"{field}.failure.log_tail", MAX_TEXT),
-        )
     return Outcome(
         client=name_from_wire(wire.client, f"{field}.client"),
-        failure=failure,
+        failure=failure_from_wire(wire.failure, f"{field}.failure") if wire.HasField("failure") else None,
         weight=_weight_from_wire(wire.weight, f"{field}.weight"),
-        metrics=_numbers(wire.metrics, f"{field}.metrics"),
+        metrics=numbers_from_wire(wire.metrics, f"{field}.metrics"),
         extra_json=_object_from_wire(wire.extra_json, f"{field}.extra_json"),
-        elapsed_s=_numbers(wire.elapsed_s, f"{field}.elapsed_s"),
+        elapsed_s=numbers_from_wire(wire.elapsed_s, f"{field}.elapsed_s"),
     )

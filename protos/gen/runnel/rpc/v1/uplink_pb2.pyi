@@ -131,6 +131,47 @@ header; so all have the same length, that of the model's elements, and nothing i
 """
 Global___PayloadKind: _TypeAlias = PayloadKind  # noqa: Y015
 
+class _RunState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RunStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RunState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    RUN_STATE_UNSPECIFIED: _RunState.ValueType  # 0
+    RUN_STATE_ASSIGNED: _RunState.ValueType  # 1
+    """the site has it, and will do it"""
+    RUN_STATE_PREPARING: _RunState.ValueType  # 2
+    """image, input and selection"""
+    RUN_STATE_RUNNING: _RunState.ValueType  # 3
+    """its container"""
+    RUN_STATE_AWAITING_RELEASE: _RunState.ValueType  # 4
+    """it has ended, and somebody at the site has to look at its results"""
+    RUN_STATE_PUSHING: _RunState.ValueType  # 5
+    """results are on their way"""
+    RUN_STATE_DONE: _RunState.ValueType  # 6
+    RUN_STATE_FAILED: _RunState.ValueType  # 7
+    RUN_STATE_REJECTED: _RunState.ValueType  # 8
+    """by the site's policy or people: it did not run, or its results stay"""
+
+class RunState(_RunState, metaclass=_RunStateEnumTypeWrapper): ...
+
+RUN_STATE_UNSPECIFIED: RunState.ValueType  # 0
+RUN_STATE_ASSIGNED: RunState.ValueType  # 1
+"""the site has it, and will do it"""
+RUN_STATE_PREPARING: RunState.ValueType  # 2
+"""image, input and selection"""
+RUN_STATE_RUNNING: RunState.ValueType  # 3
+"""its container"""
+RUN_STATE_AWAITING_RELEASE: RunState.ValueType  # 4
+"""it has ended, and somebody at the site has to look at its results"""
+RUN_STATE_PUSHING: RunState.ValueType  # 5
+"""results are on their way"""
+RUN_STATE_DONE: RunState.ValueType  # 6
+RUN_STATE_FAILED: RunState.ValueType  # 7
+RUN_STATE_REJECTED: RunState.ValueType  # 8
+"""by the site's policy or people: it did not run, or its results stay"""
+Global___RunState: _TypeAlias = RunState  # noqa: Y015
+
 class _Gather:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -244,7 +285,7 @@ class Chunk(_message.Message):
     """position of data[0] in the blob; on the first chunk of a stream"""
     data: _builtins.bytes
     order_id: _builtins.str
-    """Push only, first chunk: the order that the payload answers"""
+    """Push only, first chunk: the order that the payload answers, or the run ("run-…") whose file it is"""
     @_builtins.property
     def blob(self) -> Global___BlobRef:
         """on the first chunk of a stream"""
@@ -302,6 +343,7 @@ class Upward(_message.Message):
     LOG_FIELD_NUMBER: _builtins.int
     REPORT_FIELD_NUMBER: _builtins.int
     RELEASED_FIELD_NUMBER: _builtins.int
+    TASK_NEWS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello: ...
     @_builtins.property
@@ -316,6 +358,8 @@ class Upward(_message.Message):
     def report(self) -> Global___Report: ...
     @_builtins.property
     def released(self) -> Global___Released: ...
+    @_builtins.property
+    def task_news(self) -> Global___TaskNews: ...
     def __init__(
         self,
         *,
@@ -326,12 +370,13 @@ class Upward(_message.Message):
         log: Global___LogLines | None = ...,
         report: Global___Report | None = ...,
         released: Global___Released | None = ...,
+        task_news: Global___TaskNews | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "heartbeat", b"heartbeat", "hello", b"hello", "log", b"log", "progress", b"progress", "released", b"released", "report", b"report", "roster", b"roster"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "heartbeat", b"heartbeat", "hello", b"hello", "log", b"log", "progress", b"progress", "released", b"released", "report", b"report", "roster", b"roster", "task_news", b"task_news"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "heartbeat", b"heartbeat", "hello", b"hello", "log", b"log", "progress", b"progress", "released", b"released", "report", b"report", "roster", b"roster"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "heartbeat", b"heartbeat", "hello", b"hello", "log", b"log", "progress", b"progress", "released", b"released", "report", b"report", "roster", b"roster", "task_news", b"task_news"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["hello", "heartbeat", "roster", "progress", "log", "report", "released"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["hello", "heartbeat", "roster", "progress", "log", "report", "released", "task_news"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -383,6 +428,8 @@ class Member(_message.Message):
     ADDRESS_FIELD_NUMBER: _builtins.int
     CAPACITY_FIELD_NUMBER: _builtins.int
     TLS_FIELD_NUMBER: _builtins.int
+    RUNS_FIELD_NUMBER: _builtins.int
+    TASK_SLOTS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """unique in the network"""
     node_id: _builtins.str
@@ -400,9 +447,15 @@ class Member(_message.Message):
     """combiners: how many nodes may attach"""
     tls: _builtins.bool
     """combiners: whether `address` speaks TLS"""
+    task_slots: _builtins.int
+    """clients: how many runs of tasks it has room for at once; 0: it takes none"""
     @_builtins.property
     def holding(self) -> _containers.RepeatedCompositeFieldContainer[Global___AssignmentKey]:
         """clients: work under way or finished and not yet settled"""
+
+    @_builtins.property
+    def runs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """clients: runs of tasks that it holds, under way or finished and not yet settled"""
 
     def __init__(
         self,
@@ -417,10 +470,12 @@ class Member(_message.Message):
         address: _builtins.str = ...,
         capacity: _builtins.int = ...,
         tls: _builtins.bool = ...,
+        runs: _abc.Iterable[_builtins.str] | None = ...,
+        task_slots: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "capacity", b"capacity", "holding", b"holding", "kind", b"kind", "name", b"name", "node_id", b"node_id", "parent", b"parent", "platform", b"platform", "tls", b"tls", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "capacity", b"capacity", "holding", b"holding", "kind", b"kind", "name", b"name", "node_id", b"node_id", "parent", b"parent", "platform", b"platform", "runs", b"runs", "task_slots", b"task_slots", "tls", b"tls", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -792,6 +847,149 @@ class Released(_message.Message):
 Global___Released: _TypeAlias = Released  # noqa: Y015
 
 @_typing.final
+class TaskNews(_message.Message):
+    """How far the run of a task at one site is. A client says it at each change, and says the newest again after each
+    attachment, until the run is settled; who has heard it already loses nothing by hearing it again.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    CLIENT_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
+    LINES_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    client: _builtins.str
+    state: Global___RunState.ValueType
+    detail: _builtins.str
+    """for people: "pulling analysis:1.2 (40 %)" """
+    @_builtins.property
+    def result(self) -> Global___RunResult:
+        """with the states that end a run"""
+
+    @_builtins.property
+    def lines(self) -> _containers.RepeatedCompositeFieldContainer[Global___LogLine]:
+        """written since the last news, for who watches; the result has all of them"""
+
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+        client: _builtins.str = ...,
+        state: Global___RunState.ValueType = ...,
+        detail: _builtins.str = ...,
+        result: Global___RunResult | None = ...,
+        lines: _abc.Iterable[Global___LogLine] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client", b"client", "detail", b"detail", "lines", b"lines", "result", b"result", "run_id", b"run_id", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TaskNews: _TypeAlias = TaskNews  # noqa: Y015
+
+@_typing.final
+class RunResult(_message.Message):
+    """What became of a run. Its files were pushed before, under its run_id."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class ElapsedSEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    FAILURE_FIELD_NUMBER: _builtins.int
+    EXIT_CODE_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    ELAPSED_S_FIELD_NUMBER: _builtins.int
+    IMAGE_DIGEST_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    exit_code: _builtins.int
+    """of the executor that ended last; absent: none was started"""
+    image_digest: _builtins.str
+    """what ran, as the engine has it"""
+    attempt: _builtins.int
+    """from 1; more when the site's client was killed during an earlier one"""
+    @_builtins.property
+    def failure(self) -> Global___Failure:
+        """present: it failed or was rejected; the code says by which limit or rule"""
+
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___ResultFile]: ...
+    @_builtins.property
+    def elapsed_s(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """seconds by stage: "queued", "pull", "select", "run", "push" """
+
+    def __init__(
+        self,
+        *,
+        failure: Global___Failure | None = ...,
+        exit_code: _builtins.int | None = ...,
+        files: _abc.Iterable[Global___ResultFile] | None = ...,
+        elapsed_s: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        image_digest: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "exit_code", b"exit_code", "failure", b"failure"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "attempt", b"attempt", "elapsed_s", b"elapsed_s", "exit_code", b"exit_code", "failure", b"failure", "files", b"files", "image_digest", b"image_digest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__exit_code: _TypeAlias = _typing.Literal["exit_code"]  # noqa: Y015
+    _WhichOneofArgType__exit_code: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__exit_code) -> _WhichOneofReturnType__exit_code | None: ...
+
+Global___RunResult: _TypeAlias = RunResult  # noqa: Y015
+
+@_typing.final
+class ResultFile(_message.Message):
+    """One of a run's files. Names: "stdout", "stderr", "log" (what it wrote itself), "output" (what it gives out) and
+    further ones that its contract has.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    MEDIA_TYPE_FIELD_NUMBER: _builtins.int
+    BLOB_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    media_type: _builtins.str
+    @_builtins.property
+    def blob(self) -> Global___BlobRef: ...
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        media_type: _builtins.str = ...,
+        blob: Global___BlobRef | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["blob", b"blob"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob", b"blob", "media_type", b"media_type", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResultFile: _TypeAlias = ResultFile  # noqa: Y015
+
+@_typing.final
 class Downward(_message.Message):
     """---- down ----------------------------------------------------------------------------------------------------------"""
 
@@ -803,6 +1001,9 @@ class Downward(_message.Message):
     CANCEL_FIELD_NUMBER: _builtins.int
     SETTLED_FIELD_NUMBER: _builtins.int
     DRAIN_FIELD_NUMBER: _builtins.int
+    TASK_ORDER_FIELD_NUMBER: _builtins.int
+    TASK_SETTLED_FIELD_NUMBER: _builtins.int
+    TASK_RELEASE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___Welcome: ...
     @_builtins.property
@@ -815,6 +1016,12 @@ class Downward(_message.Message):
     def settled(self) -> Global___Settled: ...
     @_builtins.property
     def drain(self) -> Global___Drain: ...
+    @_builtins.property
+    def task_order(self) -> Global___TaskOrder: ...
+    @_builtins.property
+    def task_settled(self) -> Global___TaskSettled: ...
+    @_builtins.property
+    def task_release(self) -> Global___TaskRelease: ...
     def __init__(
         self,
         *,
@@ -824,12 +1031,15 @@ class Downward(_message.Message):
         cancel: Global___Cancel | None = ...,
         settled: Global___Settled | None = ...,
         drain: Global___Drain | None = ...,
+        task_order: Global___TaskOrder | None = ...,
+        task_settled: Global___TaskSettled | None = ...,
+        task_release: Global___TaskRelease | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment", "body", b"body", "cancel", b"cancel", "close", b"close", "drain", b"drain", "settled", b"settled", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment", "body", b"body", "cancel", b"cancel", "close", b"close", "drain", b"drain", "settled", b"settled", "task_order", b"task_order", "task_release", b"task_release", "task_settled", b"task_settled", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment", "body", b"body", "cancel", b"cancel", "close", b"close", "drain", b"drain", "settled", b"settled", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment", "body", b"body", "cancel", b"cancel", "close", b"close", "drain", b"drain", "settled", b"settled", "task_order", b"task_order", "task_release", b"task_release", "task_settled", b"task_settled", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["welcome", "assignment", "close", "cancel", "settled", "drain"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["welcome", "assignment", "close", "cancel", "settled", "drain", "task_order", "task_settled", "task_release"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -1077,3 +1287,122 @@ class Drain(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Drain: _TypeAlias = Drain  # noqa: Y015
+
+@_typing.final
+class TaskOrder(_message.Message):
+    """A run of a task for one client. It is not fenced as an order of a round is: the client keeps it on its disk, knows it by
+    its run_id whatever way it comes again, and says what becomes of it until it is settled. The first end that is told
+    is the run's; so it has one result, however often nodes, streams and processes break.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    CLIENT_FIELD_NUMBER: _builtins.int
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    ORGANISATION_FIELD_NUMBER: _builtins.int
+    USER_FIELD_NUMBER: _builtins.int
+    SPEC_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_MS_FIELD_NUMBER: _builtins.int
+    PARENT_RUN_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    """"run-" and 10 characters"""
+    client: _builtins.str
+    """for whom"""
+    task_id: _builtins.str
+    organisation: _builtins.str
+    """who asks, for the site's policy and records"""
+    user: _builtins.str
+    """name of the token"""
+    spec: _builtins.str
+    """JSON: runnel.common.tasks.TaskSpec"""
+    expires_at_ms: _builtins.int
+    """Unix time; not begun by then, it fails as expired; 0: never"""
+    parent_run: _builtins.str
+    """of a sub-task: the run that asked for it"""
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+        client: _builtins.str = ...,
+        task_id: _builtins.str = ...,
+        organisation: _builtins.str = ...,
+        user: _builtins.str = ...,
+        spec: _builtins.str = ...,
+        expires_at_ms: _builtins.int = ...,
+        parent_run: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client", b"client", "expires_at_ms", b"expires_at_ms", "organisation", b"organisation", "parent_run", b"parent_run", "run_id", b"run_id", "spec", b"spec", "task_id", b"task_id", "user", b"user"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TaskOrder: _TypeAlias = TaskOrder  # noqa: Y015
+
+@_typing.final
+class TaskSettled(_message.Message):
+    """The run is over for the network: its end is durable above, or it was cancelled. Whatever of it goes on at the client
+    ends, and is forgotten.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    CLIENT_FIELD_NUMBER: _builtins.int
+    CANCELLED_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    client: _builtins.str
+    cancelled: _builtins.bool
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+        client: _builtins.str = ...,
+        cancelled: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "client", b"client", "reason", b"reason", "run_id", b"run_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TaskSettled: _TypeAlias = TaskSettled  # noqa: Y015
+
+@_typing.final
+class TaskRelease(_message.Message):
+    """What somebody who is not at the site decides about results that await release. The site's policy says whether it listens."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    CLIENT_FIELD_NUMBER: _builtins.int
+    RELEASE_FIELD_NUMBER: _builtins.int
+    USER_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    client: _builtins.str
+    release: _builtins.bool
+    """false: block"""
+    user: _builtins.str
+    """name of the token of who decided"""
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+        client: _builtins.str = ...,
+        release: _builtins.bool = ...,
+        user: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client", b"client", "reason", b"reason", "release", b"release", "run_id", b"run_id", "user", b"user"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TaskRelease: _TypeAlias = TaskRelease  # noqa: Y015
