@@ -6,8 +6,9 @@ from runnel.common.errors import Forbidden
 from runnel.reducer.domain.values import DEFAULT_ORGANISATION, Role
 from runnel.reducer.service import Caller
 
-READERS = frozenset({Role.OPERATOR, Role.INITIATOR, Role.VIEWER})
+READERS = frozenset({Role.OPERATOR, Role.INITIATOR, Role.RESEARCHER, Role.VIEWER})
 INITIATORS = frozenset({Role.OPERATOR, Role.INITIATOR})
+RESEARCHERS = frozenset({Role.OPERATOR, Role.INITIATOR, Role.RESEARCHER})
 OPERATORS = frozenset({Role.OPERATOR})
 
 

@@ -6,13 +6,15 @@ store, and both can be tested without HTTP.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from runnel.common.protocol import PackageSignature
+from runnel.common.tasks import TaskSpec
+from runnel.reducer.domain.task_views import BlobView, RunFileView, RunLineView, RunView, TaskFilter, TaskView
 from runnel.reducer.domain.values import (
     EventView,
     LogView,
@@ -27,6 +29,9 @@ from runnel.reducer.domain.values import (
     TokenView,
 )
 
+ALL_SITES = "*"
+"""In place of the names of sites: all that are attached and take tasks."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
@@ -35,6 +40,55 @@ class Caller:
     token_id: str
     role: Role
     organisation: str
+
+
+class TaskService(Protocol):
+    """What people can ask of tasks; the part of :class:`ReducerService` that interfaces of other systems translate to.
+
+    Wherever an id is asked for, an unambiguous prefix of at least 4 characters does. Who may only look sees tasks
+    without their descriptions, and no results.
+    """
+
+    async def add_blob(self, caller: Caller, body: AsyncIterator[bytes]) -> BlobView:
+        """Store a file that tasks are to name as :class:`runnel.common.tasks.Blob`. Raises TooLarge, StorageFull."""
+
+    async def start_task(
+        self, caller: Caller, *, spec: TaskSpec, sites: Sequence[str], expires_in_s: float | None = None
+    ) -> TaskView:
+        """Have ``spec`` run once at each of ``sites``, names of clients; :data:`ALL_SITES` alone: at all attached ones
+        that take tasks. A site that is away gets it when it returns.
+
+        ``expires_in_s``: what has not begun by then fails with the code ``expired``; None: a week.
+
+        Raises:
+            InvalidInput: a site is unknown, named twice or no client of the caller's organisation; or a blob is not
+                there. The error names them.
+        """
+
+    async def tasks(self, caller: Caller, wanted: TaskFilter, cursor: str | None, limit: int) -> Page[TaskView]:
+        """List tasks, newest first, without their runs."""
+
+    async def task(self, caller: Caller, task: str) -> TaskView:
+        """Return one task with its runs."""
+
+    async def cancel_task(self, caller: Caller, task: str) -> TaskView:
+        """End what has not ended of a task and of its sub-tasks. Raises IllegalState when all of it has."""
+
+    async def run(self, caller: Caller, run: str) -> RunView:
+        """Return one run."""
+
+    async def run_logs(self, caller: Caller, run: str, cursor: str | None, limit: int) -> Page[RunLineView]:
+        """Return what a run wrote so far, oldest first."""
+
+    def run_file(self, caller: Caller, run: str, name: str) -> AbstractAsyncContextManager[tuple[RunFileView, Path]]:
+        """Give a result file, which stays while the block runs. Raises NotFound, Gone when its time is over."""
+
+    async def release_run(self, caller: Caller, run: str, *, release: bool, reason: str = "") -> RunView:
+        """Tell the site what the caller decides about results that await release; its policy says whether it listens.
+
+        Raises:
+            IllegalState: the run does not await that.
+        """
 
 
 class ReducerService(Protocol):
@@ -144,7 +198,9 @@ class ReducerService(Protocol):
         ``session.updated`` (another package:
         ``{"package", "previous", "from_round", "by"}``), ``node.attached``, ``node.left``, ``package.added``,
         ``package.retired``, ``package.restored``, ``model.added``, ``model.removed`` (files of models that
-        are no longer kept: ``{"models", "kept"}``), ``token.created``, ``token.revoked``.
+        are no longer kept: ``{"models", "kept"}``), ``token.created``, ``token.revoked``. Of tasks, whose id is then
+        what ``session`` says: ``task.created`` (``{"name", "sites", "user"}``), ``run.state`` (``{"run", "site",
+        "state", "error_code", "exit_code"}``), ``task.ended`` (``{"status"}``).
         """
 
     async def recall(self, caller: Caller, key: str, fingerprint: str) -> tuple[int, bytes] | None:

@@ -19,12 +19,14 @@ _COMPARE: Mapping[str, Callable[[float, float], bool]] = {">=": ge, ">": gt, "<=
 class Role(Enum):
     """What a token allows.
 
-    ``operator``: everything. ``initiator``: packages, models, sessions. ``viewer``: looking. ``client`` and
-    ``combiner``: joining the network as such a node, nothing else.
+    ``operator``: everything. ``initiator``: packages, models, sessions, tasks. ``researcher``: tasks. ``viewer``:
+    looking, but not into results of tasks. ``client`` and ``combiner``: joining the network as such a node, nothing
+    else.
     """
 
     OPERATOR = "operator"
     INITIATOR = "initiator"
+    RESEARCHER = "researcher"
     VIEWER = "viewer"
     CLIENT = "client"
     COMBINER = "combiner"

@@ -267,6 +267,105 @@ class LogRow(Base):
     __table_args__ = (Index("ix_log_session_round", "session_id", "round"),)
 
 
+class TaskRow(Base):
+    """A task: what is asked of some sites."""
+
+    __tablename__ = "task"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    organisation_id: Mapped[str] = mapped_column(ForeignKey("organisation.id"))
+    name: Mapped[str] = mapped_column(String(200))
+    token_id: Mapped[str] = mapped_column(String(32))
+    asked_by: Mapped[str] = mapped_column(String(200))  # name of the token then
+    spec: Mapped[str] = mapped_column(ForeignText)  # JSON of a TaskSpec
+    status: Mapped[str] = mapped_column(String(16))
+    parent_run: Mapped[str] = mapped_column(String(32), index=True)  # of a sub-task; else empty
+    created_at: Mapped[datetime] = mapped_column(index=True)
+    expires_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+
+
+class TaskTagRow(Base):
+    """A tag of a task, to find it by."""
+
+    __tablename__ = "task_tag"
+    task_id: Mapped[str] = mapped_column(ForeignKey("task.id"), primary_key=True)
+    key: Mapped[str] = mapped_column(String(200), primary_key=True)
+    value: Mapped[str] = mapped_column(ForeignText)
+    __table_args__ = (Index("ix_task_tag_key", "key"),)
+
+
+class TaskInputRow(Base):
+    """A blob that a task names."""
+
+    __tablename__ = "task_input"
+    task_id: Mapped[str] = mapped_column(ForeignKey("task.id"), primary_key=True)
+    digest: Mapped[str] = mapped_column(String(64), primary_key=True)
+    __table_args__ = (Index("ix_task_input_digest", "digest"),)
+
+
+class TaskBlobRow(Base):
+    """A file that somebody stored for tasks."""
+
+    __tablename__ = "task_blob"
+    organisation_id: Mapped[str] = mapped_column(ForeignKey("organisation.id"), primary_key=True)
+    digest: Mapped[str] = mapped_column(String(64), primary_key=True)
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    created_at: Mapped[datetime]
+    kept_until: Mapped[datetime | None] = mapped_column(index=True)
+    __table_args__ = (Index("ix_task_blob_digest", "digest"),)
+
+
+class RunRow(Base):
+    """A task at one site: the ledger by which it has one end."""
+
+    __tablename__ = "run"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    task_id: Mapped[str] = mapped_column(ForeignKey("task.id"), index=True)
+    organisation_id: Mapped[str] = mapped_column(ForeignKey("organisation.id"))
+    client: Mapped[str] = mapped_column(String(64), index=True)
+    state: Mapped[str] = mapped_column(String(24))
+    detail: Mapped[str] = mapped_column(ForeignText)
+    created_at: Mapped[datetime]
+    started_at: Mapped[datetime | None]  # when it was first heard to prepare
+    finished_at: Mapped[datetime | None]
+    exit_code: Mapped[int | None]
+    error_code: Mapped[str | None] = mapped_column(String(64))
+    error: Mapped[str | None] = mapped_column(ForeignText)
+    log_tail: Mapped[str | None] = mapped_column(ForeignText)
+    image_digest: Mapped[str] = mapped_column(ForeignText)
+    attempt: Mapped[int] = mapped_column(Integer)
+    elapsed_s: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    released: Mapped[bool | None]  # what somebody who is not at the site decided about its results
+    released_by: Mapped[str] = mapped_column(String(200))
+    released_why: Mapped[str] = mapped_column(ForeignText)
+    kept_until: Mapped[datetime | None] = mapped_column(index=True)
+    removed_at: Mapped[datetime | None]  # when its files were given up
+    __table_args__ = (Index("ix_run_open", "client", **_where("finished_at IS NULL")),)
+
+
+class RunFileRow(Base):
+    """A file that a run pushed. ``name`` NULL: it has not ended, so nobody said yet what it is."""
+
+    __tablename__ = "run_file"
+    id: Mapped[int] = mapped_column(_BigKey, primary_key=True, autoincrement=True)
+    run_id: Mapped[str] = mapped_column(ForeignKey("run.id"), index=True)
+    digest: Mapped[str] = mapped_column(String(64), index=True)
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    name: Mapped[str | None] = mapped_column(String(64))
+    media_type: Mapped[str] = mapped_column(String(200))
+
+
+class RunLineRow(Base):
+    """A line that a run wrote, for who watches."""
+
+    __tablename__ = "run_line"
+    id: Mapped[int] = mapped_column(_BigKey, primary_key=True, autoincrement=True)
+    run_id: Mapped[str] = mapped_column(String(32), index=True)
+    at: Mapped[datetime]
+    stream: Mapped[str] = mapped_column(String(16))
+    text: Mapped[str] = mapped_column(ForeignText)
+
+
 class IdempotencyRow(Base):
     """The answer that was given to a request, for when it is sent again."""
 
