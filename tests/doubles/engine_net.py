@@ -30,6 +30,7 @@ from runnel.common.tensors import write_npz
 from runnel.reducer.domain.values import SessionConfig, SessionStatus
 from runnel.reducer.engine.engine import Engine
 from runnel.reducer.rpc.gateway import Gateway
+from runnel.reducer.rpc.run_files import RunFiles
 from runnel.reducer.store import access, ledger
 from runnel.reducer.store.database import Database
 from runnel.reducer.store.journal import Journal, Transaction
@@ -97,6 +98,14 @@ class Net:
             blobs=self.lasting,
             spool=Spool(self.folder / "spool"),
             partials=self.partials,
+            run_files=RunFiles(
+                self.engine.tasks,
+                journal=self.journal,
+                blobs=self.lasting,
+                spool=Spool(self.folder / "run-spool"),
+                keep_s=12.0,
+                max_bytes=1 << 20,
+            ),
             issuer=CredentialIssuer(bytes(32)),
             insecure=True,
             heartbeat_s=1.0,

@@ -32,6 +32,7 @@ from runnel.reducer.domain.values import (
     TokenView,
 )
 from runnel.reducer.service import Caller
+from tests.doubles.task_service import InMemoryTasks
 
 T = TypeVar("T")
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -40,7 +41,7 @@ VIEWER_TOKEN = "rnl-viewer"
 LOOKING = {Role.OPERATOR, Role.INITIATOR, Role.VIEWER}
 
 
-class InMemoryReducer:
+class InMemoryReducer(InMemoryTasks):
     """Implements :class:`runnel.reducer.service.ReducerService`.
 
     Fault switches: ``broken`` raises an unexpected error in status(); ``gate`` holds start_session() back until set;
@@ -49,7 +50,7 @@ class InMemoryReducer:
     """
 
     def __init__(self, folder: Path, *, insecure: bool = False) -> None:
-        self.folder = folder
+        super().__init__(folder)
         self.insecure = insecure
         self.broken = False
         self.refuse_packages = False

@@ -60,6 +60,7 @@ def operations(net: Net) -> Operations:
         insecure=True,
         rpc_address=str,
         uploads=uploads,
+        max_blob_bytes=1,
     )
 
 

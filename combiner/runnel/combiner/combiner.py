@@ -18,12 +18,14 @@ from runnel.combiner.domain import Fold as FoldDecision
 from runnel.combiner.intake import Intake
 from runnel.combiner.partials import Partials
 from runnel.combiner.payloads import Payloads, remove
+from runnel.combiner.runs import Runs
 from runnel.combiner.small_blobs import take_small_payload, with_small_model
 from runnel.common.blobs import KEPT_HEARTBEATS, BlobStore, SpoolFile
 from runnel.common.crash_points import CrashPoint, reach
 from runnel.common.errors import CapacityExceeded, RunnelError, StorageFull
 from runnel.common.metrics import Tally
 from runnel.common.protocol import (
+    RUN_PREFIX,
     Assignment,
     BlobRef,
     Cancel,
@@ -41,6 +43,10 @@ from runnel.common.protocol import (
     Roster,
     Settled,
     Stage,
+    TaskNews,
+    TaskOrder,
+    TaskRelease,
+    TaskSettled,
     Upward,
     Welcome,
 )
@@ -112,6 +118,14 @@ class Combiner:
             state / "sums", book=self._book, payloads=self._payloads, cache=self._cache, link=self._link
         )
         self._intake = Intake(name, self._book, self._payloads, max_overhead_bytes=max_overhead_bytes)
+        self._runs = Runs(
+            name,
+            membership=self._membership,
+            link=self._link,
+            send_down=self._send_down,
+            folder=state / "runs",
+            keep_s=KEPT_HEARTBEATS * heartbeat_s,
+        )
         self._group = asyncio.TaskGroup()
         self._isolation: asyncio.Task[None] | None = None
         self._deserted = asyncio.Event()
@@ -163,11 +177,14 @@ class Combiner:
                             self._isolation.cancel()
                             self._isolation = None
                         self._tell(self._membership.unannounced())
+                        self._runs.attached()
                         log.info("attached", to=event.via, address=event.address)
                         if self._on_attachment is not None:
                             await self._on_attachment(event.via)
                     case Received(message=Assignment() as order):
                         self._from_above(await with_small_model(order, self._cache))
+                    case Received(message=TaskOrder() | TaskSettled() | TaskRelease() as message):
+                        self._runs.down(message)
                     case Received(message=message):
                         self._from_above(message)
                     case Detached(reason=reason):
@@ -338,6 +355,7 @@ class Combiner:
         self._children.pop(name, None)
         # In this order, or the node above asks for the released clients by this way once more.
         self._payloads.left(name)
+        self._runs.left(name)
         self._tell(self._membership.detach(name))
         self._apply(self._book.child_gone(name))
         if not self._children:
@@ -360,6 +378,8 @@ class Combiner:
                 self._reported(name, dataclasses.replace(message, payload_data=b""))
             case Released():
                 self._apply(self._book.released(name, message))
+            case TaskNews():
+                self._runs.news(name, message)
             case Roster():
                 self._tell(self._membership.leave(name, message.left))
                 self._tell(self._membership.join(name, message.joined))
@@ -391,10 +411,15 @@ class Combiner:
         """Give a blob, fetched from above if need be."""
         yield await self._cache.path(ref)
 
-    async def open_push(self, identity: NodeIdentity, order_id: str, ref: BlobRef) -> SpoolFile:
-        """Return where a payload for a living order goes."""
+    async def open_push(self, identity: NodeIdentity, order_id: str, ref: BlobRef) -> SpoolFile | None:
+        """Return where a payload for a living order, or a file of a run, goes."""
+        if order_id.startswith(RUN_PREFIX):
+            return await self._runs.open_push(identity, order_id, ref)
         return await self._intake.open(identity, order_id, ref)
 
     async def pushed(self, identity: NodeIdentity, order_id: str, ref: BlobRef, file: Path) -> None:
         """Take a verified payload."""
-        await self._intake.keep(identity, order_id, ref, file)
+        if order_id.startswith(RUN_PREFIX):
+            await self._runs.pushed(identity, order_id, ref, file)
+        else:
+            await self._intake.keep(identity, order_id, ref, file)

@@ -109,6 +109,10 @@ class Settlement(Enum):
     DISCARDED = "discarded"
 
 
+RUN_PREFIX = "run-"
+"""The ids of runs begin so: a push under such an id brings a file of that run, any other the answer to an order."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlobRef:
     """Names a blob by the SHA-256 of its bytes: ``sha256`` in lower-case hex (64 characters), ``size_bytes`` exact."""

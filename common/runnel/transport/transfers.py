@@ -112,6 +112,24 @@ async def push_blob(attachment: Attachment, order_id: str, source: Source, ref: 
         offset = held
 
 
+async def ask_push(attachment: Attachment, order_id: str, ref: BlobRef) -> bool:
+    """Ask the node above whether it takes a payload; return whether it has verified all of it already.
+
+    Raises:
+        RunnelError: why it does not, or ``Unreachable`` if it is gone.
+    """
+    _, complete = await push_once(
+        attachment.stub,
+        order_id,
+        memoryview(b""),
+        ref,
+        offset=None,
+        credential=attachment.credential,
+        peer=attachment.peer,
+    )
+    return complete
+
+
 async def fetch_once(stub: pb_grpc.UplinkStub, file: SpoolFile, *, credential: str, peer: str) -> None:
     """Fetch what is missing of ``file``. Whatever happens, what came stays in it and it can be continued.
 

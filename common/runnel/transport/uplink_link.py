@@ -37,7 +37,7 @@ from runnel.transport.mailbox import Mailbox
 from runnel.transport.retry import RetryPolicy
 from runnel.transport.tls import ClientTls
 from runnel.transport.traffic import ATTACHED, FETCHED, PUSHED
-from runnel.transport.transfers import fetch_blob, push_blob
+from runnel.transport.transfers import ask_push, fetch_blob, push_blob
 
 _JOIN_DEADLINE_S = 10.0
 _STABLE_S = 5.0
@@ -236,6 +236,26 @@ class UplinkLink:
                 order_id=order_id,
             ) from None
         self._pushed_bytes += ref.size_bytes
+
+    async def probe(self, order_id: str, ref: BlobRef, *, deadline_s: float) -> bool:
+        """Ask the node above whether it takes this payload; return whether it has all of it already.
+
+        Raises:
+            Unreachable: the node is not attached, or the attachment was lost meanwhile.
+            DeadlineExceeded: no answer came within ``deadline_s``.
+            RunnelError: why it does not take it.
+        """
+        attachment = self._attachment
+        if attachment is None or attachment.lost.is_set():
+            raise Unreachable("Not attached to the network at the moment.", hint="Offer it again when attached.")
+        try:
+            async with asyncio.timeout(deadline_s):
+                return await attachment.while_attached(ask_push(attachment, order_id, ref))
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"{attachment.peer} did not say within {deadline_s:.1f} s whether it takes a payload.",
+                order_id=order_id,
+            ) from None
 
     def samples(self) -> list[Sample]:
         """Return what Prometheus is told of the way up."""

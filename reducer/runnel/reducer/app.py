@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 
 import structlog
 
-from runnel.common.blobs import Spool
+from runnel.common.blobs import KEPT_HEARTBEATS, Spool
 from runnel.common.descriptors import raise_descriptor_limit
 from runnel.common.disk import state_folder, write_bytes
 from runnel.common.endpoints import remove_endpoints, write_endpoints
@@ -21,6 +22,7 @@ from runnel.reducer.http import HttpServer, create_app
 from runnel.reducer.metrics import reducer_page
 from runnel.reducer.operations import Operations
 from runnel.reducer.rpc.gateway import Gateway
+from runnel.reducer.rpc.run_files import RunFiles
 from runnel.reducer.settings import ReducerSettings
 from runnel.reducer.store import access
 from runnel.reducer.store.blob_place import opened_blobs
@@ -111,14 +113,25 @@ async def serve_reducer(settings: ReducerSettings) -> AsyncIterator[ReducerServe
             name=settings.name,
             organisation=DEFAULT_ORGANISATION,
             keep_models=settings.keep_models,
+            keep_results=timedelta(days=settings.keep_results) if settings.keep_results else None,
         )
         await stack.enter_async_context(engine)
+        run_spool = Spool(state / "run-spool")
+        await asyncio.to_thread(run_spool.wipe)
         gateway = Gateway(
             engine=engine,
             journal=journal,
             blobs=blobs,
             spool=spool,
             partials=state / "partials",
+            run_files=RunFiles(
+                engine.tasks,
+                journal=journal,
+                blobs=blobs,
+                spool=run_spool,
+                keep_s=KEPT_HEARTBEATS * settings.heartbeat_s,
+                max_bytes=settings.max_result_bytes,
+            ),
             issuer=issuer,
             insecure=settings.insecure,
             heartbeat_s=settings.heartbeat_s,
@@ -144,6 +157,7 @@ async def serve_reducer(settings: ReducerSettings) -> AsyncIterator[ReducerServe
                 max_package_bytes=settings.max_package_bytes,
                 max_model_bytes=settings.max_model_bytes,
             ),
+            max_blob_bytes=settings.max_result_bytes,
         )
         await stack.enter_async_context(rpc)
         await stack.enter_async_context(uplink)

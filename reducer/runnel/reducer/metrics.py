@@ -40,7 +40,7 @@ def reducer_page(engine: Engine, uplink: UplinkServer, state: Path, lag: LoopLag
     folders = {
         "blobs": [state / "blobs", state / "blob-cache"],
         "database": database,
-        "spool": [state / "spool", state / "partials"],
+        "spool": [state / "spool", state / "run-spool", state / "partials"],
     }
 
     async def read() -> list[Sample]:

@@ -34,14 +34,15 @@ from runnel.reducer.domain.values import (
 from runnel.reducer.engine.engine import Engine, wait_for
 from runnel.reducer.package_versions import PackageVersions, taken_up
 from runnel.reducer.service import Caller
-from runnel.reducer.store import access, ledger, registry
+from runnel.reducer.store import access, ledger, registry, task_lists
 from runnel.reducer.store.blobs import Blobs
 from runnel.reducer.store.journal import Journal
 from runnel.reducer.store.tables import RoundRow, SessionRow
+from runnel.reducer.task_operations import TASK_PREFIX, TaskOperations
 from runnel.reducer.uploads import Uploads
 
 
-class Operations:
+class Operations(TaskOperations):
     """See :class:`runnel.reducer.service.ReducerService`.
 
     Args:
@@ -51,6 +52,7 @@ class Operations:
         insecure: anybody is operator.
         rpc_address: returns where nodes join.
         uploads: takes in what people upload.
+        max_blob_bytes: of a file that is stored for tasks.
     """
 
     def __init__(
@@ -62,10 +64,9 @@ class Operations:
         insecure: bool,
         rpc_address: Callable[[], str],
         uploads: Uploads,
+        max_blob_bytes: int,
     ) -> None:
-        self._engine = engine
-        self._journal = journal
-        self._blobs = blobs
+        super().__init__(engine=engine, journal=journal, blobs=blobs, max_blob_bytes=max_blob_bytes)
         self._insecure = insecure
         self._rpc_address = rpc_address
         self._uploads = uploads
@@ -380,6 +381,8 @@ class Operations:
         if session is None:
             return None
         async with self._journal.database.read() as tx:
+            if session.startswith(TASK_PREFIX):
+                return (await task_lists.find_task(tx, caller.organisation, session)).id
             return (await ledger.find_session(tx, caller.organisation, session)).id
 
     async def follow(self, caller: Caller, session: str | None, after: int) -> AsyncIterator[Mapping[str, Any]]:

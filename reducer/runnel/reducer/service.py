@@ -91,7 +91,7 @@ class TaskService(Protocol):
         """
 
 
-class ReducerService(Protocol):
+class ReducerService(TaskService, Protocol):
     """All operations raise :class:`runnel.common.errors.RunnelError` subclasses: NotFound, Conflict, IllegalState, …
 
     Wherever an id is asked for, an unambiguous prefix of at least 4 characters does.

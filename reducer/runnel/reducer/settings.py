@@ -58,4 +58,8 @@ class ReducerSettings(BaseModel):
     keep_models: int = Field(
         0, ge=0, description="Keep the files of so many newest models of a session that does not say itself; 0: of all."
     )
+    max_result_bytes: Bytes = Field(8 << 30, description="Most that the files of one run of a task may have together.")
+    keep_results: float = Field(
+        7.0, ge=0, description="Days for which results of tasks, and files stored for tasks, are kept; 0: for ever."
+    )
     grace_s: float = Field(10.0, ge=0, description="Seconds to end what is under way when the process is told to stop.")

@@ -142,7 +142,7 @@ class Uploads:
                     return ref, found
                 made = await asyncio.to_thread(_adopt_as_npz, file, found, self._blobs.files)
         except NotFound as err:  # another upload of an equal file is done with it
-            raise _removed(ref) from err
+            raise removed(ref) from err
         await self._drop_unused(ref)
         return made, found
 
@@ -150,12 +150,12 @@ class Uploads:
         try:
             await self._blobs.keep(ref.sha256)
         except NotFound as err:
-            raise _removed(ref) from err
+            raise removed(ref) from err
 
     async def _require_blob(self, ref: BlobRef) -> None:
         """Refuse what was stored and is gone, within the write transaction that names it: nobody removes it then."""
         if not await asyncio.to_thread(self._blobs.lasts, ref.sha256):
-            raise _removed(ref)
+            raise removed(ref)
 
     async def _drop_unused(self, ref: BlobRef) -> None:
         """Remove a file that was refused, unless it is somebody's under another name."""
@@ -165,7 +165,8 @@ class Uploads:
                 await self._blobs.discard(ref.sha256)
 
 
-def _removed(ref: BlobRef) -> Conflict:
+def removed(ref: BlobRef) -> Conflict:
+    """Make the error that tells of an equal file's end at the wrong moment."""
     return Conflict(
         "An equal file was removed in the moment in which this one was stored.",
         hint="Push it once more.",

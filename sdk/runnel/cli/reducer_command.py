@@ -76,6 +76,10 @@ def run(
             help="Keep the files of the newest N models of a session that does not say itself; 0: all. [default: 0]",
         ),
     ] = None,
+    keep_results: Annotated[
+        float | None,
+        typer.Option(metavar="DAYS", help="Keep results of tasks so long; 0: for ever. [default: 7]"),
+    ] = None,
     metrics: Annotated[
         str | None,
         typer.Option(
@@ -108,6 +112,7 @@ def run(
         "tls_key": tls_key,
         "direct_clients": direct_clients,
         "keep_models": keep_models,
+        "keep_results": keep_results,
         "metrics": metrics,
         "grace_s": grace_s,
     }

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from runnel.common.protocol import AssignmentKey, Member, NodeKind, Roster
 
 _Holding = tuple[AssignmentKey, ...]
+_Runs = tuple[str, ...]
 
 
 class Membership:
@@ -101,6 +102,23 @@ class Membership:
         for child in self._known_by.get(client, ()):
             member = self._below[child][client]
             self._below[child][client] = dataclasses.replace(member, holding=change(member.holding))
+
+    def takes_run(self, client: str, run_id: str) -> None:
+        """Note that a client is given this run of a task, so that a later hello tells what it may hold."""
+        self._hold_runs(client, lambda runs: runs if run_id in runs else (*runs, run_id))
+
+    def lets_run_go(self, client: str, run_id: str) -> None:
+        """Note that a client is told to forget this run."""
+        self._hold_runs(client, lambda runs: tuple(held for held in runs if held != run_id))
+
+    def holds_run(self, child: str, run_id: str) -> bool:
+        """Whether a directly attached node, or a client below it, may hold this run."""
+        return any(run_id in member.runs for member in self._below.get(child, {}).values())
+
+    def _hold_runs(self, client: str, change: Callable[[_Runs], _Runs]) -> None:
+        for child in self._known_by.get(client, ()):
+            member = self._below[child][client]
+            self._below[child][client] = dataclasses.replace(member, runs=change(member.runs))
 
     def route(self, name: str) -> str | None:
         """Return the directly attached node that leads to ``name``."""

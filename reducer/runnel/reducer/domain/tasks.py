@@ -225,6 +225,16 @@ class RunBook:
                 room -= 1
         return chosen
 
+    def take_back(self, run_ids: Iterable[str]) -> None:
+        """Let runs be given once more that could not be sent."""
+        for run_id in run_ids:
+            run = self._runs.get(run_id)
+            if run is not None:
+                site = self._sites[run.client]
+                site.given.discard(run_id)
+                if site.attached:
+                    self._wait(site, run)
+
     @staticmethod
     def _takes_room(run: OpenRun, sub: bool) -> bool:
         # What waits for somebody at the site to look at it may do so for weeks, and takes nobody's place.

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import random
 from collections.abc import Callable, Iterable
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 
@@ -27,6 +28,7 @@ from runnel.common.protocol import (
     Report,
     Settled,
     Settlement,
+    TaskNews,
     Upward,
 )
 from runnel.common.protocol import (
@@ -40,6 +42,7 @@ from runnel.reducer.engine.measures import Measures
 from runnel.reducer.engine.position import position_of
 from runnel.reducer.engine.retention import Retention
 from runnel.reducer.engine.runner import SessionRunner
+from runnel.reducer.engine.tasks import Tasks
 from runnel.reducer.store import access, ledger
 from runnel.reducer.store.blobs import Blobs
 from runnel.reducer.store.journal import Journal
@@ -65,6 +68,7 @@ class Engine:
         name: of this reducer.
         organisation: whose events those about nodes are.
         keep_models: files of so many newest models of a session are kept if it does not say itself; 0: of all.
+        keep_results: for how long results of tasks are kept; None: for ever.
     """
 
     def __init__(
@@ -76,6 +80,7 @@ class Engine:
         name: str,
         organisation: str,
         keep_models: int = 0,
+        keep_results: timedelta | None = None,
     ) -> None:
         self.roster = Roster()
         self.name = name
@@ -92,6 +97,8 @@ class Engine:
         self._senders: dict[str, Callable[[Downward], None]] = {}
         self._owners: dict[str, str] = {}  # organisation by name of a node
         self._logs = LogWriter(journal.database)
+        self.tasks = Tasks(journal, network=self, retention=self._retention, lines=self._logs, keep=keep_results)
+        self._at_tasks: asyncio.Task[None] | None = None
         self._group = asyncio.TaskGroup()
 
     async def __aenter__(self) -> Engine:
@@ -101,8 +108,10 @@ class Engine:
             running = await ledger.running_sessions(tx)
         await self._blobs.sweep_payloads(self._partials, wanted)
         await self._retention.remove_files()
+        await self.tasks.open()
         await self._group.__aenter__()
         self._group.create_task(self._logs.run(), name="log writer")
+        self._at_tasks = self._group.create_task(self.tasks.run(), name="tasks")
         for session_id in running:
             self.launch(session_id)
         return self
@@ -113,6 +122,8 @@ class Engine:
         # Sessions are left where they are; the next start goes on from there.
         for task in self._tasks.values():
             task.cancel()
+        if self._at_tasks is not None:
+            self._at_tasks.cancel()
         self._logs.close()
         await self._group.__aexit__(kind, error, trace)
 
@@ -295,6 +306,8 @@ class Engine:
             case LogLines():
                 if child in self.roster.ways(message.client):
                     self._logs.add(message)
+            case TaskNews():
+                await self.tasks.heard(child, message)
             case Hello() | Heartbeat():
                 pass
 
@@ -355,12 +368,14 @@ class Engine:
         for member in members:
             for key in member.holding:
                 await self._reconcile(member.name, key)
+        self.tasks.arrived(member for member in members if member.kind is NodeKind.CLIENT)
         for runner in self._runners.values():
             runner.exchanges.arrived([member.name for member in members if member.kind is NodeKind.CLIENT])
 
     async def _left(self, names: list[str]) -> None:
         if not names:
             return
+        self.tasks.left(names)
         for runner in self._runners.values():
             runner.roster_changed()
         async with self._journal.transaction() as tx:

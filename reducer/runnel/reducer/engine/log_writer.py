@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections import OrderedDict
 
 import structlog
+from sqlalchemy.ext.asyncio import AsyncSession
 
-from runnel.common.protocol import AssignmentKey, LogLine, LogLines
-from runnel.reducer.store import ledger
+from runnel.common.protocol import AssignmentKey, LogLine, LogLines, TaskNews
+from runnel.reducer.store import ledger, run_lines
 from runnel.reducer.store.database import Database
 
 log = structlog.get_logger()
@@ -19,6 +21,11 @@ _CHARACTERS_KEPT = 2 << 20
 _LINES_WAITING = 100_000
 _CHARACTERS_WAITING = 32 << 20
 _KEYS_REMEMBERED = 10_000
+
+Lines = LogLines | TaskNews
+"""Lines of a client's work in a round, or those in the news of a run."""
+
+_Source = tuple[AssignmentKey | str, str]
 
 
 class LogWriter:
@@ -31,16 +38,16 @@ class LogWriter:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._waiting: list[LogLines] = []
+        self._waiting: list[Lines] = []
         self._lines_waiting = 0
         self._characters_waiting = 0
-        self._kept: OrderedDict[tuple[AssignmentKey, str], tuple[int, int]] = OrderedDict()
+        self._kept: OrderedDict[_Source, tuple[int, int]] = OrderedDict()
         self._wake = asyncio.Event()
         self._closed = False
 
-    def add(self, lines: LogLines) -> None:
+    def add(self, lines: Lines) -> None:
         """Take lines, without waiting."""
-        source = (lines.key, lines.client)
+        source = _source(lines)
         kept_lines, kept_characters = self._kept.pop(source, (0, 0))
         taken: list[LogLine] = []
         for line in lines.lines:
@@ -60,7 +67,7 @@ class LogWriter:
         if len(self._kept) > _KEYS_REMEMBERED:
             self._kept.popitem(last=False)
         if taken:
-            self._waiting.append(LogLines(key=lines.key, client=lines.client, lines=tuple(taken)))
+            self._waiting.append(dataclasses.replace(lines, lines=tuple(taken)))
             self._wake.set()
 
     def close(self) -> None:
@@ -82,14 +89,28 @@ class LogWriter:
             except Exception as err:  # noqa: BLE001 - a full or failing disk: sessions matter more than lines of logs
                 log.error("log lines lost", lines=sum(len(b.lines) for b in batch), error=str(err))
 
-    async def _write(self, batch: list[LogLines]) -> None:
-        asked: dict[tuple[AssignmentKey, str], bool] = {}
+    async def _write(self, batch: list[Lines]) -> None:
+        asked: dict[_Source, bool] = {}
         async with self._database.write() as tx:
             for lines in batch:
-                source = (lines.key, lines.client)
+                source = _source(lines)
                 if source not in asked:
-                    asked[source] = await ledger.slot_state(tx, lines.key, lines.client) is not None
+                    asked[source] = await _was_asked(tx, lines)
                     if not asked[source]:
-                        log.warning("log lines of work that was not asked", client=lines.client, key=str(lines.key))
-                if asked[source]:
+                        log.warning("log lines of work that was not asked", client=lines.client, work=str(source[0]))
+                if not asked[source]:
+                    continue
+                if isinstance(lines, TaskNews):
+                    await run_lines.add_lines(tx, lines.run_id, lines.lines)
+                else:
                     await ledger.add_log(tx, lines)
+
+
+def _source(lines: Lines) -> _Source:
+    return (lines.run_id if isinstance(lines, TaskNews) else lines.key), lines.client
+
+
+async def _was_asked(tx: AsyncSession, lines: Lines) -> bool:
+    if isinstance(lines, TaskNews):
+        return await run_lines.is_run_of(tx, lines.run_id, lines.client)
+    return await ledger.slot_state(tx, lines.key, lines.client) is not None

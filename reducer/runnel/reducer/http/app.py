@@ -9,7 +9,7 @@ from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 
 from runnel.common.metrics import MetricsPage
-from runnel.reducer.http import bearings, events, models, network, packages, problems, sessions
+from runnel.reducer.http import bearings, events, models, network, packages, problems, sessions, tasks
 from runnel.reducer.http.idempotency import Calls
 from runnel.reducer.http.metrics import metrics_route
 from runnel.reducer.http.uploads import BodyGate
@@ -17,10 +17,11 @@ from runnel.reducer.service import ReducerService
 from runnel.reducer.web import mount_page
 
 PREFIX = "/api/v1"
-MAX_JSON_BYTES = 1 << 20
+MAX_JSON_BYTES = 2 << 20
 
 _DESCRIPTION = """
-Everything that people do with a Runnel network: compute packages, models, sessions, nodes, tokens and events.
+Everything that people do with a Runnel network: compute packages, models, sessions, tasks, nodes,
+tokens and events.
 
 * **Errors** are problem details (RFC 9457): `code` is stable, `detail` says what was expected and what came, `hint`
   what to do.
@@ -31,6 +32,7 @@ Everything that people do with a Runnel network: compute packages, models, sessi
 
 _TAGS = [
     {"name": "sessions", "description": "Federated training, round after round."},
+    {"name": "tasks", "description": "Container images at chosen sites, and what comes of them."},
     {"name": "packages", "description": "The code that travels to the data."},
     {"name": "models", "description": "Seeds, and the trail of what came of them."},
     {"name": "network", "description": "Nodes, tokens and the state of things."},
@@ -67,9 +69,11 @@ def create_app(
     app.state.calls = Calls()
     app.state.closing = asyncio.Event()
     problems.install(app)
-    app.add_middleware(BodyGate, limit_bytes=MAX_JSON_BYTES, unlimited=(f"{PREFIX}/packages", f"{PREFIX}/models"))
+    app.add_middleware(
+        BodyGate, limit_bytes=MAX_JSON_BYTES, unlimited=(f"{PREFIX}/packages", f"{PREFIX}/models", f"{PREFIX}/blobs")
+    )
     api = APIRouter(prefix=PREFIX)
-    for part in (sessions, packages, models, network, events, bearings):
+    for part in (sessions, packages, models, network, events, bearings, tasks):
         api.include_router(part.router)
 
     @api.get("/healthz", tags=["network"], summary="Tell that the server answers")

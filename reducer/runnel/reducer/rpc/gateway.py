@@ -13,9 +13,10 @@ import structlog
 
 from runnel.common.blobs import KEPT_HEARTBEATS, Leftovers, Spool, SpoolFile
 from runnel.common.errors import Conflict, Forbidden, IllegalState, StorageFull, Unauthenticated
-from runnel.common.protocol import BlobRef, Drain, Hello, NodeKind, Report, Upward, Welcome
+from runnel.common.protocol import RUN_PREFIX, BlobRef, Drain, Hello, NodeKind, Report, Upward, Welcome
 from runnel.reducer.domain.values import DEFAULT_ORGANISATION, Role
 from runnel.reducer.engine.engine import Engine
+from runnel.reducer.rpc.run_files import RunFiles
 from runnel.reducer.store import access
 from runnel.reducer.store.blobs import Blobs
 from runnel.reducer.store.journal import Journal
@@ -37,6 +38,7 @@ class Gateway:
         journal: the durable state.
         blobs: what nodes may fetch.
         spool: where payloads arrive; ``partials`` is where they wait, whole, for their round.
+        run_files: takes files of runs of tasks.
         issuer: of the nodes' credentials.
         insecure: nodes join without a token.
         credential_ttl_s: how long a revoked token still works at most.
@@ -52,6 +54,7 @@ class Gateway:
         blobs: Blobs,
         spool: Spool,
         partials: Path,
+        run_files: RunFiles,
         issuer: CredentialIssuer,
         insecure: bool,
         heartbeat_s: float,
@@ -64,6 +67,7 @@ class Gateway:
         self._blobs = blobs
         self._spool = spool
         self._partials = partials
+        self._run_files = run_files
         self._issuer = issuer
         self._insecure = insecure
         self._heartbeat_s = heartbeat_s
@@ -187,6 +191,7 @@ class Gateway:
         """A node that was attached here is gone."""
         name = child.identity.name
         self._children.pop(name, None)
+        self._run_files.detached(name)
         for key in [key for key in self._pushed if key[1] == name]:
             _, payload = self._pushed.pop(key)
             await asyncio.to_thread(payload.unlink, missing_ok=True)
@@ -215,7 +220,9 @@ class Gateway:
         return self._blobs.held(ref)
 
     async def open_push(self, identity: NodeIdentity, order_id: str, ref: BlobRef) -> SpoolFile | None:
-        """Return where a payload for a living order goes."""
+        """Return where a payload for a living order, or a file of a run, goes."""
+        if order_id.startswith(RUN_PREFIX):
+            return await self._run_files.open(identity, order_id, ref)
         exchange = self._engine.require_order(order_id, identity.name)
         exchange.require_fitting(ref, order_id, identity.kind, self._max_overhead_bytes)
         if self._pushed.get((order_id, identity.name), (None,))[0] == ref:
@@ -232,7 +239,10 @@ class Gateway:
         return file
 
     async def pushed(self, identity: NodeIdentity, order_id: str, ref: BlobRef, file: Path) -> None:
-        """Take a verified payload: it waits in the partials' folder for its report."""
+        """Take a verified payload, which waits in the partials' folder for its report, or a file of a run."""
+        if order_id.startswith(RUN_PREFIX):
+            await self._run_files.keep(identity, order_id, ref, file)
+            return
         try:
             self._engine.require_order(order_id, identity.name)
         except IllegalState:

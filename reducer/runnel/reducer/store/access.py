@@ -80,6 +80,12 @@ async def find_token(tx: AsyncSession, secret: str) -> TokenRow | None:
     return await tx.scalar(select(TokenRow).where(TokenRow.secret_sha256 == hash_secret(secret)))
 
 
+async def token_name(tx: AsyncSession, token_id: str) -> str:
+    """Return the name of a token, its id if it has none; of nobody's, in an insecure network, nothing."""
+    row = await tx.get(TokenRow, token_id) if token_id else None
+    return token_id if row is None else row.name or row.id
+
+
 async def tokens(tx: AsyncSession, organisation: str | None, cursor: str | None, limit: int) -> Page[TokenView]:
     """List tokens, newest first; ``organisation`` None: of all."""
     query = select(TokenRow)
@@ -142,7 +148,7 @@ async def owners(tx: AsyncSession, members: Iterable[Member]) -> dict[str, str]:
     told = {member.name: (member.node_id, member.kind.value) for member in members}
     query = select(NodeRow.name, NodeRow.node_id, NodeRow.kind, NodeRow.organisation_id)
     found = {}
-    for names in _batches(told):
+    for names in batches(told):
         for row in await tx.execute(query.where(NodeRow.name.in_(names))):
             if (row.node_id, row.kind) == told[row.name]:
                 found[row.name] = row.organisation_id
@@ -170,12 +176,12 @@ async def note_attached(tx: AsyncSession, members: Iterable[Member]) -> None:
 async def note_seen(tx: AsyncSession, names: Iterable[str]) -> None:
     """Store that nodes were there until now."""
     now = datetime.now(UTC)
-    for some in _batches(names):
+    for some in batches(names):
         await tx.execute(update(NodeRow).where(NodeRow.name.in_(some)).values(last_seen_at=now))
 
 
-def _batches(names: Iterable[str]) -> Iterator[list[str]]:
-    """Yield names, as many at once as a statement of any database takes."""
+def batches(names: Iterable[str]) -> Iterator[list[str]]:
+    """Yield names or ids, as many at once as a statement of any database takes."""
     left = iter(names)
     while some := list(itertools.islice(left, 500)):
         yield some

@@ -16,7 +16,17 @@ from runnel.compute_package import key_id, public_key_text, signature_of
 from runnel.compute_package.signatures import MAX_SIGNATURES
 from runnel.reducer.domain.values import ENDED, ClientContribution, ModelView, PackageView, Page, SignerView
 from runnel.reducer.store.pages import after_cursor, page_of
-from runnel.reducer.store.tables import ModelRow, PackageRow, RoundRow, SessionRow, SlotRow, TokenRow
+from runnel.reducer.store.tables import (
+    ModelRow,
+    PackageRow,
+    RoundRow,
+    RunFileRow,
+    RunRow,
+    SessionRow,
+    SlotRow,
+    TaskBlobRow,
+    TokenRow,
+)
 
 _KEPT_NAMED = 5
 
@@ -142,11 +152,17 @@ async def is_package(tx: AsyncSession, organisation: str, digest: str) -> bool:
 
 
 async def is_used(tx: AsyncSession, digest: str) -> bool:
-    """Whether any package, kept model or optimizer's state, of whomever, is this file."""
+    """Whether any package, kept model, optimizer's state or file of a task, of whomever, is this file."""
     kept = and_(ModelRow.digest == digest, ModelRow.removed_at.is_(None))
     models = select(ModelRow.id).where(or_(kept, ModelRow.optimizer_state == digest)).limit(1)
     packages = select(PackageRow.digest).where(PackageRow.digest == digest).limit(1)
-    return await tx.scalar(models) is not None or await tx.scalar(packages) is not None
+    runs = select(RunFileRow.id).join(RunRow, RunRow.id == RunFileRow.run_id)
+    results = runs.where(RunFileRow.digest == digest, RunRow.removed_at.is_(None)).limit(1)
+    inputs = select(TaskBlobRow.digest).where(TaskBlobRow.digest == digest).limit(1)
+    for query in (models, packages, results, inputs):
+        if await tx.scalar(query) is not None:
+            return True
+    return False
 
 
 async def stored_bytes(tx: AsyncSession, organisation: str) -> int:
@@ -257,7 +273,14 @@ async def require_file(tx: AsyncSession, row: ModelRow) -> None:
 
 
 async def by_prefix(
-    tx: AsyncSession, table: Any, column: Any, organisation: str, prefix: str, what: str, least: int = 4
+    tx: AsyncSession,
+    table: Any,
+    column: Any,
+    organisation: str,
+    prefix: str,
+    what: str,
+    least: int = 4,
+    listed_by: str | None = None,
 ) -> Any:
     """Return the row of an organisation whose ``column`` is ``prefix``, or the only one that starts with it.
 
@@ -275,7 +298,9 @@ async def by_prefix(
         query = select(table).where(starts, table.organisation_id == organisation)
         rows = list(await tx.scalars(query.limit(2)))
     if not rows:
-        raise NotFound(f"There is no {what} {prefix!r}.", hint=f"`runnel {what} list` shows those there are.")
+        raise NotFound(
+            f"There is no {what} {prefix!r}.", hint=f"`{listed_by or f'runnel {what} list'}` shows those there are."
+        )
     if len(rows) > 1:
         raise Conflict(f"More than one {what} starts with {prefix!r}.", hint="Give more of its characters.")
     return rows[0]

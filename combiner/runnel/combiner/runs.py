@@ -1,0 +1,151 @@
+"""Runs of tasks on their way through a combiner: nothing of them outlives it.
+
+Orders and decisions go down to whoever may lead to their client, news go up, and files are passed on before they are
+called complete. What is remembered, which run is whose and the newest news of each, only bridges breaks of the way up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+
+from runnel.combiner.domain import Membership
+from runnel.common.blobs import Leftovers, Spool, SpoolFile
+from runnel.common.errors import DeadlineExceeded, Forbidden, RunnelError, StorageFull, Unreachable
+from runnel.common.protocol import ENDED, BlobRef, Downward, TaskNews, TaskOrder, TaskRelease, TaskSettled
+from runnel.transport import NodeIdentity, UplinkLink
+
+log = structlog.get_logger()
+
+_ASK_DEADLINE_S = 30.0
+_PUSH_DEADLINE_S = 3600.0
+_SMALL_BYTES = 64 << 10
+"""A file of at most so many bytes is not asked for first: pushing it tells as much."""
+
+_LOOK_LATER_S = 0.1  # than what was left is over
+
+
+class Runs:
+    """See the module.
+
+    Args:
+        name: of this combiner.
+        membership: who is below.
+        link: the way up.
+        send_down: sends to a directly attached node, if it is there.
+        folder: scratch for files on their way; emptied at the start.
+        keep_s: for how long what a lost node had begun to push waits for it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        membership: Membership,
+        link: UplinkLink,
+        send_down: Callable[[str, Downward], None],
+        folder: Path,
+        keep_s: float,
+    ) -> None:
+        self._name = name
+        self._membership = membership
+        self._link = link
+        self._send_down = send_down
+        self._spool = Spool(folder, durable=False)
+        self._spool.wipe()
+        self._left = Leftovers(self._spool, keep_s)
+        self._keep_s = keep_s
+        self._begun: dict[str, set[str]] = {}  # runs of which files are under way, by node
+        self._waiting: dict[str, set[Path]] = {}  # whole files that could not be passed on, by node
+        self._newest: dict[str, tuple[str, TaskNews]] = {}  # by run: the child that said it, and what
+
+    # ---- down
+
+    def down(self, message: TaskOrder | TaskSettled | TaskRelease) -> None:
+        """Pass on what is for one client, by all ways that may lead to it."""
+        if isinstance(message, TaskOrder):
+            self._membership.takes_run(message.client, message.run_id)
+        elif isinstance(message, TaskSettled):
+            self._membership.lets_run_go(message.client, message.run_id)
+            self._newest.pop(message.run_id, None)
+        for child in self._membership.ways(message.client):
+            self._send_down(child, message)
+
+    # ---- up
+
+    def news(self, child: str, news: TaskNews) -> None:
+        """Pass on what a client below ``child`` says of its run; lines alone only if there is room for them."""
+        if child not in self._membership.ways(news.client):
+            log.warning("news of a client that is elsewhere", child=child, client=news.client, run=news.run_id)
+            return
+        _, before = self._newest.get(news.run_id, ("", None))
+        changed = before is None or (before.state, before.detail) != (news.state, news.detail)
+        if before is None or before.state not in ENDED:
+            self._newest[news.run_id] = (child, dataclasses.replace(news, lines=()))
+        if changed or news.state in ENDED:
+            self._link.send(news)
+        else:
+            self._link.offer(news)
+
+    def attached(self) -> None:
+        """The way up is there again: say the newest of each run, as what was said meanwhile went nowhere."""
+        for _, news in list(self._newest.values()):
+            self._link.send(news)
+
+    def left(self, child: str) -> None:
+        """A node below is gone: its news come by another way now, and what it had begun to push waits a while."""
+        self._newest = {run_id: each for run_id, each in self._newest.items() if each[0] != child}
+        for file in self._waiting.pop(child, ()):
+            file.unlink(missing_ok=True)
+        for run_id in self._begun.pop(child, ()):
+            self._left.leave(f"{run_id}/{child}", child)
+            asyncio.get_running_loop().call_later(self._keep_s + _LOOK_LATER_S, self._left.expire)
+
+    # ---- files
+
+    async def open_push(self, identity: NodeIdentity, run_id: str, ref: BlobRef) -> SpoolFile | None:
+        """Return where a file of a run goes; None: those above have it.
+
+        Raises:
+            Forbidden: no client below this node holds that run.
+            Unreachable: there is no way up at the moment.
+            RunnelError: why those above do not take it.
+        """
+        if not self._membership.holds_run(identity.name, run_id):
+            raise Forbidden(
+                f"Run {run_id} is not one of {identity.name} or of those below it.", run=run_id, node=identity.name
+            )
+        if ref.size_bytes > _SMALL_BYTES and await self._link.probe(run_id, ref, deadline_s=_ASK_DEADLINE_S):
+            return None
+        key = f"{run_id}/{identity.name}"
+        self._left.take_up(key, identity.name, ref.sha256)
+        self._begun.setdefault(identity.name, set()).add(run_id)
+        file = await asyncio.to_thread(self._spool.open, key, ref)
+        try:
+            await asyncio.to_thread(file.require_room)
+        except StorageFull as error:
+            log.error("no room for a file of a run", node=identity.name, run=run_id, error=str(error))
+            raise
+        return file
+
+    async def pushed(self, identity: NodeIdentity, run_id: str, ref: BlobRef, file: Path) -> None:
+        """Pass a verified file on; returns when it is durable at the reducer.
+
+        Raises:
+            RunnelError: it could not be passed on, or those above do not take it.
+        """
+        try:
+            await self._link.push(run_id, file, ref, deadline_s=_PUSH_DEADLINE_S)
+        except (Unreachable, DeadlineExceeded):
+            self._waiting.setdefault(identity.name, set()).add(file)  # for the next attempt
+            raise
+        except RunnelError:
+            await asyncio.to_thread(file.unlink, missing_ok=True)
+            raise
+        await asyncio.to_thread(file.unlink, missing_ok=True)
+        self._begun.get(identity.name, set()).discard(run_id)
+        self._waiting.get(identity.name, set()).discard(file)

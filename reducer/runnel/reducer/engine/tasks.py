@@ -1,0 +1,425 @@
+"""Tasks between the durable ledger and the clients: runs go out, news come in, time passes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Protocol
+
+import structlog
+
+from runnel.common.errors import Forbidden, IllegalState, InvalidInput, RunnelError, StorageFull, Unreachable
+from runnel.common.ids import new_id
+from runnel.common.protocol import (
+    ENDED,
+    Downward,
+    Failure,
+    Member,
+    RunResult,
+    RunState,
+    TaskNews,
+    TaskOrder,
+    TaskRelease,
+    TaskSettled,
+)
+from runnel.reducer.domain.roster import Roster
+from runnel.reducer.domain.tasks import NOT_BEGUN, OpenRun, RunBook
+from runnel.reducer.engine.log_writer import LogWriter
+from runnel.reducer.engine.retention import Retention
+from runnel.reducer.store import run_files, task_ledger
+from runnel.reducer.store.journal import Journal, Transaction
+from runnel.reducer.store.tables import RunRow
+from runnel.reducer.store.task_ledger import Submission
+
+log = structlog.get_logger()
+
+_NEWS_WAITING = 1000
+_NEWS_AT_ONCE = 200
+_AGAIN_S = 1.0
+_TICK_S = 0.2
+_LONGEST_S = 3600.0
+
+
+class Below(Protocol):
+    """What tasks need of the nodes below."""
+
+    @property
+    def roster(self) -> Roster:
+        """Who is attached where."""
+
+    def send(self, child: str, message: Downward) -> None:
+        """Send to a directly attached node; of no effect when it is gone."""
+
+
+class Tasks:
+    """The runs that have not ended, and all that happens to them.
+
+    The ledger decides: whatever changes a run is committed before anybody is told, in the order in which it is
+    committed, and an end is for ever. What is held here in memory is made anew at each start.
+
+    Args:
+        journal: the durable state.
+        network: the nodes below.
+        retention: removes files that were given up.
+        lines: takes what runs write.
+        keep: for how long results are kept; None: for ever.
+        clock: Unix time in seconds.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        *,
+        network: Below,
+        retention: Retention,
+        lines: LogWriter,
+        keep: timedelta | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.book = RunBook()
+        self.keep = keep
+        self._journal = journal
+        self._network = network
+        self._retention = retention
+        self._lines = lines
+        self._clock = clock
+        self._news: asyncio.Queue[TaskNews] = asyncio.Queue(_NEWS_WAITING)
+        self._look: set[str] = set()  # clients that there may be something for
+        self._returned: dict[str, list[str]] = {}  # clients that attached, and what they hold that is not open
+        self._to_give = asyncio.Event()
+        self._time_changed = asyncio.Event()
+        self._details: dict[str, dict[str, str]] = {}  # by task and site, for who watches
+
+    async def open(self) -> None:
+        """Take up what has not ended."""
+        async with self._journal.database.read() as tx:
+            for run in await task_ledger.open_runs(tx):
+                self.book.add(run)
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._take_news(), name="news of runs")
+            group.create_task(self._give(), name="orders of runs")
+            group.create_task(self._keep_time(), name="time of runs")
+
+    # ---- what people want
+
+    async def start(self, wanted: Submission) -> None:
+        """Store a task and give it to its sites.
+
+        Raises:
+            InvalidInput: a site or a file that it names is not there.
+            IllegalState: it is a sub-task of a run that has ended.
+        """
+        ids = iter(lambda: new_id("run"), "")
+        async with self._journal.transaction() as tx:
+            if wanted.parent_run:
+                await self._require_open(tx, wanted.parent_run)
+            runs = await task_ledger.add_task(tx, wanted, ids)
+        for run in runs:
+            self.book.add(run)
+        self._look_at(run.client for run in runs)
+        self._time_changed.set()
+
+    @staticmethod
+    async def _require_open(tx: Transaction, run_id: str) -> None:
+        row = (await task_ledger.runs_by_id(tx.session, [run_id])).get(run_id)
+        if row is None or row.finished_at is not None:
+            raise IllegalState(f"Run {run_id}, which asks for a sub-task, has ended.", run=run_id)
+
+    async def cancel(self, task_id: str, reason: str) -> None:
+        """End what has not ended of a task and its sub-tasks.
+
+        Raises:
+            IllegalState: all of it has.
+        """
+        async with self._journal.transaction() as tx:
+            rows = await task_ledger.unfinished(tx.session, task_id)
+            if not rows:
+                raise IllegalState(f"All runs of task {task_id} have ended already.", task=task_id)
+            for row in rows:
+                await self._cancel(tx, row, reason)
+            rows += await self._cancel_below(tx, rows)
+        self._ended(rows)
+
+    async def release(self, run_id: str, *, release: bool, user: str, reason: str) -> None:
+        """Tell the site of a run what somebody decides about its results; the last word before the site's counts.
+
+        Raises:
+            IllegalState: the run does not await release.
+        """
+        async with self._journal.transaction() as tx:
+            row = (await task_ledger.runs_by_id(tx.session, [run_id])).get(run_id)
+            if row is None or row.state != RunState.AWAITING_RELEASE.value:
+                state = "not there" if row is None else row.state
+                raise IllegalState(f"Run {run_id} is {state}; only results that await release are decided on.")
+            row.released, row.released_by, row.released_why = release, user, reason
+            await tx.record(
+                "run.release", row.organisation_id, row.task_id, run=row.id, site=row.client, release=release, user=user
+            )
+        self._send_down(task_ledger.release_of(row))
+
+    # ---- what comes from below
+
+    def arrived(self, members: Iterable[Member]) -> None:
+        """Clients attached, or attached anew: each gets what it is to have, and forgets what is over."""
+        for member in members:
+            over = self.book.attached(member.name, held=member.runs, slots=member.task_slots)
+            if over or self.book.of_client(member.name):
+                self._returned[member.name] = over
+                self._look_at([member.name])
+
+    def left(self, clients: Iterable[str]) -> None:
+        """Clients are attached nowhere."""
+        for client in clients:
+            self.book.left(client)
+
+    async def heard(self, child: str, news: TaskNews) -> None:
+        """A client below ``child`` says how far its run is; waits while much is waiting."""
+        if child not in self._network.roster.ways(news.client):
+            log.warning("news of a client that is elsewhere", child=child, client=news.client, run=news.run_id)
+            return
+        if news.lines:
+            self._lines.add(news)
+        await self._news.put(news)
+
+    def require_push(self, run_id: str, child: str) -> OpenRun:
+        """Return the run of which ``child`` pushes a file.
+
+        Raises:
+            IllegalState: it has ended.
+            Forbidden: its client is not below ``child``.
+        """
+        run = self.book.find(run_id)
+        if run is None:
+            raise IllegalState(f"Run {run_id} takes no files: it has ended, or never was.", run=run_id)
+        if child not in self._network.roster.ways(run.client):
+            raise Forbidden(f"Run {run_id} is not one of {child} or of those below it.", run=run_id, child=child)
+        return run
+
+    # ---- news
+
+    async def _take_news(self) -> None:
+        while True:
+            batch = [await self._news.get()]
+            while not self._news.empty() and len(batch) < _NEWS_AT_ONCE:
+                batch.append(self._news.get_nowait())
+            await self._enter(batch)
+
+    async def _enter(self, batch: Sequence[TaskNews]) -> None:
+        """Enter news in the ledger, in one transaction; one that the database refuses does not take others with it."""
+        while True:
+            try:
+                await self._commit(batch)
+            except (Unreachable, StorageFull) as error:
+                log.warning("news of runs wait", number=len(batch), again_in_s=_AGAIN_S, error=str(error))
+                await asyncio.sleep(_AGAIN_S)
+                continue
+            except Exception:
+                if len(batch) == 1:
+                    # Whoever said it says it again when it attaches anew.
+                    log.exception("news of a run dropped", run=batch[0].run_id, client=batch[0].client)
+                    return
+                for news in batch:
+                    await self._enter([news])
+            return
+
+    async def _commit(self, batch: Sequence[TaskNews]) -> None:
+        moved: list[RunRow] = []
+        over: list[TaskSettled] = []
+        async with self._journal.transaction() as tx:
+            rows = await task_ledger.runs_by_id(tx.session, (news.run_id for news in batch))
+            for news in batch:
+                row = rows.get(news.run_id)
+                if row is None or row.client != news.client:
+                    log.warning("news of a run that is not the client's", client=news.client, run=news.run_id)
+                    if row is None:
+                        over.append(TaskSettled(run_id=news.run_id, client=news.client, reason="there is no such run"))
+                elif RunState(row.state) in ENDED:
+                    over.append(_settled(row))
+                elif await self._moves(tx, row, news):
+                    moved.append(row)
+            below = await self._cancel_below(tx, [row for row in moved if RunState(row.state) in ENDED])
+        self._ended([*moved, *below])
+        self._tell(over)
+        for news in batch:
+            row = rows.get(news.run_id)
+            if row is not None and row.client == news.client:
+                self._show(row, news)
+
+    async def _moves(self, tx: Transaction, row: RunRow, news: TaskNews) -> bool:
+        try:
+            return await task_ledger.take_news(tx, row, news, keep=self.keep)
+        except InvalidInput as error:
+            log.warning("news of a run refused", client=news.client, run=news.run_id, error=str(error))
+            return False
+
+    def _ended(self, rows: Iterable[RunRow]) -> None:
+        """What changed is durable: let the book and the sites know."""
+        clients = set()
+        for row in rows:
+            state = RunState(row.state)
+            self.book.moved(row.id, state)
+            if state in ENDED:
+                self._tell([_settled(row)])
+                self._forget(row)
+                self._time_changed.set()
+            clients.add(row.client)
+        self._look_at(clients)
+
+    def _tell(self, over: Iterable[TaskSettled]) -> None:
+        for message in over:
+            self._send_down(message)
+
+    def _show(self, row: RunRow, news: TaskNews) -> None:
+        if RunState(row.state) in ENDED or not news.detail:
+            return
+        sites = self._details.setdefault(row.task_id, {})
+        told = f"{row.state}: {news.detail}"
+        if sites.get(row.client) != told:
+            sites[row.client] = told
+            self._journal.show(row.task_id, row.organisation_id, {"task": row.task_id, "stages": dict(sites)})
+
+    def _forget(self, row: RunRow) -> None:
+        sites = self._details.get(row.task_id, {})
+        sites.pop(row.client, None)
+        if not sites:
+            self._details.pop(row.task_id, None)
+            self._journal.forget(row.task_id)
+
+    # ---- ends that nobody below tells
+
+    @staticmethod
+    async def _cancel(tx: Transaction, row: RunRow, reason: str) -> None:
+        failure = Failure(code="cancelled", message=reason)
+        await task_ledger.end(tx, row, RunState.CANCELLED, RunResult(failure=failure, attempt=row.attempt))
+
+    async def _cancel_below(self, tx: Transaction, ended: Sequence[RunRow]) -> list[RunRow]:
+        """Cancel what runs that are over had asked for: nobody waits for it any more."""
+        cancelled: list[RunRow] = []
+        while ended:
+            ended = await task_ledger.unfinished_below(tx.session, [row.id for row in ended])
+            for row in ended:
+                await self._cancel(tx, row, "the run that asked for it is over")
+            cancelled += ended
+        return cancelled
+
+    async def _keep_time(self) -> None:
+        while True:
+            with _going_on("what time does to runs waits"):
+                await self._expire()
+                await self._remove_old()
+            await self._until_something_is_due()
+
+    async def _expire(self) -> None:
+        due = self.book.due(self._clock())
+        if not due:
+            return
+        expired = []
+        try:
+            async with self._journal.transaction() as tx:
+                rows = await task_ledger.runs_by_id(tx.session, [run.run_id for run in due])
+                for row in rows.values():
+                    if RunState(row.state) in NOT_BEGUN:
+                        failure = Failure(code="expired", message="The site had not begun it when its time was over.")
+                        await task_ledger.end(tx, row, RunState.FAILED, RunResult(failure=failure))
+                        expired.append(row)
+        except BaseException:
+            self.book.again(due)
+            raise
+        self._ended(expired)
+
+    async def _remove_old(self) -> None:
+        now = datetime.fromtimestamp(self._clock(), UTC)
+        more = True
+        while more:
+            async with self._journal.transaction() as tx:
+                more = await run_files.give_up_old(tx.session, now)
+        await self._retention.remove_files()
+
+    async def _until_something_is_due(self) -> None:
+        await asyncio.sleep(_TICK_S)
+        self._time_changed.clear()
+        moments = [self.book.next_due()]
+        with _going_on("what time does to runs waits"):
+            async with self._journal.database.read() as tx:
+                old = await run_files.next_old(tx)
+            moments.append(None if old is None else old.timestamp())
+        wait_s = min((at - self._clock() for at in moments if at is not None), default=_LONGEST_S)
+        with contextlib.suppress(TimeoutError):  # it is due
+            async with asyncio.timeout(min(max(wait_s, 0.0), _LONGEST_S)):
+                await self._time_changed.wait()
+
+    # ---- orders
+
+    def _look_at(self, clients: Iterable[str]) -> None:
+        self._look.update(clients)
+        self._to_give.set()
+
+    async def _give(self) -> None:
+        while True:
+            await self._to_give.wait()
+            self._to_give.clear()
+            clients, self._look = self._look, set()
+            returned, self._returned = self._returned, {}
+            chosen = [run_id for client in sorted(clients) for run_id in self.book.give(client)]
+            try:
+                await self._send(chosen, returned)
+            except (Unreachable, RunnelError, OSError) as error:
+                log.warning("orders of runs wait", number=len(chosen), again_in_s=_AGAIN_S, error=str(error))
+                self.book.take_back(chosen)
+                self._returned = returned | self._returned
+                await asyncio.sleep(_AGAIN_S)
+                self._look_at(clients)
+
+    async def _send(self, chosen: Sequence[str], returned: dict[str, list[str]]) -> None:
+        held = [run_id for over in returned.values() for run_id in over]
+        waiting = [
+            run.run_id
+            for client in returned
+            for run in self.book.of_client(client)
+            if run.state is RunState.AWAITING_RELEASE
+        ]
+        if not (chosen or held or waiting):
+            return
+        async with self._journal.database.read() as tx:
+            orders = await task_ledger.orders(tx, chosen)
+            ended = await task_ledger.runs_by_id(tx, held)
+            releases = await task_ledger.releases(tx, waiting)
+        for client, over in returned.items():
+            for run_id in over:
+                row = ended.get(run_id)
+                if row is None or row.client != client:
+                    self._tell([TaskSettled(run_id=run_id, client=client, reason="there is no such run")])
+                elif RunState(row.state) in ENDED:
+                    self._tell([_settled(row)])
+        for order in orders:
+            self._send_down(order)
+        for decision in releases:
+            self._send_down(decision)
+
+    def _send_down(self, message: TaskOrder | TaskSettled | TaskRelease) -> None:
+        for child in self._network.roster.ways(message.client):
+            self._network.send(child, message)
+
+
+def _settled(row: RunRow) -> TaskSettled:
+    cancelled = row.state == RunState.CANCELLED.value
+    return TaskSettled(
+        run_id=row.id, client=row.client, cancelled=cancelled, reason=(row.error or "") if cancelled else ""
+    )
+
+
+@contextlib.contextmanager
+def _going_on(what: str) -> Iterator[None]:
+    """Log what went wrong, and let it be tried again: what is durable stands."""
+    try:
+        yield
+    except RunnelError as error:
+        log.warning(what, error=str(error))
+    except Exception:
+        log.exception(what)
