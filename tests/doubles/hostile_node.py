@@ -8,7 +8,7 @@ import io
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import grpc
 import numpy as np
@@ -86,7 +86,7 @@ class HostileNode:
     def member(self) -> Member:
         return Member(name=self.name, node_id=f"id-{self.name}", kind=self.kind)
 
-    async def __aenter__(self) -> HostileNode:
+    async def __aenter__(self) -> Self:
         directory = open_channel(self._network, tls=None)
         try:
             place = await register(directory, self.member, self._token)

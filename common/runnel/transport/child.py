@@ -131,6 +131,7 @@ class Child:
             if not self.ended:
                 raise
         finally:
+            self._scope = None  # there is nothing left to hurry
             self.leave("gone", None)
             if self._silence is not None:
                 self._silence.cancel()

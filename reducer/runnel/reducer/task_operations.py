@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -104,10 +105,9 @@ class TaskOperations:
             return tuple(found)
         if not 0 < len(sites) <= MAX_SITES:
             raise InvalidInput(f"A task has 1 to {MAX_SITES:,} sites, not {len(sites):,}.")
-        if twice := sorted({site for site in sites if sites.count(site) > 1}):
-            raise InvalidInput(
-                f"Sites are named twice: {', '.join(twice[:20])}.", hint="A task runs once at each site."
-            )
+        twice = sorted(site for site, times in Counter(sites).items() if times > 1)
+        if twice:
+            raise InvalidInput(f"Named twice: {', '.join(twice[:20])}.", hint="A task runs once at each site.")
         return tuple(sites)
 
     async def tasks(self, caller: Caller, wanted: TaskFilter, cursor: str | None, limit: int) -> Page[TaskView]:

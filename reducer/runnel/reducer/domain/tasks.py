@@ -207,7 +207,7 @@ class RunBook:
     def give(self, client: str) -> list[str]:
         """Return the runs that a client is to be sent now; they count as given from here on."""
         site = self._sites.get(client)
-        if site is None or not site.slots:
+        if site is None or not site.attached or not site.slots:
             return []
         chosen: list[str] = []
         # What it had taken and holds no more, its state being lost, comes back first and whatever there is besides.
