@@ -27,6 +27,14 @@ from runnel.client.domain.policy import (
     Policy,
     PolicyLimits,
 )
+from runnel.client.domain.task_policy import (
+    DEFAULT_LOG_BYTES,
+    DEFAULT_OUTPUT_BYTES,
+    DEFAULT_OUTPUT_FILES,
+    Pull,
+    TaskLimits,
+    TaskPolicy,
+)
 from runnel.common.errors import BadSettings
 from runnel.common.settings import Bytes, checked
 from runnel.compute_package import public_key_of, public_key_text
@@ -102,6 +110,21 @@ def policy_document(policy: Policy) -> dict[str, Any]:
             for name, rule in policy.databases.items()
         },
         "limits": {name: getattr(limits, name) for name in _Limits.model_fields},
+        "tasks": None if policy.tasks is None else _tasks_document(policy.tasks),
+    }
+
+
+def _tasks_document(tasks: TaskPolicy) -> dict[str, Any]:
+    rules = ("digests", "registries", "users", "organisations", "databases", "networks", "remote_review")
+    told: dict[str, Any] = {"images": None if tasks.images is None else list(tasks.images)}
+    for name in rules:
+        value = getattr(tasks, name)
+        told[name] = None if value is None else sorted(value)
+    return told | {
+        "pull": tasks.pull.value,
+        "review": tasks.review,
+        "minimum_rows": tasks.minimum_rows,
+        "limits": {name: getattr(tasks.limits, name) for name in _TaskLimits.model_fields},
     }
 
 
@@ -159,6 +182,19 @@ def _digest(text: str) -> str:
     return text
 
 
+def _image_digest(text: str) -> str:
+    if re.fullmatch("sha256:[0-9a-f]{64}", text) is None:
+        raise ValueError("the digest of an image is sha256: and 64 hexadecimal digits")
+    return text
+
+
+def _pull(text: object) -> Pull:
+    try:
+        return Pull(text)
+    except ValueError:
+        raise ValueError(f"it is one of {', '.join(each.value for each in Pull)}") from None
+
+
 _Pattern = Annotated[str, AfterValidator(_pattern)]
 _Day = Annotated[int, BeforeValidator(_day)]
 _Count = Annotated[int, Field(gt=0)]
@@ -201,6 +237,52 @@ class _Limits(_Part):
     tmpfs_bytes: _Size | None = None
 
 
+class _TaskLimits(_Part):
+    memory_bytes: _Size | None = None
+    cpus: _Number | None = None
+    pids: _Count | None = None
+    time_s: _Number | None = None
+    disk_bytes: _Size | None = None
+    tmpfs_bytes: _Size | None = None
+    output_bytes: _Size = DEFAULT_OUTPUT_BYTES
+    output_files: _Count = DEFAULT_OUTPUT_FILES
+    log_bytes: _Size = DEFAULT_LOG_BYTES
+
+
+class _Tasks(_Part):
+    images: list[_Pattern] | None = None
+    digests: list[Annotated[str, AfterValidator(_image_digest)]] | None = None
+    registries: list[str] | None = None
+    users: list[str] | None = None
+    organisations: list[str] | None = None
+    databases: list[str] | None = None
+    networks: list[str] | None = None
+    pull: Annotated[Pull, BeforeValidator(_pull)] = Pull.MISSING
+    review: bool = False
+    remote_review: list[str] = Field(default_factory=list)
+    minimum_rows: Annotated[int, Field(ge=0)] = 0
+    limits: _TaskLimits = Field(default_factory=_TaskLimits)
+
+    @model_validator(mode="after")
+    def _some_images(self) -> _Tasks:
+        if self.images is None and self.digests is None and self.registries is None:
+            raise ValueError('tasks has to say which images run: images, digests or registries; images = [".*"] is all')
+        return self
+
+    def policy(self) -> TaskPolicy:
+        sets = ("digests", "registries", "users", "organisations", "databases", "networks")
+        rules = {name: None if (found := getattr(self, name)) is None else frozenset(found) for name in sets}
+        return TaskPolicy(
+            images=None if self.images is None else tuple(self.images),
+            pull=self.pull,
+            review=self.review,
+            remote_review=frozenset(self.remote_review),
+            minimum_rows=self.minimum_rows,
+            limits=TaskLimits(**self.limits.model_dump()),
+            **rules,
+        )
+
+
 class _File(_Part):
     approve: Annotated[Approval, BeforeValidator(_approval)] = Approval.SIGNED
     signers: dict[str, Annotated[str, checked(_public_key)]] = Field(default_factory=dict)
@@ -212,6 +294,7 @@ class _File(_Part):
     hours: list[_Hours] = Field(default_factory=list)
     databases: dict[str, _Database] | None = None
     limits: _Limits = Field(default_factory=_Limits)
+    tasks: _Tasks | None = None
 
     @model_validator(mode="after")
     def _known_signers(self) -> _File:
@@ -232,10 +315,17 @@ class _File(_Part):
             hours=tuple(each.hours() for each in self.hours),
             databases=None if self.databases is None else {name: each.rule() for name, each in self.databases.items()},
             limits=PolicyLimits(**self.limits.model_dump()),
+            tasks=None if self.tasks is None else self.tasks.policy(),
         )
 
 
-_TABLES: Mapping[str, type[BaseModel]] = {"hours": _Hours, "databases": _Database, "limits": _Limits}
+_TABLES: Mapping[str, type[BaseModel]] = {
+    "hours": _Hours,
+    "databases": _Database,
+    "limits": _Limits,
+    "tasks": _Tasks,
+    "tasks.limits": _TaskLimits,
+}
 
 
 def _problem(details: ErrorDetails) -> str:
@@ -256,5 +346,6 @@ def _problem(details: ErrorDetails) -> str:
 
 
 def _known(place: list[str]) -> list[str]:
-    part = _File if len(place) == 1 else _TABLES[place[0]]
+    nested = place[:2] == ["tasks", "limits"] and len(place) > 2
+    part = _File if len(place) == 1 else _TABLES[".".join(place[:2]) if nested else place[0]]
     return sorted(info.alias or name for name, info in part.model_fields.items())

@@ -111,6 +111,42 @@ class EnvironmentFailed(RunnelError):
     code = "environment"
 
 
+class ImageUnavailable(RunnelError):
+    """The image of a task can't be had at a site; the message carries the engine's."""
+
+    code = "image"
+
+
+class TooManyAttempts(RunnelError):
+    """The client of a site ended in the midst of a run again and again."""
+
+    code = "too_many_attempts"
+
+
+class Expired(RunnelError):
+    """A run had not begun by the time that its task gave."""
+
+    code = "expired"
+
+
+class ResultsBlocked(RunnelError):
+    """Somebody at the site looked at the results of a run and does not let them leave."""
+
+    code = "results_blocked"
+
+
+class LimitReached(RunnelError):
+    """A run of a task took all of something that its site gives; ``limit`` of its fields names it."""
+
+    code = "limit"
+
+
+class NoEngine(RunnelError):
+    """A site has no container engine for the runs of tasks."""
+
+    code = "no_engine"
+
+
 class NotFound(RunnelError):
     """What was named does not exist (any more)."""
 

@@ -9,6 +9,8 @@ from datetime import UTC, datetime, time, timedelta
 from enum import Enum
 from zoneinfo import ZoneInfo
 
+from runnel.client.domain.task_policy import PRESENT_IMAGES, TaskPolicy
+
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
 _WEEK = 8  # days from yesterday on in which each weekday comes
@@ -158,6 +160,7 @@ class Policy:
         hours: when work is taken; empty: always.
         databases: who sees which; one that is not named is seen by nobody. None: all are seen by all.
         limits: of each run.
+        tasks: which container tasks run; None: none.
     """
 
     approve: Approval = Approval.SIGNED
@@ -170,6 +173,7 @@ class Policy:
     hours: tuple[Hours, ...] = ()
     databases: Mapping[str, DatabaseRule] | None = None
     limits: PolicyLimits = field(default_factory=PolicyLimits)
+    tasks: TaskPolicy | None = None
 
     def judge(self, facts: Facts, now: datetime) -> Verdict:
         """Say whether a package may run at ``now``, which has a time zone."""
@@ -227,7 +231,7 @@ class Policy:
         return [name for name, key in self.signers.items() if key in keys]
 
 
-ANYTHING = Policy(approve=Approval.ANYTHING)
+ANYTHING = Policy(approve=Approval.ANYTHING, tasks=PRESENT_IMAGES)
 """The policy of a client whose network is on the loopback, if it is given none."""
 
 SIGNED = Policy(approve=Approval.SIGNED)

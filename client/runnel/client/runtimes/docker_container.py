@@ -7,7 +7,7 @@ import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, Protocol
 
 import aiohttp
 import structlog
@@ -17,7 +17,6 @@ from aiodocker.stream import Stream
 
 from runnel.client.domain.cage import Cage
 from runnel.client.runtimes.docker_engine import Engine, engine_errors
-from runnel.client.runtimes.log_capture import LogCapture
 from runnel.client.runtimes.runtime import Limits
 
 _GONE = (404, 409)
@@ -35,9 +34,9 @@ log = structlog.get_logger()
 def container_config(
     *,
     image: str,
-    argv: Sequence[str],
+    argv: Sequence[str] | None,
     env: Mapping[str, str],
-    folder: str,
+    folder: str | None,
     mounts: Sequence[Mapping[str, Any]],
     cage: Cage,
     owner: tuple[int, int],
@@ -49,9 +48,9 @@ def container_config(
 
     Args:
         image: its identity, not a name that may come to mean another.
-        argv: the command.
+        argv: the command, in place of all that the image would run; None: what it would.
         env: variables beside those of the image.
-        folder: working directory inside.
+        folder: working directory inside; None: the image's own.
         mounts: in the engine's form.
         cage: what it may reach and take.
         owner: uid and gid of its processes.
@@ -59,12 +58,12 @@ def container_config(
         cpus: how many processors the engine has; it refuses to promise more.
         labels: by which it is found again.
     """
-    return {
+    command: dict[str, Any] = {} if argv is None else {"Entrypoint": [], "Cmd": list(argv)}
+    if folder is not None:
+        command["WorkingDir"] = folder
+    return command | {
         "Image": image,
-        "Entrypoint": [],
-        "Cmd": list(argv),
         "Env": [f"{name}={value}" for name, value in env.items()],
-        "WorkingDir": folder,
         "User": f"{owner[0]}:{owner[1]}",
         "Hostname": "runnel",
         "Labels": dict(labels),
@@ -136,6 +135,23 @@ class Ended:
     out_of_memory: bool
 
 
+class Capture(Protocol):
+    """Takes what a container prints, on the event loop; ``tail``: the last lines, for messages."""
+
+    @property
+    def tail(self) -> str:
+        """See above."""
+        ...
+
+    def feed(self, stream: str, data: bytes) -> None:
+        """Take the next bytes of ``stdout`` or ``stderr``."""
+        ...
+
+    def close(self) -> None:
+        """Nothing more comes."""
+        ...
+
+
 @dataclass(slots=True, kw_only=True)
 class Container:
     """A container that exists from :meth:`create` until :meth:`remove` has returned, whatever is cancelled meanwhile.
@@ -152,7 +168,7 @@ class Container:
     engine: Engine
     name: str
     config: Mapping[str, Any]
-    capture: LogCapture
+    capture: Capture
     grace_s: float
     full: Callable[[], Awaitable[bool]]
     _container: DockerContainer | None = None

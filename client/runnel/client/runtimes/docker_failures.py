@@ -47,7 +47,7 @@ def failed(entry_point: str, word: str, ended: Ended, *, cage: Cage, tail: str) 
             log_tail=tail,
         )
     status = exit_status(ended.status)
-    limit, hint = _limit(ended, cage, tail)
+    limit, hint = limit_hit(ended, cage, tail)
     happened = describe_status(status)
     if limit == "memory":
         happened = happened.removesuffix(" (out of memory?)") + f": it used up {_memory(cage)}"
@@ -58,7 +58,8 @@ def failed(entry_point: str, word: str, ended: Ended, *, cage: Cage, tail: str) 
     return EntryPointFailed(f"The entry point {entry_point} {happened}.", hint=hint or usual, **fields)
 
 
-def _limit(ended: Ended, cage: Cage, tail: str) -> tuple[str, str]:
+def limit_hit(ended: Ended, cage: Cage, tail: str) -> tuple[str, str]:
+    """Return the limit of its cage that a container seems to have hit, and what to say of it; empty: none."""
     if ended.out_of_memory:
         return "memory", "Let it use less, or ask the site for more."
     if _has(tail, _NO_MORE_PROCESSES):

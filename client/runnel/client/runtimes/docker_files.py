@@ -7,7 +7,7 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from enum import Enum
@@ -114,10 +114,14 @@ class MountedFiles:
     @asynccontextmanager
     async def placed(self, layout: Layout, image: str) -> AsyncIterator[Placed]:
         """Give what is to be mounted for one run; its processes own what they may write."""
-        writable = tuple(place.outside for place in layout.places if place.writable)
+        yield await self.mounted(layout.places)
+
+    async def mounted(self, places: Sequence[Place]) -> Placed:
+        """Return what gives ``places`` to a container; its processes own what they may write."""
+        writable = tuple(place.outside for place in places if place.writable)
         for path in writable:
             await in_thread(hand_over, path, self._owner)
-        yield _Mounted([self._mount(place) for place in layout.places], writable, self._most)
+        return _Mounted([self._mount(place) for place in places], writable, self._most)
 
     async def close(self) -> None:
         """Do nothing."""
