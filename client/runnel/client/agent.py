@@ -7,6 +7,7 @@ import functools
 import platform
 import shutil
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
 
@@ -23,6 +24,7 @@ from runnel.client.model_cache import ModelCache
 from runnel.client.outbox import Outbox
 from runnel.client.package_cache import PackageCache
 from runnel.client.runtimes import Runtime
+from runnel.client.tasks.site_tasks import SiteTasks
 from runnel.common.blobs import in_thread
 from runnel.common.crash_points import CrashPoint, reach
 from runnel.common.metrics import Tally
@@ -39,6 +41,9 @@ from runnel.common.protocol import (
     Settled,
     Settlement,
     Stage,
+    TaskOrder,
+    TaskRelease,
+    TaskSettled,
 )
 from runnel.transport import Attached, Detached, Received, UplinkLink
 
@@ -62,6 +67,7 @@ class ClientAgent:
         variables: further variables that entry points see.
         parallel: how many pieces of work may run at once.
         run_timeout_s: the site's own limit for one run of an entry point; None: only the network's.
+        tasks: makes what holds the runs of tasks, given the way up; None: this client takes none.
         on_attachment: is told the name of the node to which it attached, and the empty name when that is over.
     """
 
@@ -79,6 +85,7 @@ class ClientAgent:
         variables: Mapping[str, str],
         parallel: int = 1,
         run_timeout_s: float | None = None,
+        tasks: Callable[[UplinkLink], SiteTasks] | None = None,
         on_attachment: Callable[[str], Awaitable[None]] | None = None,
     ) -> None:
         self._name = name
@@ -91,6 +98,7 @@ class ClientAgent:
         self._compressor = Compressor(state / "leftovers", self._outbox)
         self._book = JobBook(parallel=parallel, held=self._outbox.held())
         self._link = link_factory(self.hello)
+        self._tasks = None if tasks is None else tasks(self._link)
         self.work = Tally()  # by work and outcome
         self.settlements = Tally(*((each.value,) for each in Settlement))
         self._logs = LogStream(name, self._link.send)
@@ -112,11 +120,14 @@ class ClientAgent:
         self._offers: dict[AssignmentKey, asyncio.Task[None]] = {}
         self._clearing: dict[AssignmentKey, asyncio.Task[None]] = {}
         self._group = asyncio.TaskGroup()
+        self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> ClientAgent:
         await asyncio.to_thread(shutil.rmtree, self._work, ignore_errors=True)
         await asyncio.to_thread(self._work.mkdir, parents=True)
         await self._group.__aenter__()
+        if self._tasks is not None:
+            await self._stack.enter_async_context(self._tasks)
         return self
 
     async def __aexit__(
@@ -130,7 +141,10 @@ class ClientAgent:
             await asyncio.sleep(0)
             for task in under_way:
                 task.cancel()
-        await self._group.__aexit__(kind, error, trace)
+        try:
+            await self._stack.aclose()
+        finally:
+            await self._group.__aexit__(kind, error, trace)
 
     def hello(self) -> Hello:
         """Return who this is and what it still holds."""
@@ -141,6 +155,8 @@ class ClientAgent:
             version=self._version,
             platform=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
             holding=self._book.holding(),
+            runs=() if self._tasks is None else self._tasks.holding(),
+            task_slots=0 if self._tasks is None else self._tasks.slots,
         )
         return Hello(member=member)
 
@@ -160,6 +176,8 @@ class ClientAgent:
                             log.info("attached", to=event.via, address=event.address)
                             await self._attachment(event.via)
                             self._logs.flush()
+                            if self._tasks is not None:
+                                self._tasks.attached()
                             if self._book.untold:
                                 log.info("attaching anew, to tell of work that was begun meanwhile")
                                 self._link.leave()
@@ -188,14 +206,17 @@ class ClientAgent:
     async def drain(self) -> None:
         """Begin nothing any more, and wait until what runs has ended and what is finished was offered."""
         self._book.drain()
-        while under_way := [*self._running.values(), *self._offers.values()]:
-            await asyncio.wait(under_way)
+        async with asyncio.TaskGroup() as group:
+            if self._tasks is not None:
+                group.create_task(self._tasks.drain(), name="drain tasks")
+            while under_way := [*self._running.values(), *self._offers.values()]:
+                await asyncio.wait(under_way)
         self._logs.flush()
 
     @property
     def working(self) -> int:
-        """Number of pieces of work that run."""
-        return len(self._running)
+        """Number of pieces of work, and of runs of tasks, that go on."""
+        return len(self._running) + (0 if self._tasks is None else self._tasks.working)
 
     @property
     def link(self) -> UplinkLink:
@@ -220,6 +241,8 @@ class ClientAgent:
             case Cancel(key=key) if key is not None:
                 log.info("called off", key=str(key), reason=message.reason)
                 self._apply(self._book.dropped(key))
+            case TaskOrder() | TaskSettled() | TaskRelease() if self._tasks is not None:
+                self._tasks.received(message)
             case _:
                 pass
 

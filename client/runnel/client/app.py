@@ -26,6 +26,8 @@ from runnel.client.reviews import Reviews
 from runnel.client.runtimes import Installs, ProcessRuntime, entry_point_variables, site_variables
 from runnel.client.runtimes.containers import in_containers
 from runnel.client.settings import ClientSettings
+from runnel.client.tasks.site_graph import site_tasks
+from runnel.client.tasks.task_engine import EngineSettings
 from runnel.common.disk import state_folder
 from runnel.common.endpoints import note_attachment, remove_endpoints, write_endpoints
 from runnel.common.errors import BadSettings
@@ -208,6 +210,27 @@ async def run_client(
             variables=variables,
             parallel=settings.parallel,
             run_timeout_s=settings.run_timeout_s,
+            tasks=functools.partial(
+                site_tasks,
+                name=identity.name,
+                state=settings.state,
+                engine=EngineSettings(
+                    client=identity.node_id,
+                    state=settings.state,
+                    environ=environ,
+                    host=settings.docker_host,
+                    files=settings.docker_files,
+                ),
+                policy=lambda: policy.policy,
+                audit=gate.audit,
+                parallel=settings.parallel_tasks,
+                databases=databases,
+                variables=variables,
+                selector=None,
+                settings={},
+                time_s=settings.run_timeout_s,
+                clock=clock,
+            ),
             on_attachment=functools.partial(note_attachment, settings.state),
         )
         await asyncio.to_thread(gate.begin, client=identity.name, version=version("runnel"), network=settings.network)

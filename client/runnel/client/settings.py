@@ -37,6 +37,9 @@ class ClientSettings(BaseModel):
     )
     prefer: str = Field("", description="Name of the combiner that it would like.")
     parallel: int = Field(1, ge=1, description="How many entry points may run at once.")
+    parallel_tasks: int = Field(
+        2, ge=0, description="How many runs of container tasks may go on at once; 0: this client takes none."
+    )
     warm: bool = Field(
         True,
         description="Fork runs from interpreters that have imported what is installed, where that can be.",

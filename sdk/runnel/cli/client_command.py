@@ -48,6 +48,9 @@ def client(
     tls_ca: CaOption = None,
     prefer: Annotated[str | None, typer.Option(metavar="NAME", help="The combiner that it would like.")] = None,
     parallel: Annotated[int | None, typer.Option(help="Entry points that may run at once. [default: 1]")] = None,
+    parallel_tasks: Annotated[
+        int | None, typer.Option(help="Runs of container tasks at once; 0 takes none. [default: 2]")
+    ] = None,
     warm: Annotated[
         bool | None,
         typer.Option("--warm/--no-warm", help="Start runs from interpreters that are kept. [default: warm]"),
@@ -115,6 +118,7 @@ def client(
         "tls_ca": tls_ca,
         "prefer": prefer,
         "parallel": parallel,
+        "parallel_tasks": parallel_tasks,
         "warm": warm,
         "installs": installs,
         "find_links": find_links,

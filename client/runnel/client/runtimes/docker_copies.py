@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
+import shutil
 import stat
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -20,7 +21,7 @@ from runnel.client.runtimes.docker_container import Container, container_config,
 from runnel.client.runtimes.docker_engine import Engine, engine_errors
 from runnel.client.runtimes.docker_files import Placed
 from runnel.client.runtimes.docker_leftovers import remove_volume, sweep
-from runnel.client.runtimes.docker_paths import PACKAGE, RUN, Layout
+from runnel.client.runtimes.docker_paths import PACKAGE, RUN, Layout, Place
 from runnel.client.runtimes.log_capture import LogCapture
 from runnel.client.runtimes.runtime import STARTED_MARK, Limits
 from runnel.common.blobs import in_thread
@@ -74,6 +75,41 @@ class CopiedFiles:
                 given = await in_thread(everything_in, layout.run.outside, ".")
                 await put(keeper.handle, RUN, given, self._owner)
                 yield _Copied([*mounts, run], self._engine, keeper, layout.run.outside, self._cage.disk_bytes)
+
+    @asynccontextmanager
+    async def seen(self, places: Sequence[Place], image: str) -> AsyncIterator[Placed]:
+        """Copy ``places`` for one container, and bring back those that it may write when they are taken.
+
+        A file is seen alone in its folder; one that may be written can't be had in this way.
+
+        Raises:
+            EnvironmentFailed: the engine refused, is gone, or has no way for one of the places.
+        """
+        mounts: dict[PurePosixPath, dict[str, Any]] = {}
+        async with AsyncExitStack() as stack:
+            written = [place for place in places if place.writable]
+            for place in places:
+                is_folder = await in_thread(place.outside.is_dir)
+                folder = place.inside if is_folder else place.inside.parent
+                if not folder.name or folder in mounts or not (is_folder or not place.writable):
+                    raise EnvironmentFailed(
+                        f"{place.inside} can't be put into a container by copying.",
+                        hint="Only folders, and one file alone in its folder, can: run this client with the engine's"
+                        " own files, --docker-files mount.",
+                    )
+                if place.writable:
+                    volume = await stack.enter_async_context(self._run_volume())
+                else:
+                    volume = await self._copy_of(place.outside, folder, image)
+                    stack.push_async_callback(self._forget, volume)
+                mounts[folder] = _mount(volume, folder, writable=place.writable)
+            kept = [mounts[place.inside] for place in written]
+            keeper = await stack.enter_async_context(self._container(image, _WAIT, kept))
+            await keeper.start()
+            for place in written:
+                given = await in_thread(everything_in, place.outside, ".")
+                await put(keeper.handle, place.inside, given, self._owner)
+            yield _CopiedPlaces(list(mounts.values()), self._engine, keeper, written, self._cage.disk_bytes)
 
     async def close(self) -> None:
         """Remove all volumes."""
@@ -191,6 +227,28 @@ class _Copied:
 
     async def take(self) -> None:
         await take(self.engine, self.keeper.handle.id, RUN, self.target, most=self.most)
+
+
+@dataclass(slots=True)
+class _CopiedPlaces:
+    mounts: list[dict[str, Any]]
+    engine: Engine
+    keeper: Container
+    written: Sequence[Place]
+    most: int
+
+    async def over(self) -> bool:
+        """Return False: the volumes themselves end at their limit."""
+        return False
+
+    async def take(self) -> None:
+        left = self.most
+        for place in self.written:
+            fresh = place.outside.with_name(f".{secrets.token_hex(8)}")
+            await in_thread(fresh.mkdir)
+            await take(self.engine, self.keeper.handle.id, place.inside, fresh, most=left)
+            await in_thread(shutil.rmtree, place.outside)
+            await in_thread(fresh.rename, place.outside)
 
 
 def _mount(volume: str, target: PurePosixPath, *, writable: bool) -> dict[str, Any]:

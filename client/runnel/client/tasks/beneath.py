@@ -68,15 +68,23 @@ def read_beneath(root: Path, path: str | PurePosixPath, *, most: int) -> bytes |
 def write_beneath(root: Path, path: str | PurePosixPath, source: Path) -> bool:
     """Put the content of ``source`` into a new file ``path`` below ``root``, in place of whatever has that name.
 
+    Folders on the way are made where they are missing.
+
     Returns:
-        Whether that could be: the folder of ``path`` has to be one, and not a link.
+        Whether that could be: what is on the way has to be folders, and no links.
     """
     parts = _parts(path)
     with contextlib.ExitStack() as stack:
-        folder = _open(root, PurePosixPath(*parts[:-1]), _FOLDER)
-        if folder is None or not parts:
+        folder = None
+        for length in range(len(parts)):
+            if length:
+                _make_folder(root, parts[:length])
+            folder = _open(root, PurePosixPath(*parts[:length]), _FOLDER)
+            if folder is None:
+                return False
+            stack.callback(os.close, folder)
+        if folder is None:
             return False
-        stack.callback(os.close, folder)
         try:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(parts[-1], dir_fd=folder)
@@ -130,6 +138,17 @@ def files_beneath(root: Path, *, most_files: int) -> Iterator[Found]:
         yield from walk(top, PurePosixPath())
     finally:
         os.close(top)
+
+
+def _make_folder(root: Path, parts: tuple[str, ...]) -> None:
+    above = _open(root, PurePosixPath(*parts[:-1]), _FOLDER)
+    if above is None:
+        return
+    try:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(parts[-1], 0o755, dir_fd=above)
+    finally:
+        os.close(above)
 
 
 def _parts(path: str | PurePosixPath) -> tuple[str, ...]:

@@ -7,14 +7,13 @@ from types import TracebackType
 from typing import BinaryIO, Self
 
 from runnel.client.runtimes.log_capture import LogCapture
-from runnel.client.runtimes.runtime import LineSink
 from runnel.client.tasks.contract import STDERR, STDOUT
 
 _CUT = "\n… (what was printed beyond {most:,} bytes was not kept)\n"
 
 
 class PrintedFiles:
-    """The files ``stdout`` and ``stderr`` of a run; a context manager that has them open.
+    """The files ``stdout`` and ``stderr`` of one container; a context manager that has them open.
 
     A container prints as fast as it likes; what is read is written here at once and on the event loop, which for the
     few kilobytes that a pipe holds costs less than a thread would. Beyond ``most_bytes`` nothing is written any more.
@@ -50,24 +49,18 @@ class PrintedFiles:
             self._files[stream].write(data[:left])
         self._left[stream] = max(-1, left - len(data))
 
-    def position(self, stream: str) -> int:
-        """Return how long a file is now; what was written is in it."""
-        self._files[stream].flush()
-        return self._files[stream].tell()
-
 
 class TaskCapture:
     """Takes what one container prints; see :class:`runnel.client.runtimes.docker_container.Capture`.
 
     Args:
-        files: of the run.
-        say: takes the lines.
-        lines_bytes: of lines that are told; the files have more.
+        files: of the same container; they have more than the lines that are told.
+        lines: takes the same.
     """
 
-    def __init__(self, files: PrintedFiles, say: LineSink, *, lines_bytes: int) -> None:
+    def __init__(self, files: PrintedFiles, lines: LogCapture) -> None:
         self._files = files
-        self._lines = LogCapture(say, budget_bytes=lines_bytes)
+        self._lines = lines
 
     @property
     def tail(self) -> str:

@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from runnel.client.runtimes.docker_engine import Engine
 
 INPUT = "input"
-"""In a run's folder: the CSV files of its selections, ``<table>.csv``, and the further inputs whose paths are below the
-contract's own folder for inputs. It is filled before a layout is made."""
+"""In a run's folder: the CSV files of its selections, ``<table>.csv``; filled before a layout is made."""
 
 PAYLOAD = "payload"
 """In a run's folder: the payload, a file; only of a task that has one."""
@@ -104,8 +103,8 @@ class TaskContract(Protocol):
     def lay_out(self, order: TaskOrder, spec: TaskSpec, folder: Path, site: TaskSite) -> Layout:
         """Write what the containers of a run are to find below ``folder``, and return where they find it.
 
-        There already: :data:`INPUT` and :data:`PAYLOAD`. Inputs whose path is below no mount of the layout are added to
-        it by the runner, as are volumes and outputs.
+        There already: :data:`INPUT` and :data:`PAYLOAD`. The runner puts the task's further inputs where they belong
+        afterwards, in a mount of the layout or as one of their own, and adds volumes and outputs.
 
         Raises:
             InvalidInput: the task does not fit the contract.

@@ -35,16 +35,18 @@ def require_mountable(target: str) -> str:
 
 
 def where(layout: Layout, inside: str, *, writable: bool = False) -> tuple[Path, str] | None:
-    """Return the client's folder, or file, in which ``inside`` lies, and the rest of its path below that.
+    """Return the client's folder in which ``inside`` lies, and the rest of its path below that. Blocks.
 
-    ``writable``: only one that the container may write. None: it is in none of the mounts.
+    A file that is mounted by itself is below the folder that it is in. ``writable``: only what the container may write.
+    None: it is in none of the mounts.
     """
     fitting = [each for each in layout.mounts if within(inside, each.target) and not (writable and each.read_only)]
     if not fitting:
         return None
     # One that is mounted within another hides it.
     nearest = max(fitting, key=lambda each: len(each.target))
-    return nearest.source, inside[len(nearest.target) :].strip("/")
+    source, rest = nearest.source, inside[len(nearest.target) :].strip("/")
+    return (source, rest) if source.is_dir() else (source.parent, f"{source.name}/{rest}".rstrip("/"))
 
 
 def places(mounts: Iterable[Mounted]) -> Sequence[Place]:

@@ -1,0 +1,314 @@
+"""One run at a site, from its order to its end: judged, prepared, run, collected."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import structlog
+
+from runnel.client.audit import AuditLog
+from runnel.client.domain.policy import Policy
+from runnel.client.domain.task_policy import TaskFacts, TaskLimits, TaskPolicy, judge_task
+from runnel.client.elapsed import timed
+from runnel.client.tasks.book import Ended, HeldRun
+from runnel.client.tasks.contract import (
+    INPUT,
+    STDERR,
+    STDOUT,
+    Accompanied,
+    Database,
+    Layout,
+    Produced,
+    TaskContract,
+    TaskSite,
+)
+from runnel.client.tasks.failures import failure_of
+from runnel.client.tasks.surroundings import Fetch, Groups, add_surroundings, collect_outputs, fetch_files
+from runnel.client.tasks.task_cage import task_cage, task_time
+from runnel.client.tasks.task_engine import TaskEngine
+from runnel.client.tasks.work import Voice, Work
+from runnel.common.blobs import in_thread
+from runnel.common.errors import BadOutput, Expired, InvalidInput, PolicyRefused, RunnelError, TooManyAttempts
+from runnel.common.protocol import Failure, RunState, TaskOrder
+from runnel.common.storage import storage_errors
+from runnel.common.tasks import Contract, Selection, TaskSpec, task_spec
+
+if TYPE_CHECKING:
+    from runnel.client.tasks.open_engine import OpenEngine
+
+MOST_ATTEMPTS = 5
+"""How often a run is begun whose client was killed in its midst."""
+
+_TEXT = "text/plain; charset=utf-8"
+
+log = structlog.get_logger()
+
+
+class Selector(Protocol):
+    """Takes selections from the site's databases; blocks."""
+
+    def __call__(self, selections: Sequence[Selection], folder: Path, *, minimum_rows: int) -> None:
+        """Write one CSV file for each selected table into ``folder``.
+
+        Raises:
+            RunnelError: a database, table or field is not there or not to be seen, or too little was found.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteFacts:
+    """What runs need to know of this site.
+
+    Args:
+        name: of the client.
+        policy: the site's, as it is now.
+        databases: that containers may see whole, by label.
+        selector: of the site's data; None: this client has none that could be selected from.
+        variables: that contracts give to every container.
+        settings: of contracts, by the contract.
+        contracts: by name.
+        groups: folders that runs share.
+        time_s: the client's own limit for one run.
+    """
+
+    name: str
+    policy: Callable[[], Policy]
+    contracts: Mapping[Contract, TaskContract]
+    groups: Groups
+    databases: Mapping[str, Database] = field(default_factory=dict)
+    selector: Selector | None = None
+    variables: Mapping[str, str] = field(default_factory=dict, repr=False)
+    settings: Mapping[Contract, Mapping[str, str]] = field(default_factory=dict, repr=False)
+    time_s: float | None = None
+
+
+class TaskRunner:
+    """Carries runs out; whatever goes wrong is how they end.
+
+    Args:
+        site: where.
+        engine: of containers.
+        fetch: brings blobs.
+        audit: the site's log; nothing runs that is not in it.
+        now_ms: Unix time.
+    """
+
+    def __init__(
+        self,
+        *,
+        site: SiteFacts,
+        engine: TaskEngine,
+        fetch: Fetch,
+        audit: AuditLog,
+        now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+    ) -> None:
+        self._site = site
+        self._engine = engine
+        self._fetch = fetch
+        self._audit = audit
+        self._now_ms = now_ms
+
+    async def run(self, held: HeldRun, folder: Path, voice: Voice) -> Ended:
+        """Carry out a run that was begun, in the empty ``folder``; what it produced is there when this returns."""
+        elapsed_s = {"queued": max(0.0, (self._now_ms() - held.received_ms) / 1000)}
+        order = held.order
+        try:
+            if held.attempt > MOST_ATTEMPTS:
+                raise TooManyAttempts(
+                    f"{self._site.name} ended {MOST_ATTEMPTS} times in the midst of this run, and does not try again.",
+                    hint="If the run itself ends the client, it may take more of the machine than it should.",
+                )
+            ended = await self._carry_out(held, folder, voice, elapsed_s)
+        except PolicyRefused as error:
+            note = {"rule": error.fields.get("rule", ""), "reason": error.message}
+            await in_thread(self._audit.append, "task.refused", _about(order) | note)
+            ended = Ended(failure=failure_of(error), rejected=True)
+        except RunnelError as error:
+            ended = Ended(failure=failure_of(error))
+        except OSError as error:
+            # Of this site's files: its people can mend it, and the client goes on with other runs.
+            ended = Ended(failure=Failure(code=RunnelError.code, message=f"{self._site.name}: {error}"))
+        if ended.failure is not None:
+            log.warning("run failed", run=order.run_id, code=ended.failure.code, error=ended.failure.message)
+        return dataclasses.replace(ended, elapsed_s=elapsed_s)
+
+    async def _carry_out(self, held: HeldRun, folder: Path, voice: Voice, elapsed_s: dict[str, float]) -> Ended:
+        order, site = held.order, self._site
+        if order.expires_at_ms is not None and self._now_ms() >= order.expires_at_ms and held.attempt <= 1:
+            raise Expired(f"{site.name} could not begin the run before its task expired.")
+        spec = task_spec(order.spec, source=f"{order.organisation}/{order.user}")
+        policy = site.policy()
+        facts = self._judged(policy, order, spec)
+        rules = policy.tasks or TaskPolicy()
+        opened = await self._engine.open()
+        with timed(elapsed_s, "pull"):
+            images = [
+                await opened.images.get(name, rules.pull, lambda told: voice.state(RunState.PREPARING, told))
+                for name in facts.images
+            ]
+        digests = tuple(image.digests for image in images)
+        self._require(rules, dataclasses.replace(facts, digests=digests))
+        contract = self._contract(spec)
+        task_site = await self._task_site(order, spec, rules.limits)
+        with timed(elapsed_s, "fetch"):
+            await fetch_files(spec, folder, self._fetch)
+        with timed(elapsed_s, "select"):
+            await self._select(spec, folder, rules, voice)
+        with storage_errors(folder):
+            own = await in_thread(contract.lay_out, order, spec, folder, task_site)
+            layout = await in_thread(add_surroundings, spec, own, folder)
+        work = Work(
+            order=order,
+            spec=spec,
+            folder=folder,
+            layout=layout,
+            images=images,
+            cage=task_cage(policy, spec.resources),
+            time_s=task_time(policy, spec.resources, site.time_s),
+            limits=rules.limits,
+            voice=voice if not rules.review else _Quiet(voice),
+        )
+        since = time.monotonic()
+        digest = images[-1].digest
+        note: dict[str, object] = {"images": list(facts.images), "digests": [image.digest for image in images]}
+        note |= {"databases": sorted(facts.databases), "contract": spec.contract.value, "attempt": held.attempt}
+        await in_thread(self._audit.append, "task.started", _about(order) | note)
+        end, bytes_out, ended = "killed", 0, None
+        try:
+            with timed(elapsed_s, "run"):
+                async with self._accompanied(contract, work, opened) as accompanied:
+                    exit_code, failure = await opened.run(accompanied)
+            produced, failure = await self._collected(contract, work, own, task_site, failure)
+            bytes_out = await in_thread(lambda: sum(each.path.stat().st_size for each in produced))
+            end = "finished" if failure is None else failure.code
+            ended = Ended(
+                failure=failure,
+                exit_code=exit_code,
+                produced=produced,
+                image_digest=digest,
+                reviewed=rules.review,
+            )
+        except asyncio.CancelledError:
+            end = "called off"
+            raise
+        except RunnelError as error:
+            end = error.code
+            raise
+        finally:
+            self._ended(order, end, None if ended is None else ended.exit_code, since, bytes_out)
+        return ended
+
+    def _ended(self, order: TaskOrder, end: str, exit_code: int | None, since: float, bytes_out: int) -> None:
+        note = {"end": end, "exit_status": exit_code, "elapsed_s": round(time.monotonic() - since, 3)}
+        # Here and not in a thread, so that a cancellation has it too: it does not wait for the disk.
+        about = {"run": order.run_id, "bytes_out": bytes_out}
+        self._audit.append("task.ended", {**about, **note}, durable=False)
+
+    def _judged(self, policy: Policy, order: TaskOrder, spec: TaskSpec) -> TaskFacts:
+        facts = TaskFacts(
+            organisation=order.organisation,
+            user=order.user,
+            images=tuple(each.image for each in spec.executors),
+            databases=frozenset({*(each.database for each in spec.selections), *spec.databases}),
+            network=task_cage(policy, spec.resources).network,
+        )
+        self._require(policy.tasks, facts)
+        return facts
+
+    def _require(self, rules: TaskPolicy | None, facts: TaskFacts) -> None:
+        broken = judge_task(rules, facts)
+        if broken is not None:
+            raise PolicyRefused(
+                f"The policy of {self._site.name} refuses the run by its rule {broken.rule}: {broken.reason}.",
+                hint="Ask the people of that site.",
+                rule=broken.rule,
+            )
+
+    def _contract(self, spec: TaskSpec) -> TaskContract:
+        try:
+            return self._site.contracts[spec.contract]
+        except KeyError:
+            raise InvalidInput(f"{self._site.name} does not know the contract {spec.contract.value}.") from None
+
+    async def _task_site(self, order: TaskOrder, spec: TaskSpec, limits: TaskLimits) -> TaskSite:
+        site = self._site
+        if unknown := [label for label in spec.databases if label not in site.databases]:
+            raise InvalidInput(f"{site.name} has no database {', '.join(unknown)} that a container could see.")
+        group = None
+        if spec.group is not None:
+            group = await in_thread(site.groups.folder, order.organisation, spec.group)
+        return TaskSite(
+            name=site.name,
+            databases={label: site.databases[label] for label in spec.databases},
+            variables=site.variables,
+            group=group,
+            settings=site.settings.get(spec.contract, {}),
+            output_bytes=min(limits.output_bytes, spec.resources.output_bytes or limits.output_bytes),
+            output_files=limits.output_files,
+        )
+
+    async def _select(self, spec: TaskSpec, folder: Path, rules: TaskPolicy, voice: Voice) -> None:
+        (folder / INPUT).mkdir()
+        if not spec.selections:
+            return
+        if self._site.selector is None:
+            raise InvalidInput(f"{self._site.name} has no databases that could be selected from.")
+        voice.state(RunState.PREPARING, "selecting")
+        await in_thread(self._site.selector, spec.selections, folder / INPUT, minimum_rows=rules.minimum_rows)
+
+    @contextlib.asynccontextmanager
+    async def _accompanied(self, contract: TaskContract, work: Work, opened: OpenEngine) -> AsyncIterator[Work]:
+        if not isinstance(contract, Accompanied):
+            yield work
+            return
+        beside = contract.accompany(work.order, work.spec, work.layout, engine=opened.engine, labels=opened.labels)
+        async with beside as layout:
+            yield dataclasses.replace(work, layout=layout)
+
+    async def _collected(
+        self, contract: TaskContract, work: Work, own: Layout, site: TaskSite, failure: Failure | None
+    ) -> tuple[list[Produced], Failure | None]:
+        produced = [Produced(name=name, media_type=_TEXT, path=work.folder / name) for name in (STDOUT, STDERR)]
+        most = {"most_bytes": site.output_bytes, "most_files": site.output_files}
+        try:
+            made = [*await in_thread(contract.collect, work.spec, work.folder, site)]
+            made += await in_thread(collect_outputs, work.spec, own, work.layout, work.folder, **most)
+            await in_thread(_require_room, made, site.output_bytes)
+        except RunnelError as error:
+            return produced, failure or failure_of(error)
+        names = {each.name for each in made}
+        return [*(each for each in produced if each.name not in names), *made], failure
+
+
+def _require_room(produced: Sequence[Produced], most: int) -> None:
+    size = sum(os.lstat(each.path).st_size for each in produced)
+    # An archive of many small files is larger than these are.
+    if size > most + most // 4 + (1 << 20):
+        raise BadOutput(f"The results are {size:,} bytes; the site lets out {most:,}.", limit="output")
+
+
+def _about(order: TaskOrder) -> dict[str, object]:
+    return {"run": order.run_id, "task": order.task_id, "organisation": order.organisation, "user": order.user}
+
+
+@dataclass(frozen=True, slots=True)
+class _Quiet:
+    """Lets nothing of what a run wrote out before somebody has looked at it."""
+
+    voice: Voice
+
+    def state(self, state: RunState, detail: str = "") -> None:
+        self.voice.state(state, detail)
+
+    def line(self, stream: str, text: str) -> None:
+        if stream == "runnel":
+            self.voice.line(stream, text)

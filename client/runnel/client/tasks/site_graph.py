@@ -1,0 +1,103 @@
+"""What a client that takes tasks is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from pathlib import Path
+
+from runnel.client.audit import AuditLog
+from runnel.client.domain.policy import Policy
+from runnel.client.tasks.book import RunBook
+from runnel.client.tasks.contract import Database, TaskContract
+from runnel.client.tasks.plain import PlainContract
+from runnel.client.tasks.release import RUNS, Decisions
+from runnel.client.tasks.runner import Selector, SiteFacts, TaskRunner
+from runnel.client.tasks.site_tasks import SiteTasks
+from runnel.client.tasks.surroundings import Groups
+from runnel.client.tasks.task_engine import EngineSettings, TaskEngine
+from runnel.common.protocol import BlobRef
+from runnel.common.tasks import Contract
+from runnel.transport import UplinkLink
+
+_FETCH_DEADLINE_S = 3600.0
+
+
+def contracts() -> dict[Contract, TaskContract]:
+    """Return the contracts that this client knows."""
+    return {Contract.PLAIN: PlainContract()}
+
+
+def site_tasks(
+    link: UplinkLink,
+    *,
+    name: str,
+    state: Path,
+    engine: EngineSettings,
+    policy: Callable[[], Policy],
+    audit: AuditLog,
+    parallel: int,
+    databases: Mapping[str, Path | str],
+    variables: Mapping[str, str],
+    selector: Selector | None,
+    settings: Mapping[Contract, Mapping[str, str]],
+    time_s: float | None,
+    clock: Callable[[], datetime],
+) -> SiteTasks:
+    """Return what holds and carries out the runs of a client. Blocks.
+
+    Args:
+        link: the way up.
+        name: of the client.
+        state: its folder.
+        engine: which one, and how.
+        policy: the site's, as it is now.
+        audit: the site's log.
+        parallel: how many runs may go on at once.
+        databases: that containers may see whole: name to path or address.
+        variables: that every container gets.
+        selector: of the site's data.
+        settings: of contracts.
+        time_s: the client's own limit for a run.
+        clock: the present time.
+    """
+    groups = Groups(state / "groups")
+    groups.sweep()
+    door = TaskEngine(engine)
+
+    async def fetch(ref: BlobRef, target: Path) -> None:
+        await link.fetch(ref, target, deadline_s=_FETCH_DEADLINE_S)
+
+    def now_ms() -> int:
+        return int(clock().timestamp() * 1000)
+
+    site = SiteFacts(
+        name=name,
+        policy=policy,
+        contracts=contracts(),
+        groups=groups,
+        databases={label: _database(label, where) for label, where in databases.items()},
+        selector=selector,
+        variables=variables,
+        settings=settings,
+        time_s=time_s,
+    )
+    return SiteTasks(
+        name=name,
+        book=RunBook(state / RUNS),
+        decisions=Decisions(state / RUNS),
+        runner=TaskRunner(site=site, engine=door, fetch=fetch, audit=audit, now_ms=now_ms),
+        engine=door,
+        link=link,
+        policy=policy,
+        audit=audit,
+        parallel=parallel,
+        clock=clock,
+    )
+
+
+def _database(label: str, where: Path | str) -> Database:
+    kind = where.suffix.lstrip(".").lower() if isinstance(where, Path) else where.partition("://")[0]
+    if isinstance(where, Path) and where.is_dir():
+        kind = "folder"
+    return Database(label=label, kind=kind, where=where)
