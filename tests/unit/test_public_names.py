@@ -18,6 +18,21 @@ ROOT = Path(__file__).parents[2]
 PUBLIC: dict[str, list[str]] = {
     "runnel.cli": [],
     "runnel.client": [],
+    "runnel.client.data": [
+        "Constraints",
+        "DatabaseConfig",
+        "DatabaseKind",
+        "FieldEntry",
+        "FieldType",
+        "Interruption",
+        "SelectLimits",
+        "Selected",
+        "TableEntry",
+        "database_of",
+        "find_database",
+        "select",
+        "selected",
+    ],
     "runnel.client.domain": [
         "Cage",
         "Notes",

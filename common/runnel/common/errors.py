@@ -81,6 +81,18 @@ class BadPackage(InvalidInput):
     code = "bad_package"
 
 
+class BadQuery(InvalidInput):
+    """A selection of data can't be read, or asks for more than to read tables; the message says what and where."""
+
+    code = "bad_query"
+
+
+class UnknownData(InvalidInput):
+    """A selection names a database, table or field that is not there for it; the message says what there is."""
+
+    code = "unknown_data"
+
+
 class HostileArchive(BadPackage):
     """An archive has a member that would leave its folder, is no file or folder, or is too large; it is named."""
 
@@ -253,6 +265,18 @@ class PolicyRefused(RunnelError):
     """The policy of the site does not let the package run; the message names the rule."""
 
     code = "policy_refused"
+
+
+class TooFewRows(PolicyRefused):
+    """A selection has fewer rows than the site gives out; nothing is given, and how many there are is not told."""
+
+    code = "too_few_rows"
+
+
+class QueryFailed(RunnelError):
+    """A database could not answer; what it said about it stays at the site, because it may quote the data."""
+
+    code = "query_failed"
 
 
 class Cancelled(RunnelError):

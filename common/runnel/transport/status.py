@@ -21,6 +21,8 @@ STATUS: Mapping[type[RunnelError], tuple[grpc.StatusCode, int]] = {
     errors.BadSettings: (grpc.StatusCode.INVALID_ARGUMENT, 422),
     errors.BadModel: (grpc.StatusCode.INVALID_ARGUMENT, 422),
     errors.BadPackage: (grpc.StatusCode.INVALID_ARGUMENT, 422),
+    errors.BadQuery: (grpc.StatusCode.INVALID_ARGUMENT, 422),
+    errors.UnknownData: (grpc.StatusCode.INVALID_ARGUMENT, 422),
     errors.HostileArchive: (grpc.StatusCode.INVALID_ARGUMENT, 422),
     errors.BadOutput: (grpc.StatusCode.FAILED_PRECONDITION, 422),
     errors.EntryPointFailed: (grpc.StatusCode.FAILED_PRECONDITION, 422),
@@ -44,6 +46,8 @@ STATUS: Mapping[type[RunnelError], tuple[grpc.StatusCode, int]] = {
     errors.AwaitingApproval: (grpc.StatusCode.FAILED_PRECONDITION, 409),
     errors.OutsideHours: (grpc.StatusCode.FAILED_PRECONDITION, 409),
     errors.PolicyRefused: (grpc.StatusCode.PERMISSION_DENIED, 403),
+    errors.TooFewRows: (grpc.StatusCode.PERMISSION_DENIED, 403),
+    errors.QueryFailed: (grpc.StatusCode.FAILED_PRECONDITION, 422),
     errors.Cancelled: (grpc.StatusCode.CANCELLED, 409),
 }
 """gRPC code and HTTP status of each class of error; a class that is not listed has those of its nearest base."""

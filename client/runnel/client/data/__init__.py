@@ -1,0 +1,30 @@
+"""The data of a site: its databases, and what tasks select from them."""
+
+from runnel.client.data.databases import (
+    Constraints,
+    DatabaseConfig,
+    DatabaseKind,
+    FieldEntry,
+    FieldType,
+    TableEntry,
+    database_of,
+    find_database,
+)
+from runnel.client.data.interruption import Interruption
+from runnel.client.data.selection import Selected, SelectLimits, select, selected
+
+__all__ = [
+    "Constraints",
+    "DatabaseConfig",
+    "DatabaseKind",
+    "FieldEntry",
+    "FieldType",
+    "Interruption",
+    "SelectLimits",
+    "Selected",
+    "TableEntry",
+    "database_of",
+    "find_database",
+    "select",
+    "selected",
+]
