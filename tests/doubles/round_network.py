@@ -30,6 +30,7 @@ class RoundNetwork:
         failing: clients whose work fails.
         corrupting: clients whose update the first combiner refuses.
         awaiting: clients whose site has to approve the work first.
+        refusing: clients whose site refuses the work until its policy changes.
     """
 
     def __init__(
@@ -41,10 +42,16 @@ class RoundNetwork:
         failing: Iterable[str] = (),
         corrupting: Iterable[str] = (),
         awaiting: Iterable[str] = (),
+        refusing: Iterable[str] = (),
     ) -> None:
         names = tuple(clients)
         self.truth = RoundTruth(
-            names, failing=failing, corrupting=corrupting, awaiting=awaiting, closed_early=wanted is not None
+            names,
+            failing=failing,
+            corrupting=corrupting,
+            awaiting=awaiting,
+            refusing=refusing,
+            closed_early=wanted is not None,
         )
         self.wires: list[Wire] = []
         self.clients = {name: ModelClient(self.truth, name) for name in names}
@@ -222,7 +229,9 @@ class RoundNetwork:
         counts = collection.counts
         told = [counts.counted, counts.noted, counts.failed, counts.awaiting, counts.late]
         kinds = (SlotState.COUNTED, SlotState.NOTED, SlotState.FAILED, SlotState.AWAITING, SlotState.LATE)
-        assert (told, counts.asked) == ([states[each] for each in kinds], len(collection.slots))
+        found = [states[each] for each in kinds]
+        found[2] += states[SlotState.REFUSED]
+        assert (told, counts.asked, counts.refused) == (found, len(collection.slots), states[SlotState.REFUSED])
         assert counts.open == states[SlotState.OPEN] + states[SlotState.ASKED]
         waited_for = states[SlotState.AWAITING] and states[SlotState.COUNTED] < collection.needed
         assert collection.answered == (not collection.orders and not states[SlotState.OPEN] and not waited_for)

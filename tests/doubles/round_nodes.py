@@ -16,6 +16,7 @@ from runnel.client.domain.jobs import Abort, Forget, JobBook, Offer, Start
 from runnel.client.domain.jobs import Decision as ClientDecision
 from runnel.combiner.domain import Decision, Finish, Fold, Membership, OrderBook, SendDown, SendUp
 from runnel.common.protocol import (
+    REFUSING,
     WAITING,
     Assignment,
     AssignmentKey,
@@ -107,7 +108,8 @@ class ModelClient(Node):
     def __init__(self, truth: RoundTruth, name: str, outbox: dict[AssignmentKey, Outcome] | None = None) -> None:
         super().__init__(truth, name)
         kept = {} if outbox is None else outbox
-        self.outbox = {key: each for key, each in kept.items() if not (each.failure and each.failure.code in WAITING)}
+        mine = {**WAITING, **REFUSING}
+        self.outbox = {key: each for key, each in kept.items() if not (each.failure and each.failure.code in mine)}
         self.book = JobBook(held=self.outbox)
         self.running: list[AssignmentKey] = []
         self.offers: list[Offer] = []
@@ -154,9 +156,10 @@ class ModelClient(Node):
 
     def finish(self, key: AssignmentKey) -> None:
         self.running.remove(key)
-        if self.name in self.truth.awaiting:
+        if self.name in self.truth.awaiting | self.truth.refusing:
             self.sent_away = True
-            failure = Failure(code="awaiting_approval", message="not approved")
+            waits = self.name in self.truth.awaiting
+            failure = Failure(code="awaiting_approval" if waits else "policy_refused", message="not approved")
             self.outbox[key] = Outcome(client=self.name, failure=failure)
             self.apply(self.book.finished(key, failed=True))
             return
@@ -170,8 +173,9 @@ class ModelClient(Node):
         self.apply(self.book.finished(key))
 
     def approve(self) -> None:
-        """Somebody at the site approves the work; the client attaches anew if it had sent it away."""
+        """The site approves the work, or its policy changes; the client attaches anew if it had sent it away."""
         self.truth.awaiting.discard(self.name)
+        self.truth.refusing.discard(self.name)
         self.leaves, self.sent_away = self.sent_away, False
 
     def offer(self, offer: Offer) -> None:

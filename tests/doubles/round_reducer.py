@@ -7,6 +7,7 @@ from functools import partial
 
 from runnel.common.errors import IllegalState
 from runnel.common.protocol import (
+    REFUSING,
     WAITING,
     Assignment,
     Cancel,
@@ -34,6 +35,7 @@ SETTLEMENTS = {
     SlotState.COUNTED: Settlement.COUNTED,
     SlotState.FAILED: Settlement.DISCARDED,
     SlotState.AWAITING: Settlement.DISCARDED,
+    SlotState.REFUSED: Settlement.DISCARDED,
 }
 
 
@@ -142,9 +144,10 @@ class ModelReducer:
         counted = [o.client for o in report.outcomes if o.failure is None]
         unable = {o.client: o.failure for o in report.outcomes if o.failure is not None}
         awaiting = [client for client, failure in unable.items() if failure.code in WAITING]
-        failed = [client for client in unable if client not in awaiting]
+        refused = [client for client, failure in unable.items() if failure.code in REFUSING]
+        failed = [client for client in unable if client not in awaiting and client not in refused]
         try:
-            self.collection.reported(report.order_id, child, counted, failed, awaiting)
+            self.collection.reported(report.order_id, child, counted, failed, awaiting, refused)
         except IllegalState:
             return
         self.truth.accepted(report, payload)
@@ -154,6 +157,8 @@ class ModelReducer:
             self.truth.ledger[client] = SlotState.FAILED
         for client in awaiting:
             self.truth.ledger[client] = SlotState.AWAITING
+        for client in refused:
+            self.truth.ledger[client] = SlotState.REFUSED
         self.settle(counted, Settlement.COUNTED)
         self.settle(unable, Settlement.DISCARDED)
 

@@ -30,6 +30,7 @@ class RoundTruth:
         failing: clients whose work fails.
         corrupting: clients whose update the first combiner refuses.
         awaiting: clients whose site does not let the work in before somebody approves it.
+        refusing: clients whose site refuses the work, for which nobody waits, until its policy changes.
         closed_early: the round may close before all have answered.
     """
 
@@ -40,12 +41,15 @@ class RoundTruth:
         failing: Iterable[str],
         corrupting: Iterable[str],
         awaiting: Iterable[str],
+        refusing: Iterable[str],
         closed_early: bool,
     ) -> None:
         self._orders = 0
         self.failing = frozenset(failing)
         self.corrupting = frozenset(corrupting)
         self.awaiting = set(awaiting)
+        self.refusing = set(refusing)
+        self.refusing_first = frozenset(self.refusing)
         self.trainings: Counter[str] = Counter()
         self.accepted_trainings: Payload = Counter()
         self.ledger = dict.fromkeys(clients, SlotState.OPEN)
@@ -72,7 +76,7 @@ class RoundTruth:
         if settlement is Settlement.COUNTED:
             assert state is SlotState.COUNTED, f"{client} is told that it was counted, and is {state}"
         elif settlement is Settlement.DISCARDED:
-            assert state in {SlotState.FAILED, SlotState.AWAITING}
+            assert state in {SlotState.FAILED, SlotState.AWAITING, SlotState.REFUSED}
         else:
             assert self.closed, f"{client} is told that it is late, and the round is open"
 

@@ -245,10 +245,16 @@ async def test_a_site_writes_down_what_ran_with_which_data(tmp_path: Path, site:
         session = await running.start_session(package, await running.push_model(SEED), rounds=1)
         view = await running.until_ended(session)
         assert view["status"] == "finished", view["reason"]
-        logs = (await running.http.get(f"/sessions/{session}/logs")).json()["items"]
-        seen = next(each["text"] for each in logs if "RUNNEL_DATA" in each["text"])
-        assert "EHR" not in seen
-        assert "MORE" not in seen
+        seen: list[str] = []
+
+        async def printed() -> bool:  # lines are written in batches, so they may come after the end
+            logs = (await running.http.get(f"/sessions/{session}/logs")).json()["items"]
+            seen[:] = [each["text"] for each in logs if "RUNNEL_DATA" in each["text"]]
+            return bool(seen)
+
+        await eventually(printed, timeout_s=10)
+        assert "EHR" not in seen[0]
+        assert "MORE" not in seen[0]
     healed, started, ended = (site.audit(kind) for kind in ("log.healed", "run.started", "run.ended"))
     assert [each["bytes"] for each in healed] == [19]
     assert [each["entry_point"] for each in started] == ["train", "validate"]
@@ -273,3 +279,34 @@ async def test_a_site_writes_down_what_ran_with_which_data(tmp_path: Path, site:
     broken = await site.runnel("audit")
     assert broken.status == 1
     assert "line 3" in broken.err
+
+
+async def test_a_policy_that_changes_is_followed_and_one_that_is_wrong_is_not(tmp_path: Path, site: Site) -> None:
+    refusing = 'approve = "anything"\npackages = ["hospital-.*"]\n'
+    policy = site.says(refusing)
+    async with network(tmp_path, combiners=1, clients=1) as running:
+        await running.start_client("site-2", step=3.0, policy=policy)
+        package = await running.push_package(write_package(tmp_path / "p"))
+        session = await running.start_session(package, await running.push_model(SEED), rounds=1000)
+        await running.until_round(session, 3)
+        view = await running.session(session)
+        assert [each["failed"] for each in view["rounds"][:3]] == [1, 0, 0], "it is not asked again"
+        assert len([kind for kind in await kinds(running, session) if kind == "client.failed"]) == 1
+
+        site.says('approve = "anything"\npackage = [".*"]\n')
+        await eventually(lambda: bool(site.audit("policy.rejected")), timeout_s=10)
+        assert "package is no key. Did you mean packages?" in site.audit("policy.rejected")[0]["problem"]
+
+        site.says('approve = "anything"\n[limits]\ntime_s = 40\n')
+
+        async def both() -> bool:
+            view = await running.session(session)
+            return any(each["updates"] == 2 for each in view["rounds"])
+
+        await eventually(both, timeout_s=30)
+        (await running.http.post(f"/sessions/{session}/stop")).raise_for_status()
+        await running.until_ended(session)
+    first, second = site.audit("policy.set")
+    assert (first["policy"]["packages"], second["policy"]["packages"]) == (["hospital-.*"], None)
+    assert second["policy"]["limits"]["time_s"] == 40
+    assert site.audit("policy.rejected")[0]["kept"] == first["fingerprint"]

@@ -255,6 +255,8 @@ pids = 100
 time_s = 3600
 output_bytes = 65536
 tmpfs_bytes = "64MiB"
+shm_bytes = "16MiB"
+disk_bytes = "2GiB"
 
 [[hours]]
 days = ["sat", "sun"]
@@ -275,6 +277,8 @@ def test_a_file_with_every_key(tmp_path: Path) -> None:
         time_s=3600,
         output_bytes=65536,
         tmpfs_bytes=64 << 20,
+        shm_bytes=16 << 20,
+        disk_bytes=2 << 30,
     )
     document = policy_document(policy)
     assert document["hours"] == [{"days": ["sat", "sun"], "from": "18:00", "to": "00:00", "zone": "Europe/Stockholm"}]
@@ -379,9 +383,15 @@ def test_commands_of_a_site_that_make_no_sense(tmp_path: Path, capsys: pytest.Ca
 
 def test_a_cage_is_what_the_policy_makes_of_it() -> None:
     assert site_cage(SIGNED) == Cage()
-    limits = PolicyLimits(memory_bytes=1 << 30, cpus=1.5, pids=7, tmpfs_bytes=1 << 24, time_s=1)
+    sizes: dict[str, Any] = {
+        "memory_bytes": 1 << 30,
+        "tmpfs_bytes": 1 << 24,
+        "shm_bytes": 1 << 23,
+        "disk_bytes": 1 << 28,
+    }
+    limits = PolicyLimits(cpus=1.5, pids=7, time_s=1, **sizes)
     allowed = Policy(limits=limits, networks=frozenset({"b", "a", "none"}))
-    assert site_cage(allowed) == Cage(memory_bytes=1 << 30, cpus=1.5, pids=7, tmpfs_bytes=1 << 24)
+    assert site_cage(allowed) == Cage(cpus=1.5, pids=7, **sizes)
     assert site_cage(Policy(networks=frozenset({"b", "a"}))).network == "a"
     with pytest.raises(BadSettings, match="would be no cage"):
         site_cage(Policy(networks=frozenset({"host"})))

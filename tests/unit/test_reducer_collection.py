@@ -256,6 +256,7 @@ def test_what_was_under_an_order_is_open_after_a_restart() -> None:
         "counted": "counted",
         "failed": "failed",
         "awaiting": "open",
+        "refused": "open",
         "late": "open",
     }
 
@@ -316,6 +317,21 @@ def test_who_waits_for_its_site_is_not_asked_again_before_it_comes_back() -> Non
     assert made.answered, "enough have answered without it"
     made.arrived("a")
     assert states(made)["a"] == "open"
+    (again,) = made.place(AT_M1.get)
+    assert sorted(again.clients) == ["a"]
+
+
+def test_nobody_waits_for_who_refuses_or_asks_it_again_before_it_comes_back() -> None:
+    made, m1, c = placed()
+    made.needed = 3
+    made.reported(m1.order_id, "m1", ["b"], [], [], ["a"])
+    made.reported(c.order_id, "c", ["c"], [])
+    assert made.answered
+    assert (made.counts.failed, made.counts.refused, made.counts.awaiting) == (1, 1, 0)
+    assert made.reopen() == []
+    assert states(made)["a"] == "refused", "another attempt would change nothing"
+    assert made.place(AT_M1.get) == []
+    made.arrived("a")
     (again,) = made.place(AT_M1.get)
     assert sorted(again.clients) == ["a"]
 

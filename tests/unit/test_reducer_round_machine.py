@@ -31,14 +31,27 @@ class RoundMachine(RuleBasedStateMachine):
         failing=st.sets(st.sampled_from(CLIENTS), max_size=1),
         corrupting=st.sets(st.sampled_from(CLIENTS), max_size=1),
         awaiting=st.sets(st.sampled_from(CLIENTS), max_size=2),
+        refusing=st.sets(st.sampled_from(CLIENTS), max_size=1),
         wanted=st.one_of(st.none(), st.none(), st.integers(1, len(CLIENTS))),
         places=st.lists(choice, min_size=7, max_size=7),
     )
     def begin(
-        self, failing: set[str], corrupting: set[str], awaiting: set[str], wanted: int | None, places: list[int]
+        self,
+        failing: set[str],
+        corrupting: set[str],
+        awaiting: set[str],
+        refusing: set[str],
+        wanted: int | None,
+        places: list[int],
     ) -> None:
         self.net = RoundNetwork(
-            CLIENTS, COMBINERS, wanted=wanted, failing=failing, corrupting=corrupting, awaiting=awaiting
+            CLIENTS,
+            COMBINERS,
+            wanted=wanted,
+            failing=failing,
+            corrupting=corrupting,
+            awaiting=awaiting,
+            refusing=refusing,
         )
         self.closed = wanted is not None
         for name, place in zip((*COMBINERS, *CLIENTS), places, strict=True):
@@ -124,10 +137,13 @@ def check_the_end(net: RoundNetwork) -> None:
     if not net.truth.closed_early:
         for name, state in states.items():
             wanted = {SlotState.COUNTED} | ({SlotState.FAILED} if name in bad else set())
+            if name in net.truth.refusing_first:
+                wanted = {SlotState.REFUSED} | (wanted if name not in net.truth.refusing else set())
             assert state in wanted, f"{name} is {state}\n{trace}"
             # Only work that died with its process was done again.
             if name not in bad:
-                assert net.truth.trainings[name] == 1, f"{name} trained {net.truth.trainings[name]} times\n{trace}"
+                times = {1} if state is SlotState.COUNTED else {0, 1}
+                assert net.truth.trainings[name] in times, f"{name} trained {net.truth.trainings[name]} times\n{trace}"
     for name, client in net.clients.items():
         assert not client.outbox, f"{name} still holds {client.outbox}\n{trace}"
         assert not client.book.jobs, f"{name} still has {client.book.jobs}\n{trace}"
@@ -165,9 +181,18 @@ def test_a_round_survives_long_stories(volume: int) -> None:
 def tell(seed: int) -> tuple[RoundNetwork, Random]:
     """Play as many faults as the seed wants, with anything between nothing and a lot happening after each."""
     random = Random(seed)
-    some = [set(random.sample(CLIENTS, random.choice(numbers))) for numbers in ((0, 0, 1), (0, 0, 1), (0, 1, 2))]
+    numbers = ((0, 0, 1), (0, 0, 1), (0, 1, 2), (0, 0, 1))
+    failing, corrupting, awaiting, refusing = (set(random.sample(CLIENTS, random.choice(each))) for each in numbers)
     wanted = random.choice((None, None, None, 2, 3))
-    net = RoundNetwork(CLIENTS, COMBINERS, wanted=wanted, failing=some[0], corrupting=some[1], awaiting=some[2])
+    net = RoundNetwork(
+        CLIENTS,
+        COMBINERS,
+        wanted=wanted,
+        failing=failing,
+        corrupting=corrupting,
+        awaiting=awaiting,
+        refusing=refusing,
+    )
     for name in (*COMBINERS, *CLIENTS):
         net.attach(name, random.choice(net.places_for(name)))
     faults = [
@@ -197,7 +222,7 @@ def tell(seed: int) -> tuple[RoundNetwork, Random]:
         if fault in ("attach", "move") and net.node(name).wire is None:
             net.attach(name, random.choice(net.places_for(name)))
         if fault == "approve":
-            net.approve(random.choice(sorted(net.truth.awaiting) or CLIENTS))
+            net.approve(random.choice(sorted(net.truth.awaiting | net.truth.refusing) or CLIENTS))
         if fault == "kill":
             net.kill(name, random.randrange(5))
         if fault == "kill the reducer" and random.random() < 0.3:

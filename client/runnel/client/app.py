@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +22,7 @@ from runnel.client.domain.policy import Policy
 from runnel.client.gate import Gate
 from runnel.client.metrics import client_page
 from runnel.client.policy_file import SitePolicy, default_policy, read_policy
+from runnel.client.policy_watch import PolicyWatch, on_hangup
 from runnel.client.reviews import Reviews
 from runnel.client.runtimes import Installs, ProcessRuntime, entry_point_variables, site_variables
 from runnel.client.runtimes.containers import in_containers
@@ -92,17 +93,22 @@ def site_cage(policy: Policy) -> Cage:
     Raises:
         BadSettings: a limit of the policy is too small for a container, or a network is none of an engine.
     """
-    limits = {name: getattr(policy.limits, name) for name in ("memory_bytes", "cpus", "pids", "tmpfs_bytes")}
+    names = ("memory_bytes", "cpus", "pids", "tmpfs_bytes", "shm_bytes", "disk_bytes")
+    limits = {name: getattr(policy.limits, name) for name in names}
     networks = sorted(policy.networks or (), key=lambda name: (name != NO_NETWORK, name))
     wanted: dict[str, Any] = {name: value for name, value in limits.items() if value is not None}
     return Cage(network=networks[0] if networks else NO_NETWORK, **wanted)
 
 
+def _installs_by(settings: ClientSettings, policy: Policy) -> Installs:
+    installs = site_installs(settings)
+    return dataclasses.replace(installs, allowed=installs.allowed and policy.installs)
+
+
 def _runtime(
     settings: ClientSettings, policy: Policy, node_id: str, environ: Mapping[str, str]
 ) -> ProcessRuntime | DockerRuntime:
-    installs = site_installs(settings)
-    installs = dataclasses.replace(installs, allowed=installs.allowed and policy.installs)
+    installs = _installs_by(settings, policy)
     if settings.runtime == "process":
         return ProcessRuntime(
             environments=settings.state / "environments",
@@ -120,6 +126,39 @@ def _runtime(
         cage=site_cage(policy),
         installs=installs,
     )
+
+
+def _network(settings: ClientSettings, cage: Cage) -> str:
+    """Return what entry points reach, as policies call it."""
+    return "host" if settings.runtime == "process" else cage.network
+
+
+@contextlib.asynccontextmanager
+async def _followed_policy(
+    settings: ClientSettings, gate: Gate, runtime: ProcessRuntime | DockerRuntime
+) -> AsyncIterator[None]:
+    """Take over what changes in the site's policy file while the block runs."""
+    if settings.policy is None:
+        yield
+        return
+
+    async def adopt(site: SitePolicy) -> None:
+        if site.fingerprint == gate.policy.fingerprint:
+            return
+        cage, installs = site_cage(site.policy), _installs_by(settings, site.policy)
+        await asyncio.to_thread(gate.follow, site, network=_network(settings, cage))
+        runtime.follow(installs=installs, cage=cage)
+        log.info("the policy has changed", policy=site.source, fingerprint=site.fingerprint)
+
+    async def reject(problem: str) -> None:
+        await asyncio.to_thread(gate.keep, problem)
+
+    watch = PolicyWatch(settings.policy, read=functools.partial(site_policy, settings), adopt=adopt, reject=reject)
+    async with asyncio.TaskGroup() as group:
+        watching = group.create_task(watch.run(), name="policy")
+        with on_hangup(watch.look_now):
+            yield
+        watching.cancel()
 
 
 def site_policy(settings: ClientSettings) -> SitePolicy:
@@ -195,7 +234,7 @@ async def run_client(
             reviews=Reviews(settings.state),
             audit=AuditLog(settings.state / AUDIT_FILE, clock=clock),
             runtime_name=settings.runtime,
-            network="host" if settings.runtime == "process" else site_cage(policy.policy).network,
+            network=_network(settings, site_cage(policy.policy)),
             clock=clock,
         )
         agent = ClientAgent(
@@ -248,7 +287,7 @@ async def run_client(
             policy=policy.source,
         )
         try:
-            async with agent, asyncio.TaskGroup() as group:
+            async with agent, _followed_policy(settings, gate, runtime), asyncio.TaskGroup() as group:
                 way_up = group.create_task(agent.run(), name="way up")
                 stopped = group.create_task(stop.wait(), name="stop")
                 await asyncio.wait((way_up, stopped), return_when=asyncio.FIRST_COMPLETED)

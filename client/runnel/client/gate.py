@@ -84,16 +84,33 @@ class Gate:
         self._judged: dict[str, tuple[Facts | None, type[Verdict]]] = {}
         self._noted: set[tuple[str, str]] = set()
 
+    @property
+    def policy(self) -> SitePolicy:
+        """By which it judges."""
+        return self._site
+
     def begin(self, **about: str) -> None:
         """Write down by which policy the client works from now on. Blocks."""
+        self._write_down(self._site, **about)
+
+    def follow(self, site: SitePolicy, *, network: str) -> None:
+        """Work by another policy from now on; what runs goes on as it was let in. Blocks.
+
+        Raises:
+            CorruptData, StorageFull: that can't be written down, and nothing has changed.
+        """
+        self._write_down(site, client=self._client)
+        self._site, self._network = site, network
+        self._noted.clear()
+
+    def keep(self, problem: str) -> None:
+        """Write down that another policy was not taken over, and why. Blocks."""
+        self.audit.append("policy.rejected", {"problem": problem, "kept": self._site.fingerprint})
+
+    def _write_down(self, site: SitePolicy, **about: str) -> None:
+        document = policy_document(site.policy)
         self.audit.append(
-            "policy.set",
-            {
-                "source": self._site.source,
-                "fingerprint": self._site.fingerprint,
-                "policy": policy_document(self._site.policy),
-                **about,
-            },
+            "policy.set", {"source": site.source, "fingerprint": site.fingerprint, "policy": document, **about}
         )
 
     def require_open(self, assignment: Assignment) -> None:
@@ -123,7 +140,7 @@ class Gate:
             StorageFull: there is no room to write down that it waits.
         """
         policy = self._site.policy
-        facts, verdict = await in_thread(self._judge, assignment, package)
+        facts, verdict = await in_thread(self._judge, policy, assignment, package)
         digest = assignment.package.sha256
         if isinstance(verdict, Allowed):
             self._judged.pop(digest, None)
@@ -179,14 +196,15 @@ class Gate:
                 if policy.closed_until(now) is None:
                     changed.append(digest)
                 continue
-            verdict = policy.judge(dataclasses.replace(facts, review=self._reviews.review(digest)), now)
+            now_known = dataclasses.replace(facts, review=self._reviews.review(digest), network=self._network)
+            verdict = policy.judge(now_known, now)
             if type(verdict) is not before:
                 changed.append(digest)
         return changed
 
-    def _judge(self, assignment: Assignment, package: PackageFiles) -> tuple[Facts, Verdict]:
+    def _judge(self, policy: Policy, assignment: Assignment, package: PackageFiles) -> tuple[Facts, Verdict]:
         facts = self._facts(assignment, package)
-        verdict = self._site.policy.judge(facts, self._clock())
+        verdict = policy.judge(facts, self._clock())
         if isinstance(verdict, Allowed):
             self._reviews.settled(facts.digest)
         return facts, verdict

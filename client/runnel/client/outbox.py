@@ -16,7 +16,7 @@ import structlog
 from runnel.common.blobs import digest_file, storage_errors
 from runnel.common.crash_points import CrashPoint, reach
 from runnel.common.disk import write_json
-from runnel.common.protocol import WAITING, AssignmentKey, BlobRef, Failure, Outcome, Work
+from runnel.common.protocol import REFUSING, WAITING, AssignmentKey, BlobRef, Failure, Outcome, Work
 
 log = structlog.get_logger()
 
@@ -128,7 +128,9 @@ class Outbox:
 
     def _is_waiting(self, folder: Path) -> bool:
         report = self._read(folder)
-        return report is not None and report.outcome.failure is not None and report.outcome.failure.code in WAITING
+        if report is None or report.outcome.failure is None:
+            return False
+        return report.outcome.failure.code in WAITING or report.outcome.failure.code in REFUSING
 
     def _folder(self, key: AssignmentKey) -> Path:
         return self._root / hashlib.sha256(str(key).encode()).hexdigest()[:32]

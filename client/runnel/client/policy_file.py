@@ -235,6 +235,8 @@ class _Limits(_Part):
     time_s: _Number | None = None
     output_bytes: _Size | None = None
     tmpfs_bytes: _Size | None = None
+    shm_bytes: _Size | None = None
+    disk_bytes: _Size | None = None
 
 
 class _TaskLimits(_Part):

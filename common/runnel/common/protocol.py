@@ -37,6 +37,12 @@ WAITING: Mapping[str, str] = {"awaiting_approval": "awaiting approval", "outside
 The client is not asked again before it has attached anew, which it does as soon as that has changed.
 """
 
+REFUSING: Mapping[str, str] = {"policy_refused": "refused by its site"}
+"""Codes of failures by which a client's site refuses a package, and what people read for them.
+
+As with :data:`WAITING` the client is not asked again before it has attached anew, but no round waits for it.
+"""
+
 MOST_WITHIN_BYTES = 16 << 10
 """The largest model or payload that travels within a message instead of by a call of its own."""
 

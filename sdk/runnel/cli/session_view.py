@@ -13,12 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from runnel.cli.tables import cell, duration, facts, metrics, number, sparkline, status, table, when
-from runnel.common.protocol import WAITING
+from runnel.common.protocol import REFUSING, WAITING
 from runnel.sdk.values import Event, Round, Session, read
 
 _MAX_ROUNDS = 15
 _MAX_METRICS = 3
-_STAGES = ("preparing", "fetching", "running", "pushing", "counted", "failed", *WAITING.values())
+_STAGES = ("preparing", "fetching", "running", "pushing", "counted", "failed", *WAITING.values(), *REFUSING.values())
 _NAMES_SHOWN = 4
 
 

@@ -134,6 +134,8 @@ class PolicyLimits:
         time_s: seconds.
         output_bytes: lines that are kept.
         tmpfs_bytes: of scratch in memory.
+        shm_bytes: of memory that its processes share.
+        disk_bytes: that it writes to its folder.
     """
 
     memory_bytes: int | None = None
@@ -143,6 +145,8 @@ class PolicyLimits:
     time_s: float | None = None
     output_bytes: int | None = None
     tmpfs_bytes: int | None = None
+    shm_bytes: int | None = None
+    disk_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -133,6 +133,13 @@ class DockerRuntime:
         log.info("files go to containers as copies", host=self._engine.host)
         return CopiedFiles(self._engine, owner=self._owner, cage=self._cage, labels=self._labels)
 
+    def follow(self, *, installs: Installs, cage: Cage) -> None:
+        """Take over what the site says from now on; what runs keeps the cage that it began in."""
+        self._images.follow(installs)
+        self._cage = cage
+        if self._files is not None:
+            self._files.limit(cage)
+
     async def prepare(self, package: PackageFiles, say: LineSink) -> PreparedImage:
         """Build or fetch the package's image, or find it; see :meth:`Runtime.prepare`."""
         image = await self._images.prepare(package, say)
@@ -157,12 +164,12 @@ class DockerRuntime:
         arguments = tuple(map(seen.translate, call.arguments))
         argv = prepared.package.manifest.argv(call.entry_point, arguments, python=_PYTHON)
         await in_thread(_check_program, argv[0], call.entry_point, prepared.package.root)
-        capture = LogCapture(say, budget_bytes=call.limits.output_bytes)
+        capture, cage = LogCapture(say, budget_bytes=call.limits.output_bytes), self._cage
         started = time.perf_counter()
         async with self._shared_files.placed(seen, prepared.image.id) as placed:
-            container = self._container(prepared, call, argv, seen, placed, capture)
+            container = self._container(prepared, call, argv, seen, placed, capture, cage)
             try:
-                await self._to_its_end(container, placed, call, argv[0])
+                await self._to_its_end(container, placed, call, argv[0], cage)
             finally:
                 await container.remove()
         return Finished(exit_status=0, elapsed_s=time.perf_counter() - started, log_tail=capture.tail)
@@ -174,7 +181,14 @@ class DockerRuntime:
         return self._files
 
     def _container(
-        self, prepared: PreparedImage, call: Call, argv: list[str], seen: Layout, placed: Placed, capture: LogCapture
+        self,
+        prepared: PreparedImage,
+        call: Call,
+        argv: list[str],
+        seen: Layout,
+        placed: Placed,
+        capture: LogCapture,
+        cage: Cage,
     ) -> Container:
         env = {"HOME": "/tmp"} | self._env | {name: seen.translate(value) for name, value in call.env.items()}  # noqa: S108 (inside)
         env["PYTHONUNBUFFERED"] = "1"
@@ -183,8 +197,8 @@ class DockerRuntime:
             argv=argv,
             env=env,
             folder=str(PACKAGE),
-            mounts=[*placed.mounts, *(small_volume(path, self._cage) for path in prepared.image.volumes)],
-            cage=self._cage,
+            mounts=[*placed.mounts, *(small_volume(path, cage) for path in prepared.image.volumes)],
+            cage=cage,
             owner=self._owner,
             limits=call.limits,
             cpus=self._engine.facts.cpus,
@@ -200,8 +214,8 @@ class DockerRuntime:
             full=placed.over,
         )
 
-    async def _to_its_end(self, container: Container, placed: Placed, call: Call, word: str) -> None:
-        cage, name, timeout_s = self._cage, call.entry_point, call.timeout_s
+    async def _to_its_end(self, container: Container, placed: Placed, call: Call, word: str, cage: Cage) -> None:
+        name, timeout_s = call.entry_point, call.timeout_s
         stop, processes = Stop.ENDED, 0
         try:
             await container.create()

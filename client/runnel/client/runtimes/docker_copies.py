@@ -56,6 +56,10 @@ class CopiedFiles:
         self._copies: dict[Path, _Copy] = {}
         self._turn = asyncio.Lock()
 
+    def limit(self, cage: Cage) -> None:
+        """See :meth:`Files.limit`."""
+        self._cage = cage
+
     async def prepare(self, package: Path, image: str) -> None:
         """Copy the package, unless it was copied as it is; what ``startup`` has made stays with its copy."""
         await self._copy_of(package, PACKAGE, image)

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from aiodocker.exceptions import DockerError
 
+from runnel.client.domain.cage import Cage
 from runnel.client.runtimes.docker_engine import Engine, engine_errors
 from runnel.client.runtimes.docker_paths import Layout, Place
 from runnel.common.blobs import in_thread
@@ -72,6 +73,10 @@ class Files(Protocol):
         """
         ...
 
+    def limit(self, cage: Cage) -> None:
+        """Hold runs to another cage from now on."""
+        ...
+
     async def close(self) -> None:
         """Remove what was made for containers to come."""
         ...
@@ -105,6 +110,10 @@ class MountedFiles:
         self._view = view
         self._owner = owner
         self._most = most
+
+    def limit(self, cage: Cage) -> None:
+        """See :meth:`Files.limit`."""
+        self._most = cage.disk_bytes
 
     async def prepare(self, package: Path, image: str) -> None:
         """Let those who see the package read it."""

@@ -82,6 +82,10 @@ class Images:
         self._timeout_s = build_timeout_s
         self._turn = asyncio.Lock()
 
+    def follow(self, installs: Installs) -> None:
+        """Take over what the site says about what packages require from now on."""
+        self._installs = installs
+
     async def prepare(self, package: PackageFiles, say: LineSink) -> Image:
         """Return the image of ``package``; what was made for it before is found again.
 

@@ -82,6 +82,10 @@ class EnvironmentCache:
         self._installer = installer or _uv_program
         self._locks: dict[str, asyncio.Lock] = {}
 
+    def follow(self, installs: Installs) -> None:
+        """Take over what the site says about environments from now on."""
+        self._installs = installs
+
     async def prepare(
         self, requirements: Path | None, say: LineSink, *, root: Path | None = None, requires_python: str = ""
     ) -> Path:

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from runnel.client.domain.cage import Cage
 from runnel.client.runtimes.environment import EnvironmentCache
 from runnel.client.runtimes.guard import Guard
 from runnel.client.runtimes.installs import FednSource, Installs
@@ -99,6 +100,11 @@ class ProcessRuntime:
         if self._warm is not None:
             await self._warm.close()
         await self._guard.close()
+
+    def follow(self, *, installs: Installs, cage: Cage) -> None:
+        """Take over what the site says of installs from now on; processes know no cage."""
+        self._installs = installs
+        self._environments.follow(installs)
 
     async def prepare(self, package: PackageFiles, say: LineSink) -> PreparedProcess:
         """Build the package's environment or find it built; see :meth:`Runtime.prepare`."""

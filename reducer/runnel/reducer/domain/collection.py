@@ -32,6 +32,7 @@ class SlotState(Enum):
     COUNTED = "counted"  # part of a durable report
     FAILED = "failed"  # the client answered with a failure
     AWAITING = "awaiting"  # the client's site does not take the work yet; the client attaches anew when it does
+    REFUSED = "refused"  # the client's site refuses the work: a failure, but trying again would change nothing
     LATE = "late"  # the order was reported without it
 
 
@@ -61,7 +62,7 @@ class Order:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
-    """How many slots are in which state."""
+    """How many slots are in which state; those ``refused`` are among the ``failed``."""
 
     asked: int
     counted: int
@@ -70,6 +71,7 @@ class Counts:
     late: int
     open: int
     awaiting: int = 0
+    refused: int = 0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -142,7 +144,7 @@ class Collection:
 
     def unanswered(self) -> dict[str, str]:
         """Return what was heard last of those whose answer is missing; nothing of those of whom nothing was."""
-        answered = {SlotState.COUNTED, SlotState.FAILED, SlotState.AWAITING}
+        answered = {SlotState.COUNTED, SlotState.FAILED, SlotState.AWAITING, SlotState.REFUSED}
         return {slot.client: slot.told for slot in self.slots.values() if slot.told and slot.state not in answered}
 
     def released(self, order_id: str, clients: Iterable[str]) -> None:
@@ -159,7 +161,7 @@ class Collection:
             return
         if slot.order_id in self.orders:
             slot.returned = True  # the answer that it gave before may be in a report to come
-        elif slot.state is SlotState.AWAITING:
+        elif slot.state in {SlotState.AWAITING, SlotState.REFUSED}:
             self._turn(slot, SlotState.OPEN, None)
 
     def child_gone(self, child: str) -> list[Order]:
@@ -190,14 +192,17 @@ class Collection:
         counted: Sequence[str],
         failed: Sequence[str],
         awaiting: Sequence[str] = (),
+        refused: Sequence[str] = (),
     ) -> list[str]:
         """Take a report that is durable now; return its clients that had not answered (they are late).
+
+        ``failed``, ``awaiting`` and ``refused`` exclude each other.
 
         Raises:
             IllegalState: the order is dead, or the report names a client that is not of this order (any more).
         """
         order = self.require_order(order_id, child)
-        named = [*counted, *failed, *awaiting]
+        named = [*counted, *failed, *awaiting, *refused]
         strangers = set(named) - {slot.client for slot in self._slots_of(order)}
         doubled = len(set(named)) < len(named)
         if strangers or doubled:
@@ -209,8 +214,8 @@ class Collection:
             )
         del self.orders[order_id]
         told = dict.fromkeys(failed, SlotState.FAILED) | dict.fromkeys(counted, SlotState.COUNTED)
-        for client in awaiting:
-            told[client] = SlotState.OPEN if self.slots[client].returned else SlotState.AWAITING
+        aside = dict.fromkeys(awaiting, SlotState.AWAITING) | dict.fromkeys(refused, SlotState.REFUSED)
+        told |= {client: SlotState.OPEN if self.slots[client].returned else state for client, state in aside.items()}
         late = []
         for slot in self._slots_of(order):
             if slot.client in told:
@@ -252,7 +257,10 @@ class Collection:
         return to_close
 
     def reopen(self) -> list[str]:
-        """Open failed, late and awaiting slots for another attempt; return the clients whose failure is forgotten."""
+        """Open failed, late and awaiting slots for another attempt; return the clients whose failure is forgotten.
+
+        Who refuses is not asked again: nothing has changed at its site as long as it does not attach anew.
+        """
         forgotten = [slot.client for slot in self.slots.values() if slot.state is SlotState.FAILED]
         for slot in self.slots.values():
             if slot.state in {SlotState.FAILED, SlotState.LATE, SlotState.AWAITING}:
@@ -282,10 +290,11 @@ class Collection:
             asked=len(self.slots),
             counted=by_state[SlotState.COUNTED],
             noted=by_state[SlotState.NOTED],
-            failed=by_state[SlotState.FAILED],
+            failed=by_state[SlotState.FAILED] + by_state[SlotState.REFUSED],
             late=by_state[SlotState.LATE],
             open=by_state[SlotState.OPEN] + by_state[SlotState.ASKED],
             awaiting=by_state[SlotState.AWAITING],
+            refused=by_state[SlotState.REFUSED],
         )
 
     @property

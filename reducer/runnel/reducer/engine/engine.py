@@ -55,6 +55,7 @@ _SETTLEMENTS = {
     SlotState.COUNTED: Settlement.COUNTED,
     SlotState.FAILED: Settlement.DISCARDED,
     SlotState.AWAITING: Settlement.DISCARDED,
+    SlotState.REFUSED: Settlement.DISCARDED,
 }
 
 

@@ -17,6 +17,7 @@ from runnel.common.crash_points import CrashPoint, reach
 from runnel.common.errors import IllegalState, Unreachable
 from runnel.common.payload_limits import require_fitting_payload
 from runnel.common.protocol import (
+    REFUSING,
     WAITING,
     Assignment,
     BlobRef,
@@ -69,10 +70,11 @@ class Network(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Aside:
-    """Why a client's site does not take work yet, and of which package (its digest)."""
+    """Why a client's site does not take work, and of which package (its digest); ``refuses``: and does not wait."""
 
     why: str
     package: str
+    refuses: bool = False
 
 
 class Exchange:
@@ -255,16 +257,20 @@ class Exchange:
     def _note(self, outcome: Outcome) -> None:
         """Remember what became of a client's work, and whether its site takes any."""
         waits = "" if outcome.failure is None else WAITING.get(outcome.failure.code, "")
+        refuses = "" if outcome.failure is None else REFUSING.get(outcome.failure.code, "")
         self.stages[outcome.client] = waits or ("failed" if outcome.failure else "counted")
         self._aside.pop(outcome.client, None)
-        if waits and self.collection.slots[outcome.client].state is SlotState.AWAITING:
-            self._aside[outcome.client] = Aside(why=waits, package=self.position.package.sha256)
+        if self.collection.slots[outcome.client].state in {SlotState.AWAITING, SlotState.REFUSED}:
+            self._aside[outcome.client] = Aside(
+                why=waits or refuses, package=self.position.package.sha256, refuses=bool(refuses)
+            )
 
     async def _enter(self, report: Report, child: str, payload: Path | None) -> list[str]:
         """Write a report into the ledger; the clients that it left out are late."""
         counted = [o.client for o in report.outcomes if o.failure is None]
         unable = {o.client: o.failure for o in report.outcomes if o.failure is not None}
         awaiting = [client for client, failure in unable.items() if failure.code in WAITING]
+        refused = [client for client, failure in unable.items() if failure.code in REFUSING]
         counted_in = None
         async with self._journal.transaction() as tx:
             if self._buffered:
@@ -285,8 +291,8 @@ class Exchange:
                 )
             await tx.session.flush()
             # Last before the commit: the order may have died meanwhile, then this refuses and nothing is written.
-            failed = [client for client in unable if client not in awaiting]
-            return self.collection.reported(report.order_id, child, counted, failed, awaiting)
+            failed = [client for client in unable if client not in awaiting and client not in refused]
+            return self.collection.reported(report.order_id, child, counted, failed, awaiting, refused)
 
     # ---- what goes down
 

@@ -63,8 +63,12 @@ class Exchanges:
         return {client for each in self for client in each.collection.clients_in(*at_work)}
 
     def aside(self) -> dict[str, str]:
-        """Return the clients whose site does not take the work of the session's package yet, and why."""
+        """Return the clients whose site does not take the work of the session's package, or not yet, and why."""
         return {client: each.why for client, each in self._aside.items() if each.package == self._package}
+
+    def _awaiting(self) -> int:
+        here = [each for each in self._aside.values() if each.package == self._package]
+        return sum(not each.refuses for each in here)
 
     def willing(self) -> list[str]:
         """Return the attached clients that may be asked, sorted."""
@@ -81,8 +85,8 @@ class Exchanges:
                 "work": "select",
                 "asked": self._position.config.min_clients,
                 "counted": len(self.willing()),
-                "failed": 0,
-                "awaiting": len(self.aside()),
+                "failed": len(self.aside()) - self._awaiting(),
+                "awaiting": self._awaiting(),
                 "stages": self.aside(),
             },
         )
@@ -101,7 +105,7 @@ class Exchanges:
         counts = collection.counts
         able = counts.asked - counts.awaiting - counts.failed - counts.late
         missing = collection.needed - able
-        if not counts.awaiting or missing <= 0:
+        if not (counts.awaiting or counts.refused) or missing <= 0:
             return
         spare = [client for client in self.willing() if client not in collection.slots]
         draw = random.Random(f"{position.seed}/{position.round}/{counts.asked}")  # noqa: S311
@@ -213,7 +217,7 @@ class Exchanges:
                 "asked": self._position.config.buffer,
                 "counted": self._updates,
                 "failed": sum(each.collection.counts.failed for each in self),
-                "awaiting": len(self.aside()),
+                "awaiting": self._awaiting(),
                 "stages": {client: stage for each in self for client, stage in each.stages.items()},
             },
         )

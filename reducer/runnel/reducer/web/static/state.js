@@ -3,9 +3,11 @@
 const ACTIVITY_KEPT = 60;
 export const STAGES = ["preparing", "fetching", "running", "pushing", "counted", "failed"];
 const WAITING = new Set(["awaiting approval", "outside hours"]); // a site that does not take the work yet
+const REFUSED = "refused by its site"; // as long as its policy is what it is
 
 /** How a stage is drawn: by its own colour, that of waiting, or, when it is told in words, that of running. */
 export function lookOf(stage) {
+  if (stage === REFUSED) return "failed";
   return STAGES.includes(stage) ? stage : WAITING.has(stage) ? "awaiting" : "running";
 }
 
