@@ -50,6 +50,7 @@ async def test_fedn_stays_as_it_is_written(tmp_path: Path, wheels: Path) -> None
         {
             "fedn.yaml": "python_env: env.yaml\nentry_points: {train: {command: python train.py}}",
             "env.yaml": "dependencies: ['fedn>=0.9']",
+            "train.py": ADD_ONE,
         },
     )
     lines = await pinned(package, wheels)

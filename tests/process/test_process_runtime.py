@@ -300,8 +300,11 @@ async def test_limits_of_memory_and_processor_time_hold(runtime: Runtime, prepar
     with pytest.raises(EntryPointFailed, match="exit status 1") as caught:
         await run_train(runtime, prepared, say, "memory", limits=Limits(memory_bytes=200 << 20))
     assert "MemoryError" in caught.value.fields["log_tail"]
-    with pytest.raises(EntryPointFailed, match=r"SIGXCPU \(its processor time was used up\)"):
+    assert "a process of it may have 209,715,200 bytes of memory" in str(caught.value)
+    assert caught.value.fields["limit"] == "memory"
+    with pytest.raises(EntryPointFailed, match=r"SIGXCPU \(its processor time was used up\)") as caught:
         await run_train(runtime, prepared, say, "time", limits=Limits(cpu_s=1))
+    assert caught.value.fields["limit"] == "cpu"
 
 
 COMMANDS = "name: p\nentry_points: {{train: '{command}', validate: python train.py}}"

@@ -10,7 +10,7 @@ from pathlib import Path
 from runnel.client.runtimes import EnvironmentCache, Guard, Installs, LineSink
 from runnel.common.blobs import in_thread
 from runnel.common.errors import BadPackage
-from runnel.compute_package import read_manifest
+from runnel.compute_package import pack, read_manifest, unpack
 
 
 async def pin(
@@ -22,6 +22,9 @@ async def pin(
     environ: Mapping[str, str] | None = None,
 ) -> str:
     """Return the requirements of the package in the folder ``package``, pinned; nothing is written to it.
+
+    They are resolved as a site would: from what is packed of the folder, for the Python that its ``runnel.yaml`` names,
+    else for that of this process.
 
     Args:
         package: a package's folder.
@@ -48,6 +51,9 @@ async def pin(
             environments = EnvironmentCache(
                 Path(folder), environ=os.environ if environ is None else environ, guard=guard, installs=installs
             )
-            return await environments.pin(package / listing, say, root=package, hashes=hashes)
+            # What is included from elsewhere, or left out, is so at every site.
+            packed = await in_thread(pack, package, Path(folder) / "package.tar.gz")
+            root = await in_thread(unpack, packed.path, Path(folder) / "package")
+            return await environments.pin(root / listing, say, root=root, hashes=hashes, python=manifest.python)
     finally:
         await guard.close()

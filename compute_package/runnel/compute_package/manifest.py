@@ -9,13 +9,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path, PurePosixPath
-from typing import Any
-
-import yaml
 
 from runnel.common.errors import BadPackage, InvalidInput
 from runnel.common.model_format import ModelFormat
+from runnel.compute_package.contents import CONTENT_KEYS, read_contents
 from runnel.compute_package.fedn_use import NO_USE, FednUse, find_fedn_use
+from runnel.compute_package.needs import read_apt, read_python
+from runnel.compute_package.strict_yaml import MAX_BYTES, kind_of, load_yaml
 
 RUNNEL_MANIFEST = "runnel.yaml"
 FEDN_MANIFEST = "fedn.yaml"
@@ -26,7 +26,7 @@ DOCKERFILE = "Dockerfile"
 """A package that has this file in its root, and no ``fedn.yaml``, runs in the image that it makes."""
 
 _KEYS = ("name", "version", "entry_points", "requirements", "image", "model_format")
-_MAX_BYTES = 64 * 1024
+_BUILD_KEYS = ("python", "apt", *CONTENT_KEYS)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 # A name as engines take it: registry and path, then a tag, a digest, or both.
 _IMAGE = re.compile(
@@ -63,6 +63,8 @@ class Manifest:
         python_env: the environment file that a ``fedn.yaml`` names, relative to the package's root; None otherwise.
         kind: which file said so; ``PLAIN`` when the scripts were found by their names.
         requires_python: the ``requires-python`` of a ``pyproject.toml`` in the package's root; empty: any.
+        python: the ``3.11`` or ``3.11.7`` that its ``runnel.yaml`` is for; empty: any.
+        apt: packages of Debian, with versions if wanted, that are installed into the image that is made for it.
         fedn: what its scripts use of FEDn.
         model_format: of the models that its entry points are given and write; None: that of the session's seed.
         image: the container image that it runs in, a name or a name pinned by its digest. None: it names none.
@@ -79,6 +81,8 @@ class Manifest:
     python_env: str | None = None
     kind: ManifestKind = ManifestKind.PLAIN
     requires_python: str = ""
+    python: str = ""
+    apt: tuple[str, ...] = ()
     fedn: FednUse = NO_USE
     model_format: ModelFormat | None = None
     image: str | None = None
@@ -87,7 +91,14 @@ class Manifest:
     @property
     def needs_image(self) -> bool:
         """Whether it can run in a container only."""
-        return self.image is not None or self.dockerfile is not None
+        return self.image is not None or self.dockerfile is not None or bool(self.apt)
+
+    @property
+    def asked_python(self) -> tuple[str, str]:
+        """The Python that it asks for, and the file that says so; both empty: any will do."""
+        if self.python:
+            return self.python, RUNNEL_MANIFEST
+        return (self.requires_python, _PROJECT) if self.requires_python else ("", "")
 
     @property
     def speaks_fedn(self) -> bool:
@@ -161,6 +172,11 @@ def read_manifest(root: Path, *, default_name: str | None = None) -> Manifest:
         requirements: requirements.txt  # default: that file if it exists; null: the interpreter of the client
         model_format: safetensors       # or npz; default: the format of the session's seed
         image: python:3.12-slim         # it runs in a container of this image; name@sha256:… pins it
+        python: "3.11"                  # the Python that runs it, whatever else there is; default: any
+        apt: [libgomp1]                 # packages of Debian in the image that a site makes for it
+        include: [../shared]            # this and the next two: what is packed, see :class:`Contents`
+        exclude: ["*.csv"]
+        force_include: [units.csv]
 
     A package with a ``Dockerfile`` in its root runs in a container of the image that it makes; it has no ``image``. Of
     what is in the image, requirements included, both leave the care to its author.
@@ -215,7 +231,7 @@ def _requires_python(root: Path) -> str:
         return ""
     try:
         with path.open("rb") as file:
-            document = tomllib.loads(file.read(_MAX_BYTES).decode())
+            document = tomllib.loads(file.read(MAX_BYTES).decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadPackage(f"{_PROJECT} can not be read as TOML: {error}.", file=_PROJECT) from error
     project = document.get("project")
@@ -224,10 +240,11 @@ def _requires_python(root: Path) -> str:
 
 
 def _read_runnel(root: Path, default_name: str) -> Manifest:
-    document = _load(root / RUNNEL_MANIFEST)
+    document = load_yaml(root / RUNNEL_MANIFEST)
     for key in document:
-        if key not in _KEYS:
-            raise _bad(RUNNEL_MANIFEST, str(key), f"is no key of it; it may have {', '.join(_KEYS)}")
+        if key not in (known := (*_KEYS, *_BUILD_KEYS)):
+            raise _bad(RUNNEL_MANIFEST, str(key), f"is no key of it; it may have {', '.join(known)}")
+    read_contents(document)  # of no effect but where it is packed; what is wrong is told everywhere
     name = _text(RUNNEL_MANIFEST, "name", document.get("name", default_name))
     if not _NAME.fullmatch(name):
         raise _bad(RUNNEL_MANIFEST, "name", f"should be 1 to 64 of A-Z a-z 0-9 . _ - but is {_shown(name)}")
@@ -251,9 +268,15 @@ def _read_runnel(root: Path, default_name: str) -> Manifest:
     dockerfile = _found_dockerfile(root)
     if image is not None and dockerfile is not None:
         raise _bad(RUNNEL_MANIFEST, "image", f"and a {DOCKERFILE} exclude each other", "Remove the one or the other.")
+    apt = read_apt(document.get("apt"))
+    if apt and (image or dockerfile):
+        other = DOCKERFILE if dockerfile else "an image"
+        raise _bad(RUNNEL_MANIFEST, "apt", f"is for packages without {other}", f"Install them in {other} itself.")
     return Manifest(
         name=name,
         version=version,
+        python=read_python(document.get("python")),
+        apt=apt,
         entry_points=entry_points,
         requirements=requirements,
         kind=ManifestKind.RUNNEL,
@@ -285,7 +308,7 @@ def _model_format(value: object) -> ModelFormat | None:
 
 def _commands(section: object) -> dict[str, str]:
     if not isinstance(section, dict):
-        raise _bad(RUNNEL_MANIFEST, "entry_points", f"should map names to commands but is {_kind_of(section)}")
+        raise _bad(RUNNEL_MANIFEST, "entry_points", f"should map names to commands but is {kind_of(section)}")
     commands = {}
     for name, value in section.items():
         key = f"entry_points.{name}"
@@ -315,10 +338,10 @@ def _check_scripts(root: Path, entry_points: Mapping[str, str]) -> None:
 
 
 def _read_fedn(root: Path, default_name: str) -> Manifest:
-    document = _load(root / FEDN_MANIFEST)
+    document = load_yaml(root / FEDN_MANIFEST)
     section = document.get("entry_points")
     if not isinstance(section, dict):
-        raise _bad(FEDN_MANIFEST, "entry_points", f"should map names to commands but is {_kind_of(section)}")
+        raise _bad(FEDN_MANIFEST, "entry_points", f"should map names to commands but is {kind_of(section)}")
     entry_points = {}
     for name, value in section.items():
         key = f"entry_points.{name}.command"
@@ -342,42 +365,6 @@ def _read_fedn(root: Path, default_name: str) -> Manifest:
     )
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """Plain YAML values only: a key may appear once, and nothing is repeated by reference (such files can explode)."""
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.composer.ComposerError(None, None, "anchors and aliases are not accepted", None)
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            if not isinstance(key_node, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(None, None, "a key should be a word", key_node.start_mark)
-            if key_node.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key_node.value!r} appears twice", key_node.start_mark
-                )
-            seen.add(key_node.value)
-        return super().construct_mapping(node, deep)
-
-
-def _load(path: Path) -> dict[Any, Any]:
-    with path.open("rb") as file:
-        raw = file.read(_MAX_BYTES + 1)
-    if len(raw) > _MAX_BYTES:
-        raise BadPackage(f"{path.name} is larger than {_MAX_BYTES // 1024} KiB.", file=path.name)
-    try:
-        document = yaml.load(raw, _StrictLoader)  # noqa: S506 (derived from SafeLoader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
-        raise BadPackage(f"{path.name} can not be read as YAML: {reason[:300]}.", file=path.name) from error
-    if not isinstance(document, dict):
-        raise BadPackage(f"{path.name} should hold keys and values but is {_kind_of(document)}.", file=path.name)
-    return document
-
-
 def _bad(file: str, key: str, what: str, hint: str = "") -> BadPackage:
     key = key if len(key) <= 80 else key[:80] + "…"
     return BadPackage(f"{file}: {key} {what}.", hint=hint, file=file, key=key)
@@ -385,7 +372,7 @@ def _bad(file: str, key: str, what: str, hint: str = "") -> BadPackage:
 
 def _text(file: str, key: str, value: object) -> str:
     if not isinstance(value, str):
-        raise _bad(file, key, f"should be text but is {_kind_of(value)}", "Put it in quotation marks.")
+        raise _bad(file, key, f"should be text but is {kind_of(value)}", "Put it in quotation marks.")
     return value
 
 
@@ -440,9 +427,3 @@ def _listed(names: Iterable[str]) -> str:
 
 def _shown(text: str) -> str:
     return repr(text if len(text) <= 80 else text[:80] + "…")
-
-
-def _kind_of(value: object) -> str:
-    """Say what a YAML value is without printing it: it may be huge."""
-    kinds = {dict: "a mapping", list: "a list", bool: "true or false", int: "a number", float: "a number", str: "text"}
-    return "empty" if value is None else kinds.get(type(value), f"a {type(value).__name__}")

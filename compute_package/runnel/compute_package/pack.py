@@ -10,38 +10,17 @@ import stat
 import struct
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-import pathspec
-
 from runnel.common.errors import BadPackage, NotFound, StorageFull
 from runnel.common.protocol import BlobRef
+from runnel.compute_package.contents import IGNORE_FILES, Source, find_sources
 from runnel.compute_package.manifest import Manifest, read_manifest
-from runnel.compute_package.members import link_fault, name_fault
-
-IGNORE_FILES = (".runnelignore", ".fednignore")
-DEFAULT_IGNORES = (
-    "__pycache__/",
-    "*.py[cod]",
-    ".git",
-    ".hg",
-    ".svn",
-    ".venv",
-    "venv/",
-    ".env",
-    "*.egg-info/",
-    ".ipynb_checkpoints/",
-    ".pytest_cache/",
-    ".mypy_cache/",
-    ".ruff_cache/",
-    ".DS_Store",
-    "Thumbs.db",
-)
-"""What no package carries unless its ignore file says so with ``!``: caches, version control, environments, secrets."""
+from runnel.compute_package.members import link_fault
 
 _READ_BYTES = 1 << 20
 _STORED_BYTES = 0xFFFF
@@ -74,7 +53,8 @@ def pack(folder: Path, out: Path | None = None) -> Packed:
 
     Args:
         folder: with ``train.py`` or a manifest in it. ``.runnelignore`` and ``.fednignore`` in it take the patterns of
-            ``.gitignore`` and come after :data:`DEFAULT_IGNORES`; ``out`` itself is never packed.
+            ``.gitignore`` and come after :data:`~runnel.compute_package.contents.DEFAULT_IGNORES`, before what its
+            ``runnel.yaml`` says; ``out`` itself is never packed.
         out: the file to write, replaced when it exists; by default ``NAME.tar.gz`` in the parent of the present
             directory.
 
@@ -92,15 +72,15 @@ def pack(folder: Path, out: Path | None = None) -> Packed:
     out = Path.cwd().parent / f"{manifest.name}.tar.gz" if out is None else out
     if out.is_dir():
         raise BadPackage(f"The package should be written to a file but {out} is a folder.", path=str(out))
-    sources = _sources(root, skip=out.resolve())
+    sources = find_sources(root, skip=out.resolve())
     _check_entry_points(manifest, sources)
     out.parent.mkdir(parents=True, exist_ok=True)
     beside = out.with_name(f".{out.name}.{secrets.token_hex(4)}.part")
     try:
         with beside.open("xb") as file:
             stream = _StoredGzip(file)
-            for name, path in sources.items():
-                _write_member(stream, root, name, path, sources)
+            for name in sources:
+                _write_member(stream, name, sources)
             # The end of a tar file are two empty blocks.
             stream.write(bytes(2 * tarfile.BLOCKSIZE))
             stream.close()
@@ -112,54 +92,11 @@ def pack(folder: Path, out: Path | None = None) -> Packed:
     finally:
         with suppress(FileNotFoundError):
             beside.unlink()
-    files = tuple(PackageFile(name=name, size_bytes=_size(path)) for name, path in sources.items())
+    files = tuple(PackageFile(name=name, size_bytes=_size(each.path)) for name, each in sources.items())
     return Packed(path=out, ref=stream.ref(), files=files, manifest=manifest)
 
 
-def _sources(root: Path, *, skip: Path) -> dict[str, Path]:
-    """Return path by name of what goes in, in the order of the names' UTF-8 bytes."""
-    ignored = _ignore_rules(root)
-    found = {path.relative_to(root).as_posix(): path for path in _walk(root, root, ignored) if path != skip}
-    return {name: found[name] for name in sorted(found, key=os.fsencode)}
-
-
-def _ignore_rules(root: Path) -> pathspec.GitIgnoreSpec:
-    lines = list(DEFAULT_IGNORES)
-    for name in IGNORE_FILES:
-        if (root / name).is_file():
-            try:
-                lines += (root / name).read_text(encoding="utf-8").splitlines()
-            except UnicodeDecodeError as error:
-                raise BadPackage(f"{name} should be UTF-8 text but is not: {error}.", file=name) from error
-    try:
-        return pathspec.GitIgnoreSpec.from_lines(lines)
-    except ValueError as error:
-        raise BadPackage(f"An ignore file has a line that is no pattern: {error}.") from error
-
-
-def _walk(folder: Path, root: Path, ignored: pathspec.GitIgnoreSpec) -> Iterator[Path]:
-    with os.scandir(folder) as listing:
-        entries = list(listing)
-    for entry in entries:
-        path = Path(entry.path)
-        name = path.relative_to(root).as_posix()
-        is_folder = entry.is_dir(follow_symlinks=False)
-        if ignored.match_file(f"{name}/" if is_folder else name):
-            continue
-        fault = name_fault(name)
-        if fault:
-            raise BadPackage(
-                f"The name {name!a} {fault}, so it does not travel.",
-                hint="Rename or ignore it.",
-                member=ascii(name),
-            )
-        if is_folder:
-            yield from _walk(path, root, ignored)
-        else:
-            yield path
-
-
-def _check_entry_points(manifest: Manifest, sources: dict[str, Path]) -> None:
+def _check_entry_points(manifest: Manifest, sources: Mapping[str, Source]) -> None:
     """An ignore file must not take away what the manifest needs."""
     wanted = {manifest.requirements, manifest.python_env} - {None}
     wanted |= {f"{name}.py" for name, command in manifest.entry_points.items() if command == f"python {name}.py"}
@@ -172,11 +109,12 @@ def _check_entry_points(manifest: Manifest, sources: dict[str, Path]) -> None:
             )
 
 
-def _write_member(stream: _StoredGzip, root: Path, name: str, path: Path, sources: dict[str, Path]) -> None:
+def _write_member(stream: _StoredGzip, name: str, sources: Mapping[str, Source]) -> None:
+    path = sources[name].path
     status = path.lstat()
     member = tarfile.TarInfo(name)
     if stat.S_ISLNK(status.st_mode):
-        member.type, member.linkname, member.mode = tarfile.SYMTYPE, _link_target(root, name, path, sources), 0o777
+        member.type, member.linkname, member.mode = tarfile.SYMTYPE, _link_target(name, sources), 0o777
         stream.write(member.tobuf(tarfile.PAX_FORMAT, "utf-8", "strict"))
         return
     if not stat.S_ISREG(status.st_mode):
@@ -198,7 +136,8 @@ def _write_member(stream: _StoredGzip, root: Path, name: str, path: Path, source
     stream.write(bytes(-written % tarfile.BLOCKSIZE))
 
 
-def _link_target(root: Path, name: str, path: Path, sources: dict[str, Path]) -> str:
+def _link_target(name: str, sources: Mapping[str, Source]) -> str:
+    path, root = sources[name].path, sources[name].root
     text = path.readlink().as_posix()
     target = Path(os.path.realpath(path))
     fault = link_fault(name, text)

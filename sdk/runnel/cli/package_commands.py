@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import platform
 from collections import deque
 from enum import StrEnum
 from pathlib import Path
@@ -202,6 +203,7 @@ def pin(
     from runnel.client.pinning import pin as resolve
     from runnel.client.runtimes import Installs
     from runnel.common.logs import setup_logs
+    from runnel.compute_package import read_manifest
 
     setup_logs("warning")
     out = folder / "requirements.pinned.txt" if out is None else out
@@ -218,6 +220,9 @@ def pin(
     if out.resolve().is_relative_to(folder.resolve()):
         inside = out.resolve().relative_to(folder.resolve())
         desk.say(f"Sites install it when runnel.yaml says: requirements: {inside}")
+        if not read_manifest(folder).python:
+            own = platform.python_version().rpartition(".")[0]
+            desk.say(f'It is for Python {own}, which sites are held to when runnel.yaml says: python: "{own}"')
 
 
 @command(app, "show")

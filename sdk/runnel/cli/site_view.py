@@ -79,6 +79,8 @@ def package_parts(inspected: Inspected) -> RenderableType:
             ("since", when(pending.since)),
             ("entry points", printable(_lines(manifest.entry_points, "none"))),
             ("requirements", printable(inspected.requirements.strip()) or "none: the client's own Python"),
+            ("Python", manifest.asked_python[0] or None),
+            ("of the system", ", ".join(manifest.apt) or None),
             ("files", printable("\n".join(f"{name} ({size(held)})" for name, held in inspected.files.items()))),
             ("approved before", None if before is None else f"{before.digest} by {before.by}, {when(before.at)}"),
         ]

@@ -23,6 +23,7 @@ from runnel.client.runtimes.docker_files import Files, FileSharing, MountedFiles
 from runnel.client.runtimes.docker_images import Image, Images
 from runnel.client.runtimes.docker_leftovers import labels_of, sweep
 from runnel.client.runtimes.docker_paths import PACKAGE, Layout, layout
+from runnel.client.runtimes.docker_python import ImagePythons
 from runnel.client.runtimes.installs import Installs
 from runnel.client.runtimes.log_capture import LogCapture
 from runnel.client.runtimes.process_group import DEFAULT_GRACE_S
@@ -96,6 +97,7 @@ class DockerRuntime:
         self._owner = self._cage.owner((os.geteuid(), os.getegid()))
         self._env = {key: value for key, value in environ.items() if key in _FROM_CLIENT or key.startswith("LC_")}
         self._images = Images(self._engine, state, base=base_image, installs=installs)
+        self._pythons = ImagePythons(self._engine, cage=self._cage, owner=self._owner, labels=self._labels)
         self._sharing = sharing
         self._grace_s = grace_s
         self._files: Files | None = None
@@ -141,8 +143,12 @@ class DockerRuntime:
             self._files.limit(cage)
 
     async def prepare(self, package: PackageFiles, say: LineSink) -> PreparedImage:
-        """Build or fetch the package's image, or find it; see :meth:`Runtime.prepare`."""
+        """Build or fetch the package's image, or find it, and hold it to the Python that the package asks for.
+
+        See :meth:`Runtime.prepare`.
+        """
         image = await self._images.prepare(package, say)
+        await self._pythons.require(package.manifest, image.id)
         await self._shared_files.prepare(package.root, image.id)
         return PreparedImage(package=package, image=image)
 
@@ -232,7 +238,7 @@ class DockerRuntime:
             raise failures.timed_out(name, timeout_s, cage=cage, processes=processes, tail=tail)
         ended = await container.result()
         if ended.status:
-            raise failures.failed(name, word, ended, cage=cage, tail=tail)
+            raise failures.failed(name, word, ended, cage=cage, tail=tail, limits=call.limits)
         await placed.take()
 
 

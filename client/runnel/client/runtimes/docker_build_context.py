@@ -22,6 +22,8 @@ _DOCKERFILE = ".runnel.Dockerfile"
 _LISTING = ".runnel-requirements.txt"
 _CONSTRAINTS = ".runnel-constraints.txt"
 _FEDN_FOLDER = ".runnel-fedn"
+_WHEELS = ".runnel-wheels-"
+_INSTALLABLE = (".whl", ".tar.gz", ".zip")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,11 +34,13 @@ class BuildContext:
         dockerfile: name of the Dockerfile among them.
         trees: folders of the client by where they are in the context.
         extra: further files.
+        wheels: folders of which only what pip installs, and nothing below, is there.
     """
 
     dockerfile: str
     trees: Mapping[str, Path]
     extra: Mapping[str, bytes] = field(default_factory=dict)
+    wheels: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def dockerfile_text(self) -> str:
@@ -51,6 +55,10 @@ class BuildContext:
                     if "__pycache__" not in path.parts:
                         name = (PurePosixPath(prefix) / path.relative_to(root).as_posix()).as_posix()
                         archive.add(path, arcname=name, recursive=False, filter=_plain)
+            for prefix, folder in self.wheels.items():
+                for path in sorted(folder.iterdir()):
+                    if path.name.endswith(_INSTALLABLE) and path.is_file():
+                        archive.add(path.resolve(), arcname=f"{prefix}/{path.name}", filter=_plain)
             for name, content in sorted(self.extra.items()):
                 member = tarfile.TarInfo(name)
                 member.size = len(content)
@@ -64,21 +72,32 @@ def dockerfile_context(root: Path, dockerfile: str) -> BuildContext:
 
 
 def requirements_context(
-    root: Path, wanted: Requirements | None, *, base: str, find_links: Sequence[str] = ()
+    root: Path,
+    wanted: Requirements | None,
+    *,
+    base: str,
+    find_links: Sequence[str] = (),
+    apt: Sequence[str] = (),
+    fedn: bool = False,
 ) -> BuildContext:
     """Return what makes an image of ``base`` with what a package requires, installed by the pip of ``base``. Blocks.
 
     Args:
         root: the package's folder, in which local requirements are.
-        wanted: what is to be installed; None: nothing but what FEDn packages import, which needs no index.
+        wanted: what is to be installed; None: nothing.
         base: the image.
-        find_links: addresses of further wheels; folders of the client are not seen by a build.
+        find_links: addresses of further wheels, or folders of this client, whose wheels the build is given.
+        apt: packages of Debian, installed by the apt of ``base`` before anything else.
+        fedn: whether FEDn packages get what they import, which needs no index, where nothing is ``wanted``.
     """
+    first = f"FROM {base}\n" + (f"RUN {_apt_install(apt)}\n" if apt else "")
     if wanted is None:
-        text = f"FROM {base}\n{_shim_label()}COPY {_FEDN_FOLDER} {_FEDN}\nENV PYTHONPATH={_FEDN}\n"
-        return BuildContext(
-            dockerfile=_DOCKERFILE, trees={_FEDN_FOLDER: shim_source()}, extra={_DOCKERFILE: text.encode()}
-        )
+        text = first
+        trees: dict[str, Path] = {}
+        if fedn:
+            text += f"{_shim_label()}COPY {_FEDN_FOLDER} {_FEDN}\nENV PYTHONPATH={_FEDN}\n"
+            trees = {_FEDN_FOLDER: shim_source()}
+        return BuildContext(dockerfile=_DOCKERFILE, trees=trees, extra={_DOCKERFILE: text.encode()})
     folder = _FILES / os.path.relpath(wanted.folder, root)
     extra: dict[str, bytes] = {}
     shim = ""
@@ -94,16 +113,25 @@ def requirements_context(
         arguments += ["-c", str(_FILES / _CONSTRAINTS)]
     if wanted.hashed:
         arguments.append("--require-hashes")
-    for address in find_links:
-        if "://" in address:
-            arguments += ["--find-links", address]
+    wheels: dict[str, Path] = {}
+    for number, place in enumerate(find_links):
+        if "://" in place:
+            arguments += ["--find-links", place]
+        else:
+            wheels[f"{_WHEELS}{number}"] = Path(place)
+            arguments += ["--find-links", str(_FILES / f"{_WHEELS}{number}")]
     # The pip of a distribution refuses to touch the system's Python unless told; in an image that is the place.
     install = "PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --no-cache-dir"
     label = _shim_label() if wanted.fedn_shim else ""
     run = f"cd {shlex.quote(str(folder))} && {install} {shlex.join(arguments)}"
-    text = f"FROM {base}\n{label}COPY . {_FILES}\nRUN {run}\n"
+    text = f"{first}{label}COPY . {_FILES}\nRUN {run}\n"
     extra[_DOCKERFILE] = text.encode()
-    return BuildContext(dockerfile=_DOCKERFILE, trees={".": root}, extra=extra)
+    return BuildContext(dockerfile=_DOCKERFILE, trees={".": root}, extra=extra, wheels=wheels)
+
+
+def _apt_install(names: Sequence[str]) -> str:
+    install = "DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends"
+    return f"apt-get update && {install} {shlex.join(names)} && rm -rf /var/lib/apt/lists/*"
 
 
 def _shim_label() -> str:

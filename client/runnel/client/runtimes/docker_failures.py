@@ -6,7 +6,8 @@ import signal
 
 from runnel.client.domain.cage import NO_NETWORK, Cage
 from runnel.client.runtimes.docker_container import Ended
-from runnel.client.runtimes.process import describe_status
+from runnel.client.runtimes.process import describe_status, limit_of
+from runnel.client.runtimes.runtime import Limits
 from runnel.common.errors import EntryPointFailed, EntryPointTimeout
 
 _NOT_FOUND = 127
@@ -36,7 +37,9 @@ def exit_status(status: int) -> int:
     return -number if number in signal.valid_signals() else status
 
 
-def failed(entry_point: str, word: str, ended: Ended, *, cage: Cage, tail: str) -> EntryPointFailed:
+def failed(
+    entry_point: str, word: str, ended: Ended, *, cage: Cage, tail: str, limits: Limits | None = None
+) -> EntryPointFailed:
     """Return the error about a run of ``entry_point``, whose command begins with ``word``, that ended badly."""
     if ended.status == _NOT_FOUND and _INIT_COMPLAINT in tail:
         return EntryPointFailed(
@@ -47,7 +50,7 @@ def failed(entry_point: str, word: str, ended: Ended, *, cage: Cage, tail: str) 
             log_tail=tail,
         )
     status = exit_status(ended.status)
-    limit, hint = limit_hit(ended, cage, tail)
+    limit, hint = limit_hit(ended, cage, tail, limits)
     happened = describe_status(status)
     if limit == "memory":
         happened = happened.removesuffix(" (out of memory?)") + f": it used up {_memory(cage)}"
@@ -58,10 +61,11 @@ def failed(entry_point: str, word: str, ended: Ended, *, cage: Cage, tail: str) 
     return EntryPointFailed(f"The entry point {entry_point} {happened}.", hint=hint or usual, **fields)
 
 
-def limit_hit(ended: Ended, cage: Cage, tail: str) -> tuple[str, str]:
-    """Return the limit of its cage that a container seems to have hit, and what to say of it; empty: none."""
-    if ended.out_of_memory:
-        return "memory", "Let it use less, or ask the site for more."
+def limit_hit(ended: Ended, cage: Cage, tail: str, limits: Limits | None = None) -> tuple[str, str]:
+    """Return the limit that a container seems to have hit, and what to say of it; empty: none."""
+    used_up = "memory" if ended.out_of_memory else limit_of(exit_status(ended.status), limits or Limits(), tail)
+    if used_up:
+        return used_up, "Let it use less, or ask the site for more."
     if _has(tail, _NO_MORE_PROCESSES):
         return "pids", f"Its container may have {cage.pids} processes and threads, and it seems to have wanted more."
     if _has(tail, _NO_MORE_ROOM):

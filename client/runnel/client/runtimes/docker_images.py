@@ -30,9 +30,11 @@ from runnel.common.errors import BadPackage, EnvironmentFailed
 REPOSITORY = "runnel-package"
 LABEL_PACKAGE = "runnel.package"
 BASE_ARGUMENT = "BASE_IMAGE"
+PYTHON_ARGUMENT = "PYTHON_VERSION"
 DEFAULT_BUILD_TIMEOUT_S = 1800.0
 _TAIL_LINES = 30
 _KEY_FILE = "image-names"
+_TAKES_PYTHON = re.compile(rf"^\s*ARG\s+{PYTHON_ARGUMENT}\b", re.IGNORECASE | re.MULTILINE)
 _TAKES_BASE = re.compile(rf"^\s*ARG\s+{BASE_ARGUMENT}\b", re.IGNORECASE | re.MULTILINE)
 _SPOOLED_BYTES = 8 << 20
 
@@ -105,9 +107,10 @@ class Images:
 
     async def _from_dockerfile(self, package: PackageFiles, dockerfile: str, say: LineSink) -> Image:
         arguments = {}
-        if self._base and _TAKES_BASE.search(
-            await in_thread((package.root / dockerfile).read_text, "utf-8", "replace")
-        ):
+        text = await in_thread((package.root / dockerfile).read_text, "utf-8", "replace")
+        if package.manifest.python and _TAKES_PYTHON.search(text):
+            arguments[PYTHON_ARGUMENT] = package.manifest.python
+        if self._base and _TAKES_BASE.search(text):
             base = await self._named(self._base, "this site names it as its base", say)
             arguments[BASE_ARGUMENT] = self._base
             tag = await self._tag(package, "dockerfile", base.id)
@@ -135,10 +138,17 @@ class Images:
             wanted = None
         # Without requirements a package of FEDn expects what was installed with FEDn's client.
         bare_fedn = wanted is None and shim and package.manifest.fedn.imports
-        if wanted is None and not bare_fedn:
+        apt = package.manifest.apt
+        if wanted is None and not bare_fedn and not apt:
             return base
         context = await in_thread(
-            requirements_context, package.root, wanted, base=self._base, find_links=self._installs.find_links
+            requirements_context,
+            package.root,
+            wanted,
+            base=self._base,
+            find_links=self._installs.find_links,
+            apt=apt,
+            fedn=bare_fedn,
         )
         tag = await self._tag(package, "requirements", base.id, context.dockerfile_text)
         if (found := await self._find(tag)) is not None:

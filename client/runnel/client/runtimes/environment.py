@@ -87,7 +87,13 @@ class EnvironmentCache:
         self._installs = installs
 
     async def prepare(
-        self, requirements: Path | None, say: LineSink, *, root: Path | None = None, requires_python: str = ""
+        self,
+        requirements: Path | None,
+        say: LineSink,
+        *,
+        root: Path | None = None,
+        requires_python: str = "",
+        asked_by: str = _ASKED_FOR,
     ) -> Path:
         """Return the interpreter of an environment that has what ``requirements`` lists; tell progress to ``say``.
 
@@ -95,8 +101,9 @@ class EnvironmentCache:
             requirements: a ``requirements.txt`` or ``python_env.yaml``. None, or one without entries: this process's
                 own interpreter is returned, unless the package asks for another Python.
             root: the package's folder, which included files must not leave; that of ``requirements`` by default.
-            requires_python: what the package's ``pyproject.toml`` asks for; a ``python_env.yaml`` that names a Python
-                goes before.
+            requires_python: the Python that the package asks for otherwise; a ``python_env.yaml`` that names one goes
+                before.
+            asked_by: the file that asks for it.
 
         Raises:
             BadPackage: the file is not readable as what it is.
@@ -108,7 +115,7 @@ class EnvironmentCache:
         if requirements is not None:
             shim = self._installs.fedn is FednSource.SHIM
             wanted = await in_thread(read_requirements, requirements, root=root, fedn_shim=shim)
-        request = _request(wanted, requires_python)
+        request = _request(wanted, requires_python, asked_by)
         own = request is None or request.accepts(platform.python_version())
         if wanted.empty and own:
             return Path(sys.executable)
@@ -120,10 +127,14 @@ class EnvironmentCache:
                 built = not there
             if built:
                 await self._build(key, wanted, None if own else request, say)
+            else:
+                log.info("environment found built", environment=key)
         await self._evict()
         return python
 
-    async def pin(self, requirements: Path, say: LineSink, *, root: Path | None = None, hashes: bool = False) -> str:
+    async def pin(
+        self, requirements: Path, say: LineSink, *, root: Path | None = None, hashes: bool = False, python: str = ""
+    ) -> str:
         """Return what ``requirements`` would install now, each project with its exact version.
 
         Args:
@@ -131,6 +142,7 @@ class EnvironmentCache:
             say: takes what uv prints.
             root: as for :meth:`prepare`.
             hashes: whether each line has the hashes of its files.
+            python: version that they are for; empty: this process's.
 
         Returns:
             Lines of a requirements file. ``fedn`` is in it as its author wrote it.
@@ -146,6 +158,7 @@ class EnvironmentCache:
             arguments = ["--quiet", "--no-header", "--no-annotate", "--python", sys.executable]
             arguments += ["--no-emit-package", "fedn", "--output-file", str(place / "pinned.txt")]
             arguments += ["--generate-hashes"] if hashes else []
+            arguments += ["--python-version", python] if python else []
             await self._resolve("pip compile", arguments, place, wanted, say)
             pinned = await in_thread((place / "pinned.txt").read_text, "utf-8")
         fedn = [line for line in written.lines if line not in wanted.lines]
@@ -261,10 +274,10 @@ class EnvironmentCache:
             await in_thread(release_place, place, claim)
 
 
-def _request(wanted: Requirements, requires_python: str) -> PythonRequest | None:
+def _request(wanted: Requirements, requires_python: str, asked_by: str) -> PythonRequest | None:
     if wanted.python:
         return read_request(wanted.python, wanted.python_from)
-    return read_request(requires_python, _ASKED_FOR) if requires_python else None
+    return read_request(requires_python, asked_by) if requires_python else None
 
 
 def _key(wanted: Requirements, request: PythonRequest | None) -> str:

@@ -21,12 +21,14 @@ from runnel.client.runtimes.guard import Guard
 from runnel.client.runtimes.installs import FednSource, Installs
 from runnel.client.runtimes.log_capture import LogCapture
 from runnel.client.runtimes.process_group import DEFAULT_GRACE_S, run_group, run_leader
-from runnel.client.runtimes.runtime import Call, Finished, LineSink, PackageFiles, Prepared
+from runnel.client.runtimes.runtime import Call, Finished, Limits, LineSink, PackageFiles, Prepared
 from runnel.client.runtimes.variables import process_variables
 from runnel.client.runtimes.warm_starts import WarmStarts
 from runnel.common.errors import BadPackage, EntryPointFailed, EntryPointTimeout, EnvironmentFailed
 from runnel.compute_package import shim_source
 
+# How Python, numpy and C++ say that they were given no more.
+_NO_MORE_MEMORY = ("MemoryError", "std::bad_alloc", "Cannot allocate memory")
 _HINTS = {
     signal.SIGKILL: "out of memory?",
     signal.SIGXCPU: "its processor time was used up",
@@ -111,11 +113,13 @@ class ProcessRuntime:
         if package.manifest.needs_image:
             raise _needs_image(package)
         listing = package.manifest.requirements or package.manifest.python_env
+        wanted_python, asked_by = package.manifest.asked_python
         python = await self._environments.prepare(
             package.root / listing if listing else None,
             say,
             root=package.root,
-            requires_python=package.manifest.requires_python,
+            requires_python=wanted_python,
+            asked_by=asked_by,
         )
         # Without an environment of its own a package of FEDn expects what was installed with FEDn's client.
         bare = python == Path(sys.executable) and self._installs.fedn is FednSource.SHIM
@@ -153,9 +157,10 @@ class ProcessRuntime:
                 entry_point=call.entry_point,
                 timeout_s=call.timeout_s,
                 log_tail=capture.tail,
+                limit="time",
             ) from error
         if status:
-            raise _failed(call.entry_point, status, capture.tail)
+            raise _failed(call.entry_point, status, capture.tail, call.limits)
         return Finished(exit_status=status, elapsed_s=time.perf_counter() - started, log_tail=capture.tail)
 
     async def _run(
@@ -235,11 +240,12 @@ def _program(word: str, entry_point: str, prepared: PreparedProcess, path: str) 
 
 def _needs_image(package: PackageFiles) -> EnvironmentFailed:
     manifest = package.manifest
-    why = (
-        f"the image {manifest.image}"
-        if manifest.image is not None
-        else f"the image that its {manifest.dockerfile} makes"
-    )
+    if manifest.image is not None:
+        why = f"the image {manifest.image}"
+    elif manifest.dockerfile is not None:
+        why = f"the image that its {manifest.dockerfile} makes"
+    else:
+        why = f"an image with {', '.join(manifest.apt)}"
     return EnvironmentFailed(
         f"The package {manifest.name!r} runs in a container of {why}, and this client runs entry points as processes.",
         hint="Start the client with --runtime docker, where it has a Docker engine.",
@@ -247,14 +253,28 @@ def _needs_image(package: PackageFiles) -> EnvironmentFailed:
     )
 
 
-def _failed(entry_point: str, status: int, tail: str) -> EntryPointFailed:
-    return EntryPointFailed(
-        f"The entry point {entry_point} {describe_status(status)}.",
-        hint="The last lines of its log tell more." if tail else "It printed nothing.",
-        entry_point=entry_point,
-        exit_status=status,
-        log_tail=tail,
-    )
+def _failed(entry_point: str, status: int, tail: str, limits: Limits) -> EntryPointFailed:
+    happened = describe_status(status)
+    fields: dict[str, object] = {"entry_point": entry_point, "exit_status": status, "log_tail": tail}
+    hint = "The last lines of its log tell more." if tail else "It printed nothing."
+    if used_up := limit_of(status, limits, tail):
+        fields["limit"] = used_up
+        hint = "Let it use less, or ask the site for more."
+        if used_up == "memory":
+            happened += f": a process of it may have {limits.memory_bytes:,} bytes of memory, and it wanted more"
+    return EntryPointFailed(f"The entry point {entry_point} {happened}.", hint=hint, **fields)
+
+
+def limit_of(status: int, limits: Limits, tail: str) -> str:
+    """Return which of the ``limits`` of a process ended it, as far as that can be told: ``cpu``, ``memory`` or neither.
+
+    >>> limit_of(-24, Limits(cpu_s=1), ""), limit_of(1, Limits(memory_bytes=1 << 20), "MemoryError")
+    ('cpu', 'memory')
+    """
+    if limits.cpu_s is not None and status in (-signal.SIGXCPU, 128 + signal.SIGXCPU):
+        return "cpu"
+    complains = any(each in tail for each in _NO_MORE_MEMORY)
+    return "memory" if limits.memory_bytes is not None and complains else ""
 
 
 def describe_status(status: int) -> str:
