@@ -6,7 +6,7 @@ import signal
 
 from runnel.client.domain.cage import NO_NETWORK, Cage
 from runnel.client.runtimes.docker_container import Ended
-from runnel.client.runtimes.process import describe_status, limit_of
+from runnel.client.runtimes.process import MORE_MEMORY, describe_status, limit_of
 from runnel.client.runtimes.runtime import Limits
 from runnel.common.errors import EntryPointFailed, EntryPointTimeout
 
@@ -52,7 +52,9 @@ def failed(
     status = exit_status(ended.status)
     limit, hint = limit_hit(ended, cage, tail, limits)
     happened = describe_status(status)
-    if limit == "memory":
+    if limit == "memory" and not ended.out_of_memory and limits is not None:
+        happened += MORE_MEMORY.format(limits.memory_bytes)
+    elif limit == "memory":
         happened = happened.removesuffix(" (out of memory?)") + f": it used up {_memory(cage)}"
     fields: dict[str, object] = {"entry_point": entry_point, "exit_status": status, "log_tail": tail}
     if limit:

@@ -27,6 +27,7 @@ from runnel.client.runtimes.warm_starts import WarmStarts
 from runnel.common.errors import BadPackage, EntryPointFailed, EntryPointTimeout, EnvironmentFailed
 from runnel.compute_package import shim_source
 
+MORE_MEMORY = ": a process of it may have {:,} bytes of memory, and it wanted more"
 # How Python, numpy and C++ say that they were given no more.
 _NO_MORE_MEMORY = ("MemoryError", "std::bad_alloc", "Cannot allocate memory")
 _HINTS = {
@@ -261,7 +262,7 @@ def _failed(entry_point: str, status: int, tail: str, limits: Limits) -> EntryPo
         fields["limit"] = used_up
         hint = "Let it use less, or ask the site for more."
         if used_up == "memory":
-            happened += f": a process of it may have {limits.memory_bytes:,} bytes of memory, and it wanted more"
+            happened += MORE_MEMORY.format(limits.memory_bytes)
     return EntryPointFailed(f"The entry point {entry_point} {happened}.", hint=hint, **fields)
 
 
