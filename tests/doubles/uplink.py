@@ -37,6 +37,7 @@ from runnel.transport import (
     UplinkLink,
     UplinkServer,
 )
+from runnel.transport.asking import AskHandler
 
 KEY = bytes(range(32))
 TOKEN = "rnl_test"
@@ -235,7 +236,13 @@ class SmallNetwork:
     """A directory and an Uplink on one port, and links to them."""
 
     def __init__(
-        self, folder: Path, *, heartbeat_s: float = 10.0, mailbox_items: int = 4096, tls: ServerTls | None = None
+        self,
+        folder: Path,
+        *,
+        heartbeat_s: float = 10.0,
+        mailbox_items: int = 4096,
+        tls: ServerTls | None = None,
+        asks: AskHandler | None = None,
     ) -> None:
         self.folder = folder
         folder.mkdir(exist_ok=True)
@@ -245,6 +252,7 @@ class SmallNetwork:
         self.uplink = UplinkServer(
             self.handler,
             CredentialVerifier(self.issuer.public_key),
+            asks=asks,
             heartbeat_s=heartbeat_s,
             mailbox_items=mailbox_items,
         )

@@ -12,6 +12,7 @@ from types import TracebackType
 
 import structlog
 
+from runnel.combiner.asks import AskRelay
 from runnel.combiner.blob_cache import BlobCache
 from runnel.combiner.domain import Decision, Finish, Membership, OrderBook, SendDown, SendUp
 from runnel.combiner.domain import Fold as FoldDecision
@@ -112,6 +113,7 @@ class Combiner:
         self._children: dict[str, Child] = {}
         self._lines_dropped = 0
         self._link = link_factory(self.hello)
+        self.asks = AskRelay(name, self._membership, self._link)
         self.folded = Tally(("folded",), ("refused",))  # reports from below
         self._cache = BlobCache(BlobStore(state / "blobs", durable=False), self._fetch, keep_bytes=keep_bytes)
         self._partials = Partials(

@@ -29,6 +29,8 @@ from runnel.common.errors import (
 )
 from runnel.common.metrics import Sample
 from runnel.common.protocol import BlobRef, Downward, Hello, NodeKind, Upward
+from runnel.common.tasks.asks import TaskAnswer, TaskAsk
+from runnel.transport.asking import ask_network
 from runnel.transport.attachment import Attachment
 from runnel.transport.channels import open_channel
 from runnel.transport.directory import JoinAsk, Place, join
@@ -256,6 +258,15 @@ class UplinkLink:
                 f"{attachment.peer} did not say within {deadline_s:.1f} s whether it takes a payload.",
                 order_id=order_id,
             ) from None
+
+    async def ask(self, ask: TaskAsk, *, deadline_s: float) -> TaskAnswer:
+        """Ask the network for a container of a task; while nobody answers, again, until ``deadline_s``.
+
+        Raises:
+            DeadlineExceeded: nobody answered in time.
+            RunnelError: what the network said.
+        """
+        return await ask_network(self._present, ask, self._delays(), deadline_s=deadline_s, clock=self._clock)
 
     def samples(self) -> list[Sample]:
         """Return what Prometheus is told of the way up."""

@@ -27,6 +27,7 @@ from runnel.common.errors import (
 from runnel.common.protocol import BlobRef, Drain, Hello, Upward, Welcome
 from runnel.rpc.v1 import uplink_pb2 as pb
 from runnel.rpc.v1 import uplink_pb2_grpc as pb_grpc
+from runnel.transport.asking import AskHandler, answer
 from runnel.transport.authority import require_authority
 from runnel.transport.child import Child
 from runnel.transport.chunks import MAX_CHUNK_BYTES, read_chunks, receive_into
@@ -110,6 +111,7 @@ class UplinkServer(pb_grpc.UplinkServicer):
     Args:
         handler: what decides.
         verifier: of the credentials of all callers.
+        asks: what answers the containers of tasks; None: nobody does.
         heartbeat_s: for nodes that say less than one message in three times this, the stream is ended as ``silent``.
         mailbox_items: most messages that may wait for one child.
         mailbox_bytes: most bytes that may wait for one child.
@@ -121,6 +123,7 @@ class UplinkServer(pb_grpc.UplinkServicer):
         handler: UplinkHandler,
         verifier: CredentialVerifier,
         *,
+        asks: AskHandler | None = None,
         heartbeat_s: float = 10.0,
         mailbox_items: int = 4096,
         mailbox_bytes: int = 16 << 20,
@@ -128,6 +131,7 @@ class UplinkServer(pb_grpc.UplinkServicer):
     ) -> None:
         self._handler = handler
         self._verifier = verifier
+        self._asks = asks
         self._heartbeat_s = heartbeat_s
         self._mailbox_items = mailbox_items
         self._mailbox_bytes = mailbox_bytes
@@ -380,6 +384,11 @@ class UplinkServer(pb_grpc.UplinkServicer):
             remembered.append((order_id, ref.sha256))
 
         await to_its_end(hand_over())
+
+    # ---- Ask
+
+    async def Ask(self, request: pb.TaskAsk, context: Context) -> pb.TaskAnswer:  # noqa: N802, D102 - as above
+        return await answer(self._asks, self._verifier.verify(bearer(context)), request, context)
 
     # ----
 

@@ -50,6 +50,11 @@ class UplinkStub:
                 request_serializer=runnel_dot_rpc_dot_v1_dot_uplink__pb2.Chunk.SerializeToString,
                 response_deserializer=runnel_dot_rpc_dot_v1_dot_uplink__pb2.Receipt.FromString,
                 _registered_method=True)
+        self.Ask = channel.unary_unary(
+                '/runnel.rpc.v1.Uplink/Ask',
+                request_serializer=runnel_dot_rpc_dot_v1_dot_uplink__pb2.TaskAsk.SerializeToString,
+                response_deserializer=runnel_dot_rpc_dot_v1_dot_uplink__pb2.TaskAnswer.FromString,
+                _registered_method=True)
 
 
 class UplinkServicer:
@@ -80,6 +85,14 @@ class UplinkServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Ask(self, request, context):
+        """What the container of a task asks the network in the name of its run: which sites there are, sub-tasks, and what has
+        become of them. A combiner passes it on; the reducer answers.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_UplinkServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -97,6 +110,11 @@ def add_UplinkServicer_to_server(servicer, server):
                     servicer.Push,
                     request_deserializer=runnel_dot_rpc_dot_v1_dot_uplink__pb2.Chunk.FromString,
                     response_serializer=runnel_dot_rpc_dot_v1_dot_uplink__pb2.Receipt.SerializeToString,
+            ),
+            'Ask': grpc.unary_unary_rpc_method_handler(
+                    servicer.Ask,
+                    request_deserializer=runnel_dot_rpc_dot_v1_dot_uplink__pb2.TaskAsk.FromString,
+                    response_serializer=runnel_dot_rpc_dot_v1_dot_uplink__pb2.TaskAnswer.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -181,6 +199,33 @@ class Uplink:
             '/runnel.rpc.v1.Uplink/Push',
             runnel_dot_rpc_dot_v1_dot_uplink__pb2.Chunk.SerializeToString,
             runnel_dot_rpc_dot_v1_dot_uplink__pb2.Receipt.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Ask(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/runnel.rpc.v1.Uplink/Ask',
+            runnel_dot_rpc_dot_v1_dot_uplink__pb2.TaskAsk.SerializeToString,
+            runnel_dot_rpc_dot_v1_dot_uplink__pb2.TaskAnswer.FromString,
             options,
             channel_credentials,
             insecure,

@@ -32,6 +32,10 @@ class UplinkStub:
     """Streams the payload of a report upwards. The first chunk names the order, the blob and the offset; a stream of one
     chunk without data asks how much is already held. The answer tells how many bytes are held, verified or not.
     """
+    Ask: _aio.UnaryUnaryMultiCallable[_uplink_pb2.TaskAsk, _uplink_pb2.TaskAnswer]
+    """What the container of a task asks the network in the name of its run: which sites there are, sub-tasks, and what has
+    become of them. A combiner passes it on; the reducer answers.
+    """
 
 class UplinkServicer(metaclass=_abc_1.ABCMeta):
     """Served by reducers and combiners to the nodes below them."""
@@ -64,6 +68,16 @@ class UplinkServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_uplink_pb2.Receipt]:
         """Streams the payload of a report upwards. The first chunk names the order, the blob and the offset; a stream of one
         chunk without data asks how much is already held. The answer tells how many bytes are held, verified or not.
+        """
+
+    @_abc_1.abstractmethod
+    def Ask(
+        self,
+        request: _uplink_pb2.TaskAsk,
+        context: _aio.ServicerContext[_uplink_pb2.TaskAsk, _abc.Awaitable[_uplink_pb2.TaskAnswer]],
+    ) -> _abc.Awaitable[_uplink_pb2.TaskAnswer]:
+        """What the container of a task asks the network in the name of its run: which sites there are, sub-tasks, and what has
+        become of them. A combiner passes it on; the reducer answers.
         """
 
 def add_UplinkServicer_to_server(servicer: UplinkServicer, server: _aio.Server) -> None: ...
