@@ -188,7 +188,7 @@ async def host_view(engine: Engine) -> HostView | None:
 
     A client that is a container of this very engine learns from it what is mounted where.
     """
-    own = await in_thread(_own_container)
+    own = await in_thread(own_container)
     if own is None:
         return HostView() if engine.host.startswith("unix://") else None
     try:
@@ -207,7 +207,7 @@ async def host_view(engine: Engine) -> HostView | None:
     )
 
 
-def _own_container() -> str | None:
+def own_container() -> str | None:
     """Return the identity of the container that this process is in, which its mounts tell."""
     try:
         found = _OWN_CONTAINER.search(_MOUNTINFO.read_text(encoding="utf-8", errors="replace"))

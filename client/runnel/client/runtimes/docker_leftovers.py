@@ -8,6 +8,7 @@ from typing import Any
 
 import structlog
 from aiodocker.exceptions import DockerError
+from aiodocker.networks import DockerNetwork
 from aiodocker.volumes import DockerVolume
 
 from runnel.client.runtimes.docker_engine import Engine, engine_errors
@@ -24,7 +25,7 @@ def labels_of(client: str, state: Path) -> dict[str, str]:
 
 
 async def sweep(engine: Engine, labels: dict[str, str]) -> int:
-    """Remove the containers and volumes with exactly these ``labels``; return how many there were.
+    """Remove the containers, networks and volumes with exactly these ``labels``; return how many there were.
 
     Raises:
         EnvironmentFailed: the engine refused, or is gone.
@@ -34,15 +35,26 @@ async def sweep(engine: Engine, labels: dict[str, str]) -> int:
         found = await engine.docker.containers.list(all=True, filters=wanted)
         for container in found:
             await _gone(container.delete(force=True, v=True))
+        networks = await engine.docker.networks.list(filters=wanted)
+        for each in networks:
+            await _remove_network(engine, each["Id"])
         # The library has no types here.
         all_volumes: Any = engine.docker.volumes
         volumes = (await all_volumes.list(filters=wanted)).get("Volumes") or []
         for volume in volumes:
             await remove_volume(engine, volume["Name"])
-    left = len(found) + len(volumes)
+    left = len(found) + len(networks) + len(volumes)
     if left:
         log.info("containers of an earlier start were removed", containers=len(found), volumes=len(volumes))
     return left
+
+
+async def _remove_network(engine: Engine, identity: str) -> None:
+    network: Any = DockerNetwork
+    found = network(engine.docker, identity)
+    for joined in (await found.show()).get("Containers") or ():
+        await _gone(found.disconnect({"Container": joined, "Force": True}))
+    await _gone(found.delete())
 
 
 async def remove_volume(engine: Engine, name: str) -> None:

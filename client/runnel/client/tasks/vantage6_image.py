@@ -1,0 +1,70 @@
+"""For which release of vantage6 an image was made."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Mapping
+from typing import Any
+
+from aiodocker.exceptions import DockerError
+
+from runnel.client.runtimes.docker_engine import Engine, engine_errors
+from runnel.client.tasks.vantage6_files import Profile
+from runnel.common.blobs import in_thread
+
+_VERSION_FILE = "vantage6/algorithm/client/_version.py"
+_VERSION = re.compile(rb"version_info = \((\d+), (\d+)")
+_PYTHON = re.compile(r"PYTHON_VERSION=(\d+\.\d+)")
+
+
+async def detect_profile(engine: Engine, image: str, labels: Mapping[str, str]) -> Profile:
+    """Return the profile that fits an image which the engine has.
+
+    Its command tells the wrapper of releases 2 and 3 from later ones; which of these it is stands in a file of the
+    image, looked for where images of Python have their packages. What tells nothing is taken for release 4.
+
+    Raises:
+        EnvironmentFailed: the engine refused, or is gone.
+    """
+    with engine_errors(f"tell about the image {image}"):
+        config = (await engine.docker.images.inspect(image)).get("Config") or {}
+    command = " ".join([*(config.get("Entrypoint") or ()), *(config.get("Cmd") or ())])
+    if "vantage6.tools" in command:
+        return Profile.V3
+    python = next((found[1] for each in config.get("Env") or () if (found := _PYTHON.match(each))), None)
+    if python is None:
+        return Profile.V4
+    path = f"/usr/local/lib/python{python}/site-packages/{_VERSION_FILE}"
+    text = await _file_of(engine, image, path, labels)
+    version = _VERSION.search(text)
+    if version is None:
+        return Profile.V4
+    major, minor = int(version[1]), int(version[2])
+    if major >= 5:
+        return Profile.V5
+    return Profile.V4_0 if (major, minor) < (4, 2) else Profile.V4
+
+
+async def _file_of(engine: Engine, image: str, path: str, labels: Mapping[str, str]) -> bytes:
+    """Return a small file of an image, by a container that is never started; empty: it is not there."""
+    name = f"runnel-look-{secrets.token_hex(8)}"
+    config: dict[str, Any] = {"Image": image, "Labels": dict(labels), "NetworkDisabled": True, "Cmd": ["-"]}
+    with engine_errors(f"look into the image {image}"):
+        container = await engine.docker.containers.create(config, name=name)
+        try:
+            archive = await container.get_archive(path)
+            return await in_thread(_only_file, archive)
+        except DockerError as error:
+            if error.status != 404:
+                raise
+            return b""
+        finally:
+            await container.delete(force=True)
+
+
+def _only_file(archive: Any) -> bytes:
+    with archive:
+        member = archive.next()
+        file = archive.extractfile(member) if member is not None and member.isreg() else None
+        return file.read(1 << 16) if file is not None else b""
