@@ -20,10 +20,12 @@ from runnel.cli.component_options import (
     PlaintextOption,
     run_component,
 )
+from runnel.cli.file_service_command import files
 from runnel.cli.site_commands import add_site
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 add_site(app)
+app.command("files")(files)
 
 
 @app.callback(invoke_without_command=True)
