@@ -21,6 +21,7 @@ from runnel.reducer.engine.engine import Engine
 from runnel.reducer.http import HttpServer, create_app
 from runnel.reducer.metrics import reducer_page
 from runnel.reducer.operations import Operations
+from runnel.reducer.pytaskmanager import PtmMaster
 from runnel.reducer.rpc.gateway import Gateway
 from runnel.reducer.rpc.run_files import RunFiles
 from runnel.reducer.settings import ReducerSettings
@@ -168,6 +169,7 @@ async def serve_reducer(settings: ReducerSettings) -> AsyncIterator[ReducerServe
             insecure=settings.insecure,
             metrics=reducer_page(engine, uplink, state, lag),
             metrics_open=settings.metrics == "open" or parse_address(settings.http, key="http").loopback,
+            ptm=PtmMaster(operations, journal),
         )
         http = HttpServer(api, settings.http, tls, stop_s=settings.grace_s)
         await stack.enter_async_context(http)

@@ -43,7 +43,8 @@ def read_pytaskmanager(path: Path) -> Mapping[str, str]:
     """Return the settings of the contract ``pytaskmanager`` from a ``config.json``, such as its client has.
 
     Its keys ``endpointUrl``, ``endpointType``, ``endpointToken``, ``dockerHost``, ``databaseUri`` and ``profile``
-    (``files`` or ``app``, for tasks that name none) are read; the others are no business of this client. The values stay at the site: what is logged is which there are.
+    (``files`` or ``app``, for tasks that name none) are read; the others are no business of this client. No value is
+    logged or told in an error.
 
     Raises:
         BadSettings: it can't be read, is no JSON object, or one of these keys is not what it should be.
@@ -64,7 +65,7 @@ def read_pytaskmanager(path: Path) -> Mapping[str, str]:
         # Without what came: it may be the token.
         keys = ", ".join(".".join(str(part) for part in each["loc"]) or "all of it" for each in error.errors())
         raise BadSettings(
-            f"The file {path} of --pytaskmanager should be an object of texts, profile being files or app; wrong: {keys}."
+            f"The file {path} of --pytaskmanager should be an object of texts, profile files or app; wrong: {keys}."
         ) from error
     settings = {
         ENDPOINT_URL: config.endpoint_url,

@@ -9,10 +9,11 @@ from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 
 from runnel.common.metrics import MetricsPage
-from runnel.reducer.http import bearings, events, models, network, packages, problems, sessions, tasks
+from runnel.reducer.http import bearings, events, models, network, packages, problems, pytaskmanager, sessions, tasks
 from runnel.reducer.http.idempotency import Calls
 from runnel.reducer.http.metrics import metrics_route
 from runnel.reducer.http.uploads import BodyGate
+from runnel.reducer.pytaskmanager import PtmMaster
 from runnel.reducer.service import ReducerService
 from runnel.reducer.web import mount_page
 
@@ -41,12 +42,18 @@ _TAGS = [
 
 
 def create_app(
-    service: ReducerService, *, insecure: bool, metrics: MetricsPage | None = None, metrics_open: bool = False
+    service: ReducerService,
+    *,
+    insecure: bool,
+    metrics: MetricsPage | None = None,
+    metrics_open: bool = False,
+    ptm: PtmMaster | None = None,
 ) -> FastAPI:
     """Make the application that serves ``service`` below ``/api/v1``, its OpenAPI at ``/docs``, and the page at ``/``.
 
     ``metrics`` is served at ``/metrics``, without a token if ``metrics_open``. ``insecure`` only tells the
-    documentation that no token is needed: who may do what is decided by the service.
+    documentation that no token is needed: who may do what is decided by the service. ``ptm`` is served below ``/ptm``,
+    for what was written for PyTaskManager.
     ``app.state.closing`` is the event that ends its endless streams when it is set;
     :class:`runnel.reducer.http.HttpServer` does so before it stops.
     """
@@ -82,6 +89,10 @@ def create_app(
         return {"status": "ok"}
 
     app.include_router(api)
+    if ptm is not None:
+        app.state.ptm = ptm
+        app.include_router(pytaskmanager.router)
+        app.add_middleware(pytaskmanager.TokenInPath)
     if metrics is not None:
         app.include_router(metrics_route(metrics, service, open_to_all=metrics_open))
     mount_page(app)
