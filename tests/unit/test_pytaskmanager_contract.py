@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import base64
+import io
 import os
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from runnel.client.tasks.contract import Database, Layout, Produced, TaskSite
+from runnel.client.tasks.discretion import Discretion
 from runnel.client.tasks.pytaskmanager import PyTaskManagerContract
 from runnel.client.tasks.pytaskmanager_site import read_pytaskmanager
 from runnel.common.errors import BadOutput, BadSettings, InvalidInput
@@ -114,6 +119,30 @@ def test_what_it_wrote_is_collected_without_the_token(tmp_path: Path) -> None:
     found = texts(CONTRACT.collect(spec_of(), tmp_path, site))
     assert found["output"] == before + b"[secret of the site]after" + TOKEN[:4].encode()
     assert found["log"] == b"token: [secret of the site][secret of the site]"
+
+
+def test_the_folder_of_the_older_layout_is_given_out_as_an_archive(tmp_path: Path) -> None:
+    site = site_with({})
+    spec = spec_of(profile="files")
+    seen = places(laid_out(tmp_path, spec, site))
+    assert {each.name for each in CONTRACT.collect(spec, tmp_path, site)} == {"output", "log"}
+    (tmp_path / "taken" / "files.zip").unlink()
+    (seen["/output"] / "model.bin").write_bytes(b"weights")
+    (seen["/output"] / "passwd").symlink_to("/etc/passwd")
+    [archive] = [each for each in CONTRACT.collect(spec, tmp_path, site) if each.name == "files"]
+    with zipfile.ZipFile(archive.path) as opened:
+        assert {name: opened.read(name) for name in opened.namelist()} == {"model.bin": b"weights"}
+
+
+@given(st.lists(st.sampled_from(["secret-a", "secret-ab", "secr", "et-a", "x", "secret-asecret-ab"]), max_size=30))
+def test_whatever_is_put_together_no_secret_is_left(parts: list[str]) -> None:
+    secrets = ["secret-a", "secret-ab", "short"]
+    source, target = io.BytesIO("".join(parts).encode()), io.BytesIO()
+    discretion = Discretion(secrets)
+    discretion.copy(source, target)
+    told = target.getvalue().decode()
+    assert "secret-a" not in told
+    assert told == discretion.text("".join(parts))
 
 
 def test_only_files_of_its_own_leave(tmp_path: Path) -> None:

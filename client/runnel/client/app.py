@@ -27,6 +27,7 @@ from runnel.client.reviews import Reviews
 from runnel.client.runtimes import Installs, ProcessRuntime, entry_point_variables, site_variables
 from runnel.client.runtimes.containers import in_containers
 from runnel.client.settings import ClientSettings
+from runnel.client.tasks.pytaskmanager_site import read_pytaskmanager
 from runnel.client.tasks.site_graph import site_tasks
 from runnel.client.tasks.task_engine import EngineSettings
 from runnel.common.disk import state_folder
@@ -34,6 +35,7 @@ from runnel.common.endpoints import note_attachment, remove_endpoints, write_end
 from runnel.common.errors import BadSettings
 from runnel.common.metrics import LoopLag, MetricsServer
 from runnel.common.protocol import Hello, NodeKind
+from runnel.common.tasks import Contract
 from runnel.transport import UplinkLink, parse_address
 from runnel.transport.way_up import client_tls, load_or_create_identity, require_loopback
 
@@ -179,6 +181,17 @@ def site_policy(settings: ClientSettings) -> SitePolicy:
     return site
 
 
+def site_contracts(settings: ClientSettings) -> dict[Contract, Mapping[str, str]]:
+    """Return what the site has set for the contracts of containers.
+
+    Raises:
+        BadSettings: a file is wrong.
+    """
+    if settings.pytaskmanager is None:
+        return {}
+    return {Contract.PYTASKMANAGER: read_pytaskmanager(settings.pytaskmanager)}
+
+
 async def run_client(
     settings: ClientSettings,
     stop: asyncio.Event,
@@ -205,6 +218,7 @@ async def run_client(
     databases = site_databases(settings.data)
     policy = await asyncio.to_thread(site_policy, settings)
     variables = site_variables(settings.env, environ)
+    contract_settings = await asyncio.to_thread(site_contracts, settings)
     # Entry points and the installer run in other folders.
     settings = settings.model_copy(update={"state": settings.state.absolute()})
     await asyncio.to_thread(state_folder, settings.state)
@@ -266,7 +280,7 @@ async def run_client(
                 databases=databases,
                 variables=variables,
                 selector=None,
-                settings={},
+                settings=contract_settings,
                 time_s=settings.run_timeout_s,
                 clock=clock,
             ),

@@ -76,6 +76,10 @@ class ClientSettings(BaseModel):
         None,
         description="What may run here (TOML); by default anything on the loopback, else what the site approved.",
     )
+    pytaskmanager: Path | None = Field(
+        None,
+        description="`config.json` of PyTaskManager's client, whose endpoint and `dockerHost` its images find here.",
+    )
     run_timeout_s: float | None = Field(None, gt=0, description="The site's own limit for one run of an entry point.")
     # Elsewhere it means something else.
     metrics: str | None = Field(

@@ -89,6 +89,10 @@ def client(
             metavar="FILE", help="What may run here (TOML). [default: approved packages; anything on the loopback]"
         ),
     ] = None,
+    pytaskmanager: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="config.json of PyTaskManager's client: the endpoint that its images find."),
+    ] = None,
     run_timeout_s: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="The site's own limit for one run of an entry point.")
     ] = None,
@@ -130,6 +134,7 @@ def client(
         "docker_image": docker_image,
         "docker_files": docker_files,
         "policy": policy,
+        "pytaskmanager": pytaskmanager,
         "run_timeout_s": run_timeout_s,
         "metrics": metrics,
         "grace_s": grace_s,

@@ -127,6 +127,15 @@ class TaskContract(Protocol):
 
 
 @runtime_checkable
+class Discreet(Protocol):
+    """A contract that gives containers secrets of the site."""
+
+    def secrets(self, site: TaskSite) -> Sequence[str]:
+        """Return them: they are struck out of all that a run prints and of why it failed."""
+        ...
+
+
+@runtime_checkable
 class Accompanied(Protocol):
     """A contract with something of the client's beside its containers, such as a server that they call."""
 

@@ -12,13 +12,15 @@ variables and the host name ``dockerhost``, as far as the site has set them.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 from runnel.client.tasks.beneath import open_beneath
 from runnel.client.tasks.contract import PAYLOAD, Layout, Mounted, Produced, TaskSite
+from runnel.client.tasks.discretion import Discretion
+from runnel.client.tasks.output_zip import write_zip
 from runnel.common.errors import BadOutput, InvalidInput
 from runnel.common.protocol import TaskOrder
 from runnel.common.storage import storage_errors
@@ -32,13 +34,9 @@ PROFILE = "profile"
 
 _FILES_PROFILE, _APP_PROFILE = "files", "app"
 _GATEWAY = "host-gateway"  # the engine's word for the address of its own host
-_OWN, _TAKEN = "input_output", "taken"
+_OWN, _OUTPUT_FOLDER, _TAKEN = "input_output", "output", "taken"
 _INPUT, _OUTPUT, _LOG = "input.txt", "output.txt", "log.txt"
 _TEXT = "text/plain"
-_BLOCK_BYTES = 1 << 20
-_STRUCK_OUT = b"[secret of the site]"
-# Of what is shorter, striking it out would spoil results and hide nothing.
-_LEAST_SECRET = 8
 
 
 class PyTaskManagerContract:
@@ -65,8 +63,13 @@ class PyTaskManagerContract:
             hosts={"dockerhost": site.settings.get(DOCKER_HOST) or _GATEWAY},
         )
 
+    def secrets(self, site: TaskSite) -> Sequence[str]:
+        """Return the token of the endpoint, and the address of the database, which may have a password in it."""
+        return [site.settings.get(ENDPOINT_TOKEN, ""), _database(site)]
+
     def collect(self, spec: TaskSpec, folder: Path, site: TaskSite) -> Sequence[Produced]:
-        """Return ``output`` and ``log``: what the containers wrote to those files, without the site's token.
+        """Return ``output`` and ``log``: what the containers wrote to those files, without the site's secrets; of the
+        profile ``files`` also ``files``, a ZIP archive of the folder ``/output``, if there is anything in it.
 
         A file that they removed, or put something else in the place of, is empty.
 
@@ -75,13 +78,19 @@ class PyTaskManagerContract:
             StorageFull: no room.
         """
         taken = folder / _TAKEN
-        left = site.output_bytes
+        left, discretion = site.output_bytes, Discretion(self.secrets(site))
         produced = []
         with storage_errors(folder):
             taken.mkdir(exist_ok=True)
             for name, file in (("output", _OUTPUT), ("log", _LOG)):
-                left -= _take(folder / _OWN, file, taken / file, left, site.settings.get(ENDPOINT_TOKEN, "").encode())
+                left -= _take(folder / _OWN, file, taken / file, left, discretion)
                 produced.append(Produced(name=name, media_type=_TEXT, path=taken / file))
+            if (folder / _OUTPUT_FOLDER).is_dir():
+                target = taken / "files.zip"
+                sources = [(folder / _OUTPUT_FOLDER, "", "")]
+                files, _ = write_zip(target, sources, most_bytes=left, most_files=site.output_files)
+                if files:
+                    produced.append(Produced(name="files", media_type="application/zip", path=target))
         return produced
 
 
@@ -91,11 +100,11 @@ def _mounts(profile: str | None, folder: Path, group: Path | None) -> tuple[Moun
         whole = (Mounted(source=own, target="/input_output", read_only=False),)
         return whole if group is None else (*whole, Mounted(source=group, target="/tmp", read_only=False))  # noqa: S108 (inside)
     if profile == _FILES_PROFILE:
-        for name in ("output", "temp"):
+        for name in (_OUTPUT_FOLDER, "temp"):
             (folder / name).mkdir()
         return (
             *(Mounted(source=own / name, target=f"/{name}", read_only=False) for name in (_INPUT, _OUTPUT, _LOG)),
-            Mounted(source=folder / "output", target="/output", read_only=False),
+            Mounted(source=folder / _OUTPUT_FOLDER, target="/output", read_only=False),
             Mounted(source=group or folder / "temp", target="/temp", read_only=False),
         )
     if profile == _APP_PROFILE:
@@ -110,41 +119,29 @@ def _mounts(profile: str | None, folder: Path, group: Path | None) -> tuple[Moun
 def _variables(order: TaskOrder, spec: TaskSpec, site: TaskSite) -> dict[str, str]:
     settings = site.settings
     endpoint = settings.get(ENDPOINT_URL, "")
-    database = settings.get(DATABASE_URI, "")
-    if not database:
-        addresses = [each.where for each in site.databases.values() if isinstance(each.where, str)]
-        database = addresses[0] if addresses else ""
     return {
         "RUN_ID": spec.tags.get(RUN_ID_TAG) or spec.group or order.run_id,
         "SPARQL_ENDPOINT": endpoint,
         "endpointUrl": endpoint,
         "endpointType": settings.get(ENDPOINT_TYPE, ""),
         "endpointToken": settings.get(ENDPOINT_TOKEN, ""),
-        "DATABASE_URI": database,
+        "DATABASE_URI": _database(site),
     }
 
 
-def _take(own: Path, name: str, target: Path, most: int, secret: bytes) -> int:
+def _database(site: TaskSite) -> str:
+    if DATABASE_URI in site.settings:
+        return site.settings[DATABASE_URI]
+    return next((each.where for each in site.databases.values() if isinstance(each.where, str)), "")
+
+
+def _take(own: Path, name: str, target: Path, most: int, discretion: Discretion) -> int:
     """Copy what the containers wrote to ``name``, and return how many bytes that are."""
     with open_beneath(own, name) as source, target.open("wb") as copy:
         if source is None:
             return 0
-        if source.seek(0, 2) > most:
+        if source.seek(0, os.SEEK_END) > most:
             raise BadOutput(f"The run wrote more to {name} than the {most:,} bytes that are left.", limit="output")
         source.seek(0)
-        if len(secret) >= _LEAST_SECRET:
-            _copy_without(secret, source, copy)
-        else:
-            shutil.copyfileobj(source, copy, _BLOCK_BYTES)
+        discretion.copy(source, copy)
         return copy.tell()
-
-
-def _copy_without(secret: bytes, source: BinaryIO, target: BinaryIO) -> None:
-    held = b""
-    while block := source.read(_BLOCK_BYTES):
-        held = (held + block).replace(secret, _STRUCK_OUT)
-        # The end of a block may be the beginning of the secret.
-        keep = next((n for n in range(min(len(secret) - 1, len(held)), 0, -1) if held.endswith(secret[:n])), 0)
-        target.write(held[: len(held) - keep])
-        held = held[len(held) - keep :]
-    target.write(held)

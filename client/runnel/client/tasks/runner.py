@@ -25,11 +25,13 @@ from runnel.client.tasks.contract import (
     STDOUT,
     Accompanied,
     Database,
+    Discreet,
     Layout,
     Produced,
     TaskContract,
     TaskSite,
 )
+from runnel.client.tasks.discretion import Discretion
 from runnel.client.tasks.failures import failure_of
 from runnel.client.tasks.surroundings import Fetch, Groups, add_surroundings, collect_outputs, fetch_files
 from runnel.client.tasks.task_cage import task_cage, task_time
@@ -177,6 +179,8 @@ class TaskRunner:
             limits=rules.limits,
             voice=voice if not rules.review else _Quiet(voice),
         )
+        discretion = Discretion(contract.secrets(task_site) if isinstance(contract, Discreet) else ())
+        work = dataclasses.replace(work, voice=discretion.voice(work.voice))
         since = time.monotonic()
         digest = images[-1].digest
         note: dict[str, object] = {"images": list(facts.images), "digests": [image.digest for image in images]}
@@ -187,7 +191,7 @@ class TaskRunner:
             with timed(elapsed_s, "run"):
                 async with self._accompanied(contract, work, opened) as accompanied:
                     exit_code, failure = await opened.run(accompanied)
-            produced, failure = await self._collected(contract, work, own, task_site, failure)
+            produced, failure = await self._collected(contract, work, own, task_site, failure, discretion)
             bytes_out = await in_thread(lambda: sum(each.path.stat().st_size for each in produced))
             end = "finished" if failure is None else failure.code
             ended = Ended(
@@ -275,9 +279,21 @@ class TaskRunner:
             yield dataclasses.replace(work, layout=layout)
 
     async def _collected(
-        self, contract: TaskContract, work: Work, own: Layout, site: TaskSite, failure: Failure | None
+        self,
+        contract: TaskContract,
+        work: Work,
+        own: Layout,
+        site: TaskSite,
+        failure: Failure | None,
+        discretion: Discretion,
     ) -> tuple[list[Produced], Failure | None]:
         produced = [Produced(name=name, media_type=_TEXT, path=work.folder / name) for name in (STDOUT, STDERR)]
+        for each in produced:
+            await in_thread(discretion.rewrite, each.path)
+        if failure is not None:
+            failure = dataclasses.replace(
+                failure, message=discretion.text(failure.message), log_tail=discretion.text(failure.log_tail)
+            )
         most = {"most_bytes": site.output_bytes, "most_files": site.output_files}
         try:
             made = [*await in_thread(contract.collect, work.spec, work.folder, site)]

@@ -11,6 +11,7 @@ from runnel.client.domain.policy import Policy
 from runnel.client.tasks.book import RunBook
 from runnel.client.tasks.contract import Database, TaskContract
 from runnel.client.tasks.plain import PlainContract
+from runnel.client.tasks.pytaskmanager import PyTaskManagerContract
 from runnel.client.tasks.release import RUNS, Decisions
 from runnel.client.tasks.runner import Selector, SiteFacts, TaskRunner
 from runnel.client.tasks.site_tasks import SiteTasks
@@ -25,7 +26,7 @@ _FETCH_DEADLINE_S = 3600.0
 
 def contracts() -> dict[Contract, TaskContract]:
     """Return the contracts that this client knows."""
-    return {Contract.PLAIN: PlainContract()}
+    return {Contract.PLAIN: PlainContract(), Contract.PYTASKMANAGER: PyTaskManagerContract()}
 
 
 def site_tasks(
