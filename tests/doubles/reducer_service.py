@@ -31,7 +31,7 @@ from runnel.reducer.domain.values import (
     StatusView,
     TokenView,
 )
-from runnel.reducer.service import Caller
+from runnel.reducer.service import AccessToken, Caller
 from tests.doubles.task_service import InMemoryTasks
 
 T = TypeVar("T")
@@ -72,7 +72,7 @@ class InMemoryReducer(InMemoryTasks):
         self.remembered: dict[tuple[str, str], tuple[str, int, bytes]] = {}
         self._followers: list[asyncio.Queue[Mapping[str, Any]]] = []
 
-    async def authenticate(self, bearer: str | None) -> Caller:
+    async def authenticate(self, bearer: str | None, *, client_id: str | None = None) -> Caller:
         self.authentications += 1
         if self.insecure:
             return Caller(token_id="", role=Role.OPERATOR, organisation="default")
@@ -80,6 +80,12 @@ class InMemoryReducer(InMemoryTasks):
         if bearer is None or bearer not in roles:
             raise Unauthenticated("A token is asked for here.", hint="Set RUNNEL_TOKEN.")
         return Caller(token_id=f"tok-{bearer}", role=roles[bearer], organisation="default")
+
+    async def access_token(self, caller: Caller) -> AccessToken:
+        return AccessToken(token=caller.token_id.removeprefix("tok-"), expires_in_s=60.0)
+
+    async def note_call(self, caller: Caller, *, method: str, path: str, status: int, calls: int) -> None:
+        self.effects.append(f"{method} {path} {status}")
 
     @staticmethod
     def _may(caller: Caller, *roles: Role) -> None:

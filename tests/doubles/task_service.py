@@ -113,7 +113,9 @@ class InMemoryTasks:
         await asyncio.to_thread(path.write_bytes, self._contents[(self._run(run).run, name)])
         yield view, path
 
-    async def release_run(self, caller: Caller, run: str, *, release: bool, reason: str = "") -> RunView:
+    async def release_run(
+        self, caller: Caller, run: str, *, release: bool, reason: str = "", once: bool = False
+    ) -> RunView:
         view = self._run(run)
         if view.state is not RunState.AWAITING_RELEASE:
             raise IllegalState(f"Run {view.run} is {view.state.value}.")

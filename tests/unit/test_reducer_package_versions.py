@@ -13,6 +13,8 @@ from sqlalchemy import select
 
 from runnel.common.errors import Conflict, NotFound
 from runnel.common.protocol import Assignment, AssignmentKey, Failure, Outcome, Settlement, Work
+from runnel.reducer.access_tokens import AccessTokens
+from runnel.reducer.callers import Callers
 from runnel.reducer.domain.values import DEFAULT_ORGANISATION, Role
 from runnel.reducer.engine.engine import wait_for
 from runnel.reducer.operations import Operations
@@ -57,7 +59,7 @@ def operations(net: Net) -> Operations:
         engine=net.engine,
         journal=net.journal,
         blobs=net.lasting,
-        insecure=True,
+        callers=Callers(net.journal, AccessTokens(bytes(32)), insecure=True),
         rpc_address=str,
         uploads=uploads,
         max_blob_bytes=1,

@@ -16,6 +16,8 @@ from runnel.common.disk import state_folder, write_bytes
 from runnel.common.endpoints import remove_endpoints, write_endpoints
 from runnel.common.ids import new_id, new_secret
 from runnel.common.metrics import LoopLag
+from runnel.reducer.access_tokens import AccessTokens
+from runnel.reducer.callers import Callers
 from runnel.reducer.domain.values import DEFAULT_ORGANISATION, Role
 from runnel.reducer.engine.engine import Engine
 from runnel.reducer.http import HttpServer, create_app
@@ -106,7 +108,8 @@ async def serve_reducer(settings: ReducerSettings) -> AsyncIterator[ReducerServe
         journal = Journal(database)
         if not settings.insecure:
             await _first_token(journal, state)
-        issuer = CredentialIssuer(load_or_create_key(state / "credential.key"))
+        key = load_or_create_key(state / "credential.key")
+        issuer = CredentialIssuer(key)
         engine = Engine(
             journal=journal,
             blobs=blobs,
@@ -150,7 +153,7 @@ async def serve_reducer(settings: ReducerSettings) -> AsyncIterator[ReducerServe
             engine=engine,
             journal=journal,
             blobs=blobs,
-            insecure=settings.insecure,
+            callers=Callers(journal, AccessTokens(key), insecure=settings.insecure),
             rpc_address=lambda: rpc.address,
             uploads=Uploads(
                 journal=journal,

@@ -10,14 +10,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from runnel.common.errors import IllegalState, Unauthenticated
+from runnel.common.errors import IllegalState
 from runnel.common.ids import new_id, new_secret
 from runnel.common.protocol import BlobRef, NodeKind, PackageSignature
 from runnel.compute_package import signature_of
 from runnel.reducer.authority import INITIATORS, OPERATORS, READERS, realm, require, require_realm
+from runnel.reducer.callers import Callers
 from runnel.reducer.domain.session_rules import check_config
 from runnel.reducer.domain.values import (
-    DEFAULT_ORGANISATION,
     EventView,
     LogView,
     ModelView,
@@ -33,7 +33,7 @@ from runnel.reducer.domain.values import (
 )
 from runnel.reducer.engine.engine import Engine, wait_for
 from runnel.reducer.package_versions import PackageVersions, taken_up
-from runnel.reducer.service import Caller
+from runnel.reducer.service import AccessToken, Caller
 from runnel.reducer.store import access, ledger, registry, task_lists
 from runnel.reducer.store.blobs import Blobs
 from runnel.reducer.store.journal import Journal
@@ -49,7 +49,7 @@ class Operations(TaskOperations):
         engine: runs the sessions.
         journal: the durable state.
         blobs: packages and models.
-        insecure: anybody is operator.
+        callers: tells who calls.
         rpc_address: returns where nodes join.
         uploads: takes in what people upload.
         max_blob_bytes: of a file that is stored for tasks.
@@ -61,34 +61,29 @@ class Operations(TaskOperations):
         engine: Engine,
         journal: Journal,
         blobs: Blobs,
-        insecure: bool,
+        callers: Callers,
         rpc_address: Callable[[], str],
         uploads: Uploads,
         max_blob_bytes: int,
     ) -> None:
         super().__init__(engine=engine, journal=journal, blobs=blobs, max_blob_bytes=max_blob_bytes)
-        self._insecure = insecure
+        self._callers = callers
         self._rpc_address = rpc_address
         self._uploads = uploads
         self._versions = PackageVersions(journal)
         self._started_at = datetime.now(UTC)
 
-    async def authenticate(self, bearer: str | None) -> Caller:
+    async def authenticate(self, bearer: str | None, *, client_id: str | None = None) -> Caller:
         """Return who presents ``bearer``."""
-        if self._insecure:
-            return Caller(token_id="", role=Role.OPERATOR, organisation=DEFAULT_ORGANISATION)
-        if not bearer:
-            raise Unauthenticated(
-                "The request carries no token.",
-                hint="Give one by --token or RUNNEL_TOKEN (HTTP: Authorization: Bearer …).",
-            )
-        async with self._journal.database.read() as tx:
-            token = await access.find_token(tx, bearer)
-        now = datetime.now(UTC)
-        if token is None or token.revoked_at is not None or (token.expires_at is not None and token.expires_at < now):
-            state = access.why_not(token, now)
-            raise Unauthenticated(f"The token is {state}.", hint="Ask the operator for one (`runnel token create`).")
-        return Caller(token_id=token.id, role=Role(token.role), organisation=token.organisation_id)
+        return await self._callers.authenticate(bearer, client_id=client_id)
+
+    async def access_token(self, caller: Caller) -> AccessToken:
+        """Return what stands for the caller's token for a while."""
+        return self._callers.access_token(caller)
+
+    async def note_call(self, caller: Caller, *, method: str, path: str, status: int, calls: int) -> None:
+        """Record what was called and how it was answered."""
+        await self._callers.note_call(caller, method=method, path=path, status=status, calls=calls)
 
     async def status(self, caller: Caller) -> StatusView:
         """Return the network at a glance."""
@@ -382,7 +377,9 @@ class Operations(TaskOperations):
             return None
         async with self._journal.database.read() as tx:
             if session.startswith(TASK_PREFIX):
-                return (await task_lists.find_task(tx, caller.organisation, session)).id
+                return (
+                    await task_lists.find_task(tx, caller.organisation, session, user=await self._own(tx, caller))
+                ).id
             return (await ledger.find_session(tx, caller.organisation, session)).id
 
     async def follow(self, caller: Caller, session: str | None, after: int) -> AsyncIterator[Mapping[str, Any]]:

@@ -42,11 +42,20 @@ class Caller:
     organisation: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccessToken:
+    """What stands for a token for a while: a JWT, and for how many seconds it is good."""
+
+    token: str
+    expires_in_s: float
+
+
 class TaskService(Protocol):
     """What people can ask of tasks; the part of :class:`ReducerService` that interfaces of other systems translate to.
 
     Wherever an id is asked for, an unambiguous prefix of at least 4 characters does. Who may only look sees tasks
-    without their descriptions, and no results.
+    without their descriptions, and no results. For a researcher there are only the tasks that tokens of the same name
+    asked for.
     """
 
     async def add_blob(self, caller: Caller, body: AsyncIterator[bytes]) -> BlobView:
@@ -83,11 +92,15 @@ class TaskService(Protocol):
     def run_file(self, caller: Caller, run: str, name: str) -> AbstractAsyncContextManager[tuple[RunFileView, Path]]:
         """Give a result file, which stays while the block runs. Raises NotFound, Gone when its time is over."""
 
-    async def release_run(self, caller: Caller, run: str, *, release: bool, reason: str = "") -> RunView:
+    async def release_run(
+        self, caller: Caller, run: str, *, release: bool, reason: str = "", once: bool = False
+    ) -> RunView:
         """Tell the site what the caller decides about results that await release; its policy says whether it listens.
 
+        ``once``: only if nobody decided about them before; else the last word before the site's counts.
+
         Raises:
-            IllegalState: the run does not await that.
+            IllegalState: the run does not await that, or somebody decided about it and ``once`` is asked for.
         """
 
 
@@ -97,8 +110,17 @@ class ReducerService(TaskService, Protocol):
     Wherever an id is asked for, an unambiguous prefix of at least 4 characters does.
     """
 
-    async def authenticate(self, bearer: str | None) -> Caller:
-        """Return who presents ``bearer``; raises Unauthenticated. In an insecure network anybody is operator."""
+    async def authenticate(self, bearer: str | None, *, client_id: str | None = None) -> Caller:
+        """Return who presents ``bearer``, a token or an access token; raises Unauthenticated.
+
+        ``client_id``: id or name of the token that it has to be. In an insecure network anybody is operator.
+        """
+
+    async def access_token(self, caller: Caller) -> AccessToken:
+        """Return what stands for the caller's token for a while, and ends with it."""
+
+    async def note_call(self, caller: Caller, *, method: str, path: str, status: int, calls: int) -> None:
+        """Record what was called and how it was answered; ``calls``: how many, equal in all that, since the last."""
 
     async def status(self, caller: Caller) -> StatusView:
         """Return the network at a glance."""
@@ -198,7 +220,8 @@ class ReducerService(TaskService, Protocol):
         ``session.updated`` (another package:
         ``{"package", "previous", "from_round", "by"}``), ``node.attached``, ``node.left``, ``package.added``,
         ``package.retired``, ``package.restored``, ``model.added``, ``model.removed`` (files of models that
-        are no longer kept: ``{"models", "kept"}``), ``token.created``, ``token.revoked``. Of tasks, whose id is then
+        are no longer kept: ``{"models", "kept"}``), ``token.created``, ``token.revoked``, ``api.call``
+        (``{"method", "path", "status", "calls", "by"}``). Of tasks, whose id is then
         what ``session`` says: ``task.created`` (``{"name", "sites", "user"}``), ``run.state`` (``{"run", "site",
         "state", "error_code", "exit_code"}``), ``task.ended`` (``{"status"}``).
         """

@@ -9,18 +9,21 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from sqlalchemy.ext.asyncio import AsyncSession
+
 from runnel.common.errors import InvalidInput
 from runnel.common.ids import new_id
 from runnel.common.protocol import BlobRef, NodeKind
 from runnel.common.tasks import MAX_SPEC, TaskSpec
 from runnel.reducer.authority import READERS, RESEARCHERS, require
 from runnel.reducer.domain.task_views import BlobView, RunFileView, RunLineView, RunView, TaskFilter, TaskView
-from runnel.reducer.domain.values import Page
+from runnel.reducer.domain.values import Page, Role
 from runnel.reducer.engine.engine import Engine
 from runnel.reducer.service import ALL_SITES, Caller
 from runnel.reducer.store import access, registry, run_files, run_lines, task_lists
 from runnel.reducer.store.blobs import Blobs
 from runnel.reducer.store.journal import Journal
+from runnel.reducer.store.tables import RunRow
 from runnel.reducer.store.task_ledger import Submission
 from runnel.reducer.uploads import removed
 
@@ -94,6 +97,14 @@ class TaskOperations:
         async with self._journal.database.read() as tx:
             return await access.token_name(tx, caller.token_id)
 
+    @staticmethod
+    async def _own(tx: AsyncSession, caller: Caller) -> str | None:
+        """Return whose tasks there are for the caller; None: those of all."""
+        return await access.token_name(tx, caller.token_id) if caller.role is Role.RESEARCHER else None
+
+    async def _find_run(self, tx: AsyncSession, caller: Caller, run: str) -> RunRow:
+        return await task_lists.find_run(tx, caller.organisation, run, user=await self._own(tx, caller))
+
     def _sites(self, caller: Caller, sites: Sequence[str]) -> tuple[str, ...]:
         if tuple(sites) == (ALL_SITES,):
             members = self._engine.members(caller.organisation)
@@ -115,20 +126,23 @@ class TaskOperations:
         require(caller, READERS)
         described = caller.role in RESEARCHERS
         async with self._journal.database.read() as tx:
-            return await task_lists.tasks(tx, caller.organisation, wanted, cursor, limit, described=described)
+            user = await self._own(tx, caller)
+            return await task_lists.tasks(
+                tx, caller.organisation, wanted, cursor, limit, described=described, user=user
+            )
 
     async def task(self, caller: Caller, task: str) -> TaskView:
         """Return one task with its runs."""
         require(caller, READERS)
         async with self._journal.database.read() as tx:
-            row = await task_lists.find_task(tx, caller.organisation, task)
+            row = await task_lists.find_task(tx, caller.organisation, task, user=await self._own(tx, caller))
             return await task_lists.one_task(tx, row, described=caller.role in RESEARCHERS)
 
     async def cancel_task(self, caller: Caller, task: str) -> TaskView:
         """End what has not ended of a task and of its sub-tasks."""
         require(caller, RESEARCHERS)
         async with self._journal.database.read() as tx:
-            task_id = (await task_lists.find_task(tx, caller.organisation, task)).id
+            task_id = (await task_lists.find_task(tx, caller.organisation, task, user=await self._own(tx, caller))).id
             user = await access.token_name(tx, caller.token_id)
         await self._engine.tasks.cancel(task_id, f"cancelled by {user}" if user else "cancelled")
         return await self.task(caller, task_id)
@@ -137,13 +151,13 @@ class TaskOperations:
         """Return one run."""
         require(caller, READERS)
         async with self._journal.database.read() as tx:
-            return await task_lists.one_run(tx, await task_lists.find_run(tx, caller.organisation, run))
+            return await task_lists.one_run(tx, await self._find_run(tx, caller, run))
 
     async def run_logs(self, caller: Caller, run: str, cursor: str | None, limit: int) -> Page[RunLineView]:
         """Return what a run wrote so far, oldest first."""
         require(caller, RESEARCHERS)
         async with self._journal.database.read() as tx:
-            row = await task_lists.find_run(tx, caller.organisation, run)
+            row = await self._find_run(tx, caller, run)
             return await run_lines.lines_of(tx, row.id, cursor, limit)
 
     @asynccontextmanager
@@ -151,16 +165,18 @@ class TaskOperations:
         """Give a result file."""
         require(caller, RESEARCHERS)
         async with self._journal.database.read() as tx:
-            row = await task_lists.find_run(tx, caller.organisation, run)
+            row = await self._find_run(tx, caller, run)
             view = task_lists.file_view(await run_files.require_file(tx, row, name))
         async with self._blobs.held(BlobRef(sha256=view.sha256, size_bytes=view.size_bytes)) as file:
             yield view, file
 
-    async def release_run(self, caller: Caller, run: str, *, release: bool, reason: str = "") -> RunView:
+    async def release_run(
+        self, caller: Caller, run: str, *, release: bool, reason: str = "", once: bool = False
+    ) -> RunView:
         """Tell the site what the caller decides about results that await release."""
         require(caller, RESEARCHERS)
         async with self._journal.database.read() as tx:
-            run_id = (await task_lists.find_run(tx, caller.organisation, run)).id
+            run_id = (await self._find_run(tx, caller, run)).id
             user = await access.token_name(tx, caller.token_id)
-        await self._engine.tasks.release(run_id, release=release, user=user, reason=reason)
+        await self._engine.tasks.release(run_id, release=release, user=user, reason=reason, once=once)
         return await self.run(caller, run_id)

@@ -146,17 +146,20 @@ class Tasks:
             rows += await self._cancel_below(tx, rows)
         self._ended(rows)
 
-    async def release(self, run_id: str, *, release: bool, user: str, reason: str) -> None:
+    async def release(self, run_id: str, *, release: bool, user: str, reason: str, once: bool = False) -> None:
         """Tell the site of a run what somebody decides about its results; the last word before the site's counts.
 
         Raises:
-            IllegalState: the run does not await release.
+            IllegalState: the run does not await release, or ``once`` is asked for and somebody decided before.
         """
         async with self._journal.transaction() as tx:
             row = (await task_ledger.runs_by_id(tx.session, [run_id])).get(run_id)
             if row is None or row.state != RunState.AWAITING_RELEASE.value:
                 state = "not there" if row is None else row.state
                 raise IllegalState(f"Run {run_id} is {state}; only results that await release are decided on.")
+            if once and row.released is not None:
+                said = "released" if row.released else "kept back"
+                raise IllegalState(f"The results of run {run_id} are to be {said} already: {row.released_by} said so.")
             row.released, row.released_by, row.released_why = release, user, reason
             await tx.record(
                 "run.release", row.organisation_id, row.task_id, run=row.id, site=row.client, release=release, user=user

@@ -272,6 +272,13 @@ async def require_file(tx: AsyncSession, row: ModelRow) -> None:
     )
 
 
+def not_there(what: str, name: str, *, listed_by: str | None = None) -> NotFound:
+    """Return the error that says so; ``listed_by``: the command that shows those there are."""
+    return NotFound(
+        f"There is no {what} {name!r}.", hint=f"`{listed_by or f'runnel {what} list'}` shows those there are."
+    )
+
+
 async def by_prefix(
     tx: AsyncSession,
     table: Any,
@@ -298,9 +305,7 @@ async def by_prefix(
         query = select(table).where(starts, table.organisation_id == organisation)
         rows = list(await tx.scalars(query.limit(2)))
     if not rows:
-        raise NotFound(
-            f"There is no {what} {prefix!r}.", hint=f"`{listed_by or f'runnel {what} list'}` shows those there are."
-        )
+        raise not_there(what, prefix, listed_by=listed_by)
     if len(rows) > 1:
         raise Conflict(f"More than one {what} starts with {prefix!r}.", hint="Give more of its characters.")
     return rows[0]

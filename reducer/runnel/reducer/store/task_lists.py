@@ -13,19 +13,25 @@ from runnel.reducer.domain.task_views import RunFileView, RunView, TaskFilter, T
 from runnel.reducer.domain.values import Page
 from runnel.reducer.store import run_files
 from runnel.reducer.store.pages import after_cursor, page_of
-from runnel.reducer.store.registry import by_prefix
+from runnel.reducer.store.registry import by_prefix, not_there
 from runnel.reducer.store.tables import RunFileRow, RunRow, TaskRow, TaskTagRow
 
+_LISTS_RUNS = "runnel task show TASK"
 
-async def find_task(tx: AsyncSession, organisation: str, task: str) -> TaskRow:
-    """Return the task whose id starts with ``task``."""
+
+async def find_task(tx: AsyncSession, organisation: str, task: str, *, user: str | None = None) -> TaskRow:
+    """Return the task whose id starts with ``task``; ``user``: for whom only their own are there."""
     row: TaskRow = await by_prefix(tx, TaskRow, TaskRow.id, organisation, task, "task")
+    if user not in {None, row.asked_by}:
+        raise not_there("task", task)
     return row
 
 
-async def find_run(tx: AsyncSession, organisation: str, run: str) -> RunRow:
-    """Return the run whose id starts with ``run``."""
-    row: RunRow = await by_prefix(tx, RunRow, RunRow.id, organisation, run, "run", listed_by="runnel task show TASK")
+async def find_run(tx: AsyncSession, organisation: str, run: str, *, user: str | None = None) -> RunRow:
+    """Return the run whose id starts with ``run``; ``user``: for whom only those of their own tasks are there."""
+    row: RunRow = await by_prefix(tx, RunRow, RunRow.id, organisation, run, "run", listed_by=_LISTS_RUNS)
+    if user is not None and (await tx.get_one(TaskRow, row.task_id)).asked_by != user:
+        raise not_there("run", run, listed_by=_LISTS_RUNS)
     return row
 
 
@@ -98,10 +104,19 @@ async def one_task(tx: AsyncSession, row: TaskRow, *, described: bool) -> TaskVi
 
 
 async def tasks(
-    tx: AsyncSession, organisation: str, wanted: TaskFilter, cursor: str | None, limit: int, *, described: bool
+    tx: AsyncSession,
+    organisation: str,
+    wanted: TaskFilter,
+    cursor: str | None,
+    limit: int,
+    *,
+    described: bool,
+    user: str | None = None,
 ) -> Page[TaskView]:
-    """List tasks, newest first, without their runs."""
+    """List tasks, newest first, without their runs; ``user``: only those that this one asked for."""
     query = select(TaskRow).where(TaskRow.organisation_id == organisation, *_conditions(wanted))
+    if user is not None:
+        query = query.where(TaskRow.asked_by == user)
     rows = list(await tx.scalars(after_cursor(query, TaskRow.created_at, TaskRow.id, cursor, limit)))
     counts = await _counts(tx, [row.id for row in rows[:limit]])
     return page_of(
