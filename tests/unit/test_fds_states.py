@@ -118,7 +118,7 @@ def test_what_the_views_leave_out() -> None:
     ).spec
     view = replace(task(RunState.DONE, exit_code=0, spec=spec), name="Summary")
     written = {"run-0": Written(stdout="hello", stderr="")}
-    minimal, basic, full = (task_document(view, each, address="/tasks/tsk-1", written=written) for each in View)
+    minimal, basic, full = (task_document(view, each, here="", written=written) for each in View)
     assert minimal == {"id": "tsk-1", "state": "COMPLETE"}
     assert basic["resources"] == {"cpu_cores": 1, "ram_gb": 2.0}
     assert [each.get("content") for each in basic["inputs"]] == [None, None]
@@ -128,10 +128,14 @@ def test_what_the_views_leave_out() -> None:
     assert "stdout" not in basic["logs"][0]["logs"][1]
     assert full["logs"][0]["logs"][1]["stdout"] == "hello"
     assert full["logs"][0]["metadata"]["site"] == "site-0"
-    assert full["logs"][0]["outputs"][0] == {"path": "/mnt/output", "url": "/tasks/tsk-1/results", "size_bytes": "12"}
+    assert full["logs"][0]["outputs"][0] == {
+        "path": "/mnt/output",
+        "url": "/api/v1/runs/run-0/files/output",
+        "size_bytes": "12",
+    }
 
 
 def test_who_may_only_look_sees_no_description() -> None:
-    document = task_document(replace(task(RunState.QUEUED), spec=None), View.FULL, address="/tasks/tsk-1")
+    document = task_document(replace(task(RunState.QUEUED), spec=None), View.FULL, here="")
     assert document["executors"] == []
     assert "inputs" not in document

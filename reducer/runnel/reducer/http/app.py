@@ -10,6 +10,7 @@ from fastapi.routing import APIRoute
 
 from runnel.common.metrics import MetricsPage
 from runnel.reducer.http import bearings, events, models, network, packages, problems, pytaskmanager, sessions, tasks
+from runnel.reducer.http.fds import mount_sharing
 from runnel.reducer.http.idempotency import Calls
 from runnel.reducer.http.metrics import metrics_route
 from runnel.reducer.http.uploads import BodyGate
@@ -95,6 +96,7 @@ def create_app(
         app.add_middleware(pytaskmanager.TokenInPath)
     if metrics is not None:
         app.include_router(metrics_route(metrics, service, open_to_all=metrics_open))
+    mount_sharing(app)
     mount_page(app)
     return app
 

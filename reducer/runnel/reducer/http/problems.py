@@ -33,7 +33,7 @@ class Problem(JSONResponse):
     media_type = MEDIA_TYPE
 
 
-def problem(error: RunnelError, *, instance: str, status: int | None = None, **members: Any) -> Problem:
+def problem(error: RunnelError, /, *, instance: str, status: int | None = None, **members: Any) -> Problem:
     """Make the answer that tells ``error``; ``members`` are added to the document."""
     document = problem_of(error) | {"instance": instance} | members
     if status is not None:
@@ -44,13 +44,14 @@ def problem(error: RunnelError, *, instance: str, status: int | None = None, **m
 
 def validation_problem(errors: list[dict[str, Any]], *, instance: str) -> Problem:
     """Make the 422 that lists each field that was refused, what came and what is allowed."""
-    listed = [_refused_field(item) for item in errors]
+    listed = [refused_field(item) for item in errors]
     detail = " ".join(f"{item['field']}: {item['message']}." for item in listed)
     error = InvalidInput(detail, field=listed[0]["field"] if listed else "", got=listed[0]["got"] if listed else "")
     return problem(error, instance=instance, status=422, errors=listed)
 
 
-def _refused_field(item: Mapping[str, Any]) -> dict[str, Any]:
+def refused_field(item: Mapping[str, Any]) -> dict[str, Any]:
+    """Return where a value was refused, why, and what came, of an error of pydantic's."""
     place = [str(part) for part in item.get("loc", ())]
     if place and place[0] in {"body", "query", "path", "header"}:
         place = place[1:] or [place[0]]

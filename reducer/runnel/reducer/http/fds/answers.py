@@ -36,14 +36,14 @@ class Written:
 
 
 def task_document(
-    task: TaskView, view: View, *, address: str, written: Mapping[str, Written] | None = None
+    task: TaskView, view: View, *, here: str, written: Mapping[str, Written] | None = None
 ) -> dict[str, Any]:
     """Return a task with its runs as JSON-ready values.
 
     Args:
         task: with its runs, unless the view is the minimal one.
         view: how much to tell.
-        address: of the task, to which those of its files are relative.
+        here: the address of this server.
         written: by run, for the full view.
     """
     document: dict[str, Any] = {"id": task.task, "state": task_state(task).value}
@@ -51,12 +51,12 @@ def task_document(
         return document
     full = view is View.FULL
     document |= {"name": task.name, "creation_time": _time(task.created_at)}
-    document |= {"executors": []} if task.spec is None else _spec(task.spec, full=full, address=address)
-    document["logs"] = [_run(task, run, full=full, address=address, written=written or {}) for run in task.runs]
+    document |= {"executors": []} if task.spec is None else _spec(task, task.spec, full=full, here=here)
+    document["logs"] = [_run(task, run, full=full, here=here, written=written or {}) for run in task.runs]
     return document
 
 
-def _spec(spec: TaskSpec, *, full: bool, address: str) -> dict[str, Any]:
+def _spec(task: TaskView, spec: TaskSpec, *, full: bool, here: str) -> dict[str, Any]:
     outputs = [OUTPUT, *spec.outputs]
     return {
         "description": spec.description,
@@ -64,7 +64,9 @@ def _spec(spec: TaskSpec, *, full: bool, address: str) -> dict[str, Any]:
             *(_file(each, full=full) for each in spec.inputs),
             *(_selection(each, full=full) for each in spec.selections),
         ],
-        "outputs": [{"path": path, "type": _type(path), "url": f"{address}/results"} for path in outputs],
+        "outputs": [
+            {"path": path, "type": _type(path), "url": f"{here}/tasks/{task.task}/results"} for path in outputs
+        ],
         "resources": _resources(spec),
         "executors": [_executor(each) for each in spec.executors],
         "volumes": list(spec.volumes),
@@ -105,14 +107,16 @@ def _resources(spec: TaskSpec) -> dict[str, Any]:
 
 
 def _executor(given: Executor) -> dict[str, Any]:
-    document: dict[str, Any] = {"image": given.image, "command": list(given.command or ()), "env": given.env}
+    document: dict[str, Any] = {"image": given.image, "command": list(given.command or ())}
+    if given.env:
+        document["env"] = given.env
     document |= {
         name: path for name in ("workdir", "stdin", "stdout", "stderr") if (path := getattr(given, name)) is not None
     }
     return document | ({"ignore_error": True} if given.ignore_error else {})
 
 
-def _run(task: TaskView, run: RunView, *, full: bool, address: str, written: Mapping[str, Written]) -> dict[str, Any]:
+def _run(task: TaskView, run: RunView, *, full: bool, here: str, written: Mapping[str, Written]) -> dict[str, Any]:
     """The log of a task at one site."""
     document: dict[str, Any] = {
         "logs": _executor_logs(task, run, written.get(run.run) if full else None),
@@ -126,7 +130,7 @@ def _run(task: TaskView, run: RunView, *, full: bool, address: str, written: Map
         "outputs": [
             {
                 "path": OUTPUT if each.name == "output" else each.name,
-                "url": f"{address}/results",
+                "url": f"{here}/api/v1/runs/{run.run}/files/{each.name}",
                 "size_bytes": str(each.size_bytes),
             }
             for each in run.files
