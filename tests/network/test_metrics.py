@@ -134,7 +134,7 @@ def lint(text: str) -> None:
 class Strict(InMemoryReducer):
     """Knows a token of another organisation too."""
 
-    async def authenticate(self, bearer: str | None) -> Caller:
+    async def authenticate(self, bearer: str | None, *, client_id: str | None = None) -> Caller:
         if bearer == "elsewhere":
             return Caller(token_id="tok-e", role=Role.OPERATOR, organisation="elsewhere")
         if bearer == "node":

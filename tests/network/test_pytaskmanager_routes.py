@@ -99,7 +99,7 @@ def node_view(name: str, *, kind: str = "client", organisation: str = "default")
 
 
 class Tokens(InMemoryReducer):
-    async def authenticate(self, bearer: str | None) -> Caller:
+    async def authenticate(self, bearer: str | None, *, client_id: str | None = None) -> Caller:
         if bearer not in ROLES:
             raise Unauthenticated("The token is unknown.")
         return Caller(token_id=f"tok-{bearer}", role=ROLES[bearer], organisation="default")

@@ -61,6 +61,7 @@ PUBLIC: dict[str, list[str]] = {
         "process_variables",
         "site_variables",
     ],
+    "runnel.client.tasks": [],
     "runnel.combiner": [],
     "runnel.combiner.domain": [
         "Decision",
@@ -247,6 +248,7 @@ PUBLIC: dict[str, list[str]] = {
         "round_document",
         "session_document",
     ],
+    "runnel.reducer.http.fds": [],
     "runnel.reducer.rpc": [],
     "runnel.reducer.store": [],
     "runnel.reducer.web": [
