@@ -255,6 +255,7 @@ PUBLIC: dict[str, list[str]] = {
         "mount_page",
     ],
     "runnel.sdk": [
+        "ALL_SITES",
         "Attempts",
         "Contribution",
         "DEFAULT_URL",
@@ -265,9 +266,13 @@ PUBLIC: dict[str, list[str]] = {
         "Node",
         "Package",
         "Round",
+        "Run",
+        "RunFile",
+        "RunLine",
         "Session",
         "Signer",
         "Status",
+        "Task",
         "Token",
     ],
     "runnel.transport": [

@@ -1,9 +1,10 @@
 """The ``runnel`` command: what there is, what is loaded when, and how it ends.
 
 Exit status: 0 when it did what was asked (``session watch`` and ``session start --watch``: only when the session
-finished), 1 when it could not, 2 for a command line or setting that makes no sense, 130 when interrupted. An error is
-one line on standard error; with ``--json`` it is one JSON document there, ``{"error": {"code", "message", "hint",
-"fields"}}``, and standard output stays empty. ``RUNNEL_DEBUG=1`` shows the traceback of what nobody expected.
+finished; ``task run --wait``: only when all of it is done), 1 when it could not, 2 for a command line or setting that
+makes no sense, 130 when interrupted. An error is one line on standard error; with ``--json`` it is one JSON document
+there, ``{"error": {"code", "message", "hint", "fields"}}``, and standard output stays empty. ``RUNNEL_DEBUG=1`` shows
+the traceback of what nobody expected.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from runnel.common.errors import BadSettings, RunnelError
 ENTRIES: Mapping[str, Entry] = {
     "demo": Entry("runnel.cli.demo_command:demo", "Run a whole network on this machine and watch it train."),
     "session": Entry("runnel.cli.session_commands:app", "Train: start, watch, show, stop, resume, extend."),
+    "task": Entry("runnel.cli.task_commands:app", "Tasks: run an image at sites, results, approve."),
     "package": Entry("runnel.cli.package_commands:app", "Compute packages: init, build, check, sign, push, list."),
     "model": Entry("runnel.cli.model_commands:app", "Models: list, show the trail, download."),
     "node": Entry("runnel.cli.node_commands:app", "Clients and combiners of the network."),

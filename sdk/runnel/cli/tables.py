@@ -12,6 +12,11 @@ from rich.text import Text
 STATUS_STYLES = {
     "finished": "green",
     "running": "cyan",
+    "done": "green",
+    "queued": "yellow",
+    "awaiting-release": "yellow",
+    "cancelled": "yellow",
+    "rejected": "red",
     "stopped": "yellow",
     "failed": "red",
     "attached": "green",

@@ -19,7 +19,7 @@ app = group("Tokens: who may do what in the network.")
 def create(
     desk: Desk,
     role: Annotated[
-        str, typer.Option("--role", metavar="ROLE", help="operator, initiator, viewer, client or combiner.")
+        str, typer.Option("--role", metavar="ROLE", help="operator, initiator, researcher, viewer, client or combiner.")
     ],
     name: Annotated[str, typer.Option("--name", help="For people: whom or what it is for.")] = "",
     organisation: Annotated[

@@ -2,9 +2,12 @@
 
 from runnel.sdk.connection import Attempts
 from runnel.sdk.network import DEFAULT_URL, Network
+from runnel.sdk.task_values import Run, RunFile, RunLine, Task
+from runnel.sdk.tasks import ALL_SITES
 from runnel.sdk.values import Contribution, Event, LogLine, Model, Node, Package, Round, Session, Signer, Status, Token
 
 __all__ = [
+    "ALL_SITES",
     "DEFAULT_URL",
     "Attempts",
     "Contribution",
@@ -15,8 +18,12 @@ __all__ = [
     "Node",
     "Package",
     "Round",
+    "Run",
+    "RunFile",
+    "RunLine",
     "Session",
     "Signer",
     "Status",
+    "Task",
     "Token",
 ]

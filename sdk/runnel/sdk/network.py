@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from runnel.sdk.connection import Attempts, Connection
 from runnel.sdk.event_source import PATIENCE_S, follow
@@ -12,6 +13,8 @@ from runnel.sdk.models import Models
 from runnel.sdk.packages import Packages
 from runnel.sdk.paths import quoted
 from runnel.sdk.sessions import Sessions
+from runnel.sdk.task_values import Task
+from runnel.sdk.tasks import Tasks
 from runnel.sdk.values import Event, Node, Status, Token, read
 
 DEFAULT_URL = "http://127.0.0.1:7480"
@@ -40,7 +43,7 @@ class Tokens:
         """Make a token; only this answer carries its secret, as ``token``.
 
         Args:
-            role: operator, initiator, viewer, client or combiner.
+            role: operator, initiator, researcher, viewer, client or combiner.
             name: for people: whom or what it is for.
             organisation: None: that of the caller.
             ttl_s: seconds until it expires; None: never.
@@ -99,6 +102,7 @@ class Network:
         self.packages = Packages(self._connection)
         self.models = Models(self._connection)
         self.sessions = Sessions(self._connection, self.packages, self.models)
+        self.tasks = Tasks(self._connection)
         self.nodes = Nodes(self._connection)
         self.tokens = Tokens(self._connection)
 
@@ -106,6 +110,17 @@ class Network:
     def url(self) -> str:
         """Where it is."""
         return self._connection.url
+
+    def run_task(self, image: str, **options: Any) -> Task:
+        """Run an image at sites; the same as ``network.tasks.start``, whose options it takes.
+
+        Example::
+
+            task = network.run_task("analysis:1", sites=["hospital-a"], select="{ patients { age } }").wait()
+            for run in task.runs:
+                print(run.site, run.text("stdout") if run.done else run.error)
+        """
+        return self.tasks.start(image, **options)
 
     def status(self) -> Status:
         """Return the network at a glance."""

@@ -226,11 +226,14 @@ class Event:
     raw: Mapping[str, Any] = field(repr=False, compare=False)
 
 
-def read(kind: type[V], document: Mapping[str, Any]) -> V:
-    """Make a value of ``kind`` from a document of the network; members that are missing become None or empty."""
-    values: dict[str, Any] = {"raw": document}
+def read(kind: type[V], document: Mapping[str, Any], **given: Any) -> V:
+    """Make a value of ``kind`` from a document of the network; members that are missing become None or empty.
+
+    ``given``: members that are not taken from the document.
+    """
+    values: dict[str, Any] = {"raw": document} | given
     for item in fields(kind):  # type: ignore[arg-type]  # all kinds here are dataclasses
-        if item.name != "raw":
+        if item.name not in values:
             values[item.name] = _value(item.name, str(item.type), document.get(item.name))
     return kind(**values)
 

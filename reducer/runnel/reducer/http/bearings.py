@@ -16,7 +16,7 @@ _PAGE = 500
 class Bearings(BaseModel):
     """Who asks, and where the event log stands."""
 
-    role: str = Field(description="What the token allows: operator, initiator or viewer.")
+    role: str = Field(description="What the token allows: operator, initiator, researcher or viewer.")
     organisation: str
     insecure: bool = Field(description="The network asks nobody for a token.")
     newest_event: int = Field(description="Follow the events after this one to hear only of what is still to come.")

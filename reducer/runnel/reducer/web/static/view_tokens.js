@@ -7,7 +7,8 @@ const ROLES = [
   ["client", "joins as a client"],
   ["combiner", "joins as a combiner"],
   ["viewer", "looks"],
-  ["initiator", "packages, models, sessions"],
+  ["initiator", "packages, models, sessions, tasks"],
+  ["researcher", "tasks"],
   ["operator", "everything"],
 ];
 const DAY_S = 86_400;
