@@ -5,7 +5,8 @@ in one folder and with one environment. After a comma there may be:
 
 * ``terminal: WHO``: a terminal of its own; the story goes on when its component is ready;
 * ``wait: nodes N`` or ``wait: file PATH``: go on when so many nodes are attached, or when the file is there;
-* ``network: N`` (and ``digits``, or a path of data): a reducer, a combiner and N clients are there from here on.
+* ``network: N`` (and ``digits``, or a path of data): a reducer, a combiner and N clients are there from here on;
+  ``network: N tasks``: these clients take tasks, and run nothing.
 
 In ``console`` blocks what follows a ``$ `` is run and the lines after it have to have the shape of what it writes:
 numbers, ids and bars may differ, ``…`` stands for anything. ``python -m tests.process.test_docs`` writes the tables of
@@ -194,11 +195,15 @@ class Story:
             self.run("python examples/digits/data.py sites --clients 1 && python examples/digits/build.py seed.npz")
             self.run("runnel package build examples/digits -o digits.tar.gz")
             data = "sites/site-1.npz"
-        given = f"--data default={data}" if data else ""
+        given = f"--data default={data}" if data and data != "tasks" else ""
         self._start("reducer", "runnel reducer --insecure")
         self._start("combiner", "runnel combiner --network 127.0.0.1:7400 --name combiner-1 --insecure")
-        for number in range(1, int(clients) + 1):
-            name = f"site-{number}"
+        sites = [f"site-{number}" for number in range(1, int(clients) + 1)]
+        if data == "tasks":
+            self._start(
+                "sites", f"PYTHONPATH={ROOT} python -m tests.doubles.task_sites 127.0.0.1:7400 {' '.join(sites)}"
+            )
+        for name in [] if data == "tasks" else sites:
             self._start(name, f"runnel client --network 127.0.0.1:7400 --name {name} --state {name} {given} --insecure")
         self._wait("nodes", str(int(clients) + 1))
 
@@ -230,7 +235,7 @@ def commands(text: str) -> list[tuple[str, list[str]]]:
 
 _SAME = [
     (re.compile(r"\x1b\[[0-9;]*m"), ""),
-    (re.compile(r"\b(ses|mod|tok)-[0-9a-z]{10}\b"), r"\1-ID"),
+    (re.compile(r"\b(ses|mod|tok|tsk|run)-[0-9a-z]{10}\b"), r"\1-ID"),
     (re.compile(r"\b(study|digits|mine) [0-9a-z]{4}\b"), r"\1 ID"),
     (re.compile(r"\b[0-9a-f]{8,64}\b"), "HEX"),
     (re.compile(r"(Linux|Darwin) \S+, Python \S+"), "PLATFORM"),
