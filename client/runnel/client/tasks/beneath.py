@@ -99,8 +99,10 @@ def write_beneath(root: Path, path: str | PurePosixPath, source: Path) -> bool:
     return True
 
 
-def files_beneath(root: Path, *, most_files: int) -> Iterator[Found]:
-    """Yield the regular files below ``root`` in the order of their names; anything but files and folders is left out.
+def files_beneath(root: Path, path: str = "", *, most_files: int) -> Iterator[Found]:
+    """Yield the regular files below the folder ``path`` of ``root``, by their paths from there, in order of names.
+
+    Anything but files and folders is left out.
 
     Raises:
         BadOutput: there are more than ``most_files`` entries, or folders in folders deeper than 100.
@@ -131,7 +133,7 @@ def files_beneath(root: Path, *, most_files: int) -> Iterator[Found]:
             finally:
                 os.close(descriptor)
 
-    top = _open(root, PurePosixPath(), _FOLDER)
+    top = _open(root, path, _FOLDER)
     if top is None:
         return
     try:
@@ -160,7 +162,8 @@ def _parts(path: str | PurePosixPath) -> tuple[str, ...]:
 
 def _open(root: Path, path: str | PurePosixPath, flags: int) -> int | None:
     parts = _parts(path)
-    descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC if parts else flags)
+    # The root itself is the client's.
+    descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     for number, name in enumerate(parts, 1):
         below = _step(descriptor, name, flags if number == len(parts) else _FOLDER)
         os.close(descriptor)

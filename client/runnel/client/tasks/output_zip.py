@@ -47,7 +47,7 @@ def write_zip(
                     size += _add(archive, found, prefix, most_bytes - size)
                     files += 1
                     continue
-            for each in files_beneath(root / path if path else root, most_files=most_files - files):
+            for each in files_beneath(root, path, most_files=most_files - files):
                 size += _add(archive, each, prefix, most_bytes - size)
                 files += 1
     return files, size

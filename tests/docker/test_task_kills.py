@@ -1,0 +1,89 @@
+"""A client that is killed in the midst of a run: one result, nothing lost, no container left."""
+
+from __future__ import annotations
+
+import contextlib
+import zipfile
+from collections.abc import Iterator
+from io import BytesIO
+from typing import Any
+
+import httpx
+import pytest
+
+from runnel.common.crash_points import VARIABLE, CrashPoint
+from tests.docker_engine import base_image, docker, engine_host
+from tests.eventually import eventually_blocking
+from tests.process.process_network import ProcessNetwork
+
+pytestmark = pytest.mark.docker
+
+# How often its container is begun where the client is killed at this moment of it.
+ATTEMPTS = {
+    CrashPoint.RUN_HELD: 1,
+    CrashPoint.RUN_BEGUN: 2,
+    CrashPoint.RUN_ENDED: 2,
+    CrashPoint.RUN_PUSHED: 1,
+}
+SCRIPT = "open('/mnt/output/answer', 'w').write('42'); print('said')"
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessNetwork]:
+    """A reducer, a combiner, and a client below that which has an engine."""
+    host = engine_host()
+    with ProcessNetwork(tmp_path_factory.mktemp("tasks")) as net:
+        net.start_reducer()
+        net.start_combiner("c1")
+        data = net.folder / "data.csv"
+        data.write_text("a\n1\n")
+        net.start_client("site-1", data, "--prefer", "c1", "--docker-host", host)
+        net.until_attached("c1", "site-1")
+        yield net
+
+
+@pytest.fixture
+def http(network: ProcessNetwork) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=f"http://{network.http}/api/v1", timeout=30) as client:
+        yield client
+
+
+def start(http: httpx.Client, **spec: Any) -> str:
+    executor = {"image": base_image(), "command": ["python3", "-c", SCRIPT]}
+    answer = http.post("/tasks", json={"spec": {"executors": [executor], **spec}, "sites": ["site-1"]})
+    assert answer.status_code == 201, answer.text
+    return str(answer.json()["task"])
+
+
+def ended(http: httpx.Client, task: str) -> Any:
+    def look() -> Any:
+        (run,) = http.get(f"/tasks/{task}").json()["runs"]
+        return run if run["state"] in ("done", "failed", "rejected", "cancelled") else None
+
+    return eventually_blocking(look, timeout_s=60, state=lambda: http.get(f"/tasks/{task}").json())
+
+
+@pytest.mark.parametrize("point", ATTEMPTS)
+def test_a_killed_client_loses_no_run_and_tells_one_end(
+    network: ProcessNetwork, http: httpx.Client, point: CrashPoint
+) -> None:
+    network.kill("site-1")
+    network.launch("site-1", **{VARIABLE: point.value})
+    network.until_ready("site-1")
+    task = start(http)
+    network.until_dead("site-1", 60)
+    network.launch("site-1")
+    network.until_ready("site-1")
+    run = ended(http, task)
+    assert run["state"] == "done", run
+    assert run["attempt"] == ATTEMPTS[point]
+    assert {each["name"] for each in run["files"]} == {"stdout", "stderr", "output"}
+    content = http.get(f"/runs/{run['run']}/files/output").content
+    with zipfile.ZipFile(BytesIO(content)) as archive:
+        assert archive.read("answer") == b"42"
+    assert http.get(f"/runs/{run['run']}/files/stdout").content == b"said\n"
+    state = network.components["site-1"].state
+    with contextlib.suppress(FileNotFoundError):
+        eventually_blocking(lambda: not any((state / "runs").iterdir()))
+    left = docker("ps", "--all", "--quiet", "--filter", f"label=runnel.run={run['run']}").stdout
+    assert not left
