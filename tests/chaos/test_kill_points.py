@@ -36,7 +36,13 @@ UNFINISHED = {CrashPoint.BLOB_HALF_FETCHED, CrashPoint.UPDATE_HALF_KEPT}
 
 
 # What a round does not pass by itself, in a test of its own.
-ELSEWHERE = {CrashPoint.PACKAGE_UPDATED: "test_kill_points_versions.py"}
+ELSEWHERE = {
+    CrashPoint.PACKAGE_UPDATED: "test_kill_points_versions.py",
+    CrashPoint.RUN_HELD: "docker/test_task_kills.py",
+    CrashPoint.RUN_BEGUN: "docker/test_task_kills.py",
+    CrashPoint.RUN_ENDED: "docker/test_task_kills.py",
+    CrashPoint.RUN_PUSHED: "docker/test_task_kills.py",
+}
 
 
 def test_every_point_is_tried() -> None:

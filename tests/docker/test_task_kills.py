@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import zipfile
-from collections.abc import Iterator
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -28,26 +27,6 @@ ATTEMPTS = {
 SCRIPT = "open('/mnt/output/answer', 'w').write('42'); print('said')"
 
 
-@pytest.fixture(scope="module")
-def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessNetwork]:
-    """A reducer, a combiner, and a client below that which has an engine."""
-    host = engine_host()
-    with ProcessNetwork(tmp_path_factory.mktemp("tasks")) as net:
-        net.start_reducer()
-        net.start_combiner("c1")
-        data = net.folder / "data.csv"
-        data.write_text("a\n1\n")
-        net.start_client("site-1", data, "--prefer", "c1", "--docker-host", host)
-        net.until_attached("c1", "site-1")
-        yield net
-
-
-@pytest.fixture
-def http(network: ProcessNetwork) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=f"http://{network.http}/api/v1", timeout=30) as client:
-        yield client
-
-
 def start(http: httpx.Client, **spec: Any) -> str:
     executor = {"image": base_image(), "command": ["python3", "-c", SCRIPT]}
     answer = http.post("/tasks", json={"spec": {"executors": [executor], **spec}, "sites": ["site-1"]})
@@ -63,27 +42,36 @@ def ended(http: httpx.Client, task: str) -> Any:
     return eventually_blocking(look, timeout_s=60, state=lambda: http.get(f"/tasks/{task}").json())
 
 
-@pytest.mark.parametrize("point", ATTEMPTS)
-def test_a_killed_client_loses_no_run_and_tells_one_end(
-    network: ProcessNetwork, http: httpx.Client, point: CrashPoint
-) -> None:
-    network.kill("site-1")
-    network.launch("site-1", **{VARIABLE: point.value})
-    network.until_ready("site-1")
-    task = start(http)
-    network.until_dead("site-1", 60)
-    network.launch("site-1")
-    network.until_ready("site-1")
-    run = ended(http, task)
-    assert run["state"] == "done", run
-    assert run["attempt"] == ATTEMPTS[point]
+def test_a_killed_client_loses_no_run_and_tells_one_end(tmp_path: Path) -> None:
+    with ProcessNetwork(tmp_path) as network:
+        network.start_reducer()
+        network.start_combiner("c1")
+        data = tmp_path / "data.csv"
+        data.write_text("a\n1\n")
+        network.start_client("site-1", data, "--prefer", "c1", "--docker-host", engine_host())
+        network.until_attached("c1", "site-1")
+        with httpx.Client(base_url=f"http://{network.http}/api/v1", timeout=30) as http:
+            for point, attempts in ATTEMPTS.items():
+                network.kill("site-1")
+                network.launch("site-1", **{VARIABLE: point.value})
+                network.until_ready("site-1")
+                task = start(http)
+                network.until_dead("site-1", 60)
+                network.launch("site-1")
+                network.until_ready("site-1")
+                run = ended(http, task)
+                assert run["state"] == "done", (point, run)
+                assert run["attempt"] == attempts, point
+                assert_whole(http, run)
+                runs = network.components["site-1"].state / "runs"
+                eventually_blocking(lambda: not any(runs.iterdir()))  # noqa: B023 - called at once
+
+
+def assert_whole(http: httpx.Client, run: Any) -> None:
+    """All that the run gave out is there, and nothing of it at the engine."""
     assert {each["name"] for each in run["files"]} == {"stdout", "stderr", "output"}
     content = http.get(f"/runs/{run['run']}/files/output").content
     with zipfile.ZipFile(BytesIO(content)) as archive:
         assert archive.read("answer") == b"42"
     assert http.get(f"/runs/{run['run']}/files/stdout").content == b"said\n"
-    state = network.components["site-1"].state
-    with contextlib.suppress(FileNotFoundError):
-        eventually_blocking(lambda: not any((state / "runs").iterdir()))
-    left = docker("ps", "--all", "--quiet", "--filter", f"label=runnel.run={run['run']}").stdout
-    assert not left
+    assert not docker("ps", "--all", "--quiet", "--filter", f"label=runnel.run={run['run']}").stdout

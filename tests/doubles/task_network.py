@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import io
 import zipfile
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +19,7 @@ from runnel.client.tasks.book import RunBook
 from runnel.client.tasks.plain import PlainContract
 from runnel.client.tasks.release import RUNS, Decisions
 from runnel.client.tasks.runner import Selector, SiteFacts, TaskRunner
-from runnel.client.tasks.site_tasks import SiteTasks
+from runnel.client.tasks.site_tasks import Carrier, SiteTasks
 from runnel.client.tasks.surroundings import Groups
 from runnel.client.tasks.task_engine import EngineSettings, TaskEngine
 from runnel.common.blobs import Source
@@ -136,6 +136,8 @@ async def site(
     contracts: Mapping[Contract, Any] | None = None,
     client: str = "",
     parallel: int = 2,
+    runner: Carrier | None = None,
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     **choices: Any,
 ) -> AsyncIterator[SiteTasks]:
     """The tasks of a client whose state is in ``state``, at the engine ``host``; None: there is no engine."""
@@ -155,17 +157,18 @@ async def site(
         selector=selector,
     )
     engine, audit = TaskEngine(settings), AuditLog(state / AUDIT_FILE)
+    real = TaskRunner(site=dataclasses.replace(facts, **choices), engine=engine, fetch=network.fetch, audit=audit)
     tasks = SiteTasks(
         name=CLIENT,
         book=await asyncio.to_thread(RunBook, state / RUNS),
         decisions=Decisions(state / RUNS),
-        runner=TaskRunner(site=dataclasses.replace(facts, **choices), engine=engine, fetch=network.fetch, audit=audit),
+        runner=runner or real,
         engine=engine,
         link=network,
         policy=lambda: policy,
         audit=audit,
         parallel=parallel,
-        clock=lambda: datetime.now(UTC),
+        clock=clock,
     )
     async with tasks:
         yield tasks

@@ -94,12 +94,12 @@ def test_the_table_of_the_file(tmp_path: Path) -> None:
     tasks = site.policy.tasks
     assert tasks is not None
     assert tasks.images == ("org/.*:.*",)
-    assert tasks.digests == {DIGEST}
+    assert tasks.digests == frozenset({DIGEST})
     assert tasks.databases == frozenset()
     assert tasks.organisations is None
     assert tasks.pull is Pull.ALWAYS
     assert tasks.review
-    assert tasks.remote_review == {"custodian"}
+    assert tasks.remote_review == frozenset({"custodian"})
     assert (tasks.minimum_rows, tasks.limits.memory_bytes, tasks.limits.output_files) == (5, 1 << 30, 3)
     document = policy_document(site.policy)["tasks"]
     assert document["pull"] == "always"

@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
@@ -19,8 +20,8 @@ from runnel.client.tasks.book import Ended, HeldRun, RunBook
 from runnel.client.tasks.failures import failure_of
 from runnel.client.tasks.news import RunNews
 from runnel.client.tasks.release import Decision, Decisions
-from runnel.client.tasks.runner import TaskRunner
 from runnel.client.tasks.task_engine import TaskEngine
+from runnel.client.tasks.work import Voice
 from runnel.common.blobs import Source, in_thread
 from runnel.common.crash_points import CrashPoint, reach
 from runnel.common.errors import (
@@ -71,6 +72,14 @@ class WayUp(Protocol):
         ...
 
 
+class Carrier(Protocol):
+    """Carries runs out, as :class:`.runner.TaskRunner` does."""
+
+    async def run(self, held: HeldRun, folder: Path, voice: Voice) -> Ended:
+        """Carry out a run that was begun, in the empty ``folder``."""
+        ...
+
+
 class SiteTasks:
     """Holds runs, begins the oldest first, and tells the network until it has settled them; an async context manager.
 
@@ -94,7 +103,7 @@ class SiteTasks:
         name: str,
         book: RunBook,
         decisions: Decisions,
-        runner: TaskRunner,
+        runner: Carrier,
         engine: TaskEngine,
         link: WayUp,
         policy: Callable[[], Policy],
