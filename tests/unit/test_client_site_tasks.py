@@ -15,8 +15,7 @@ from runnel.client.domain.policy import ANYTHING, Hours, Policy
 from runnel.client.domain.task_policy import TaskPolicy
 from runnel.client.tasks.book import Ended, HeldRun
 from runnel.client.tasks.contract import Produced
-from runnel.client.tasks.release import Decision, Decisions, find_waiting, waiting_results
-from runnel.client.tasks.site_tasks import record_decision
+from runnel.client.tasks.release import Decision, Decisions, find_waiting, record_decision, waiting_results
 from runnel.client.tasks.work import Voice
 from runnel.common.errors import Conflict, NotFound, StorageFull, TooLarge
 from runnel.common.protocol import RunState, TaskRelease, TaskSettled

@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from runnel.client.audit import AuditLog
 from runnel.client.tasks.book import HeldRun, read_runs, result_path
 from runnel.common.disk import read_json, sync_folder, write_json
 from runnel.common.errors import Conflict, CorruptData, NotFound
@@ -86,6 +87,21 @@ class Decisions:
         known = self.of(run_id)
         said = "" if known is None else f": {known.by} {'released' if known.release else 'blocked'} them"
         return Conflict(f"About the results of {run_id} was decided before{said}.", run=run_id)
+
+
+def record_decision(
+    audit: AuditLog, decisions: Decisions, run_id: str, decision: Decision, *, remote: bool = False
+) -> None:
+    """Decide about results, with a record before it: whatever leaves, the log has who let it. Blocks.
+
+    Raises:
+        Conflict: that was done before.
+        NotFound: the run is not here.
+    """
+    decisions.require_none(run_id)
+    note = {"run": run_id, "by": decision.by, "reason": decision.reason, "remote": remote}
+    audit.append("results.released" if decision.release else "results.blocked", note)
+    decisions.decide(run_id, decision)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

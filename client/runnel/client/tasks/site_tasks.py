@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,59 +17,29 @@ import structlog
 from runnel.client.audit import AuditLog
 from runnel.client.domain.policy import Policy
 from runnel.client.tasks.book import Ended, HeldRun, RunBook
+from runnel.client.tasks.ends import RunEnds, WayUp
 from runnel.client.tasks.failures import failure_of
 from runnel.client.tasks.news import RunNews
-from runnel.client.tasks.release import Decision, Decisions
+from runnel.client.tasks.release import Decision, Decisions, record_decision
 from runnel.client.tasks.task_engine import TaskEngine
 from runnel.client.tasks.work import Voice
-from runnel.common.blobs import Source, in_thread
+from runnel.common.blobs import in_thread
 from runnel.common.crash_points import CrashPoint, reach
 from runnel.common.errors import (
     Conflict,
-    CorruptData,
     Expired,
-    IllegalState,
-    InvalidInput,
     NoEngine,
     PolicyRefused,
-    ResultsBlocked,
     RunnelError,
     StorageFull,
-    TooLarge,
 )
-from runnel.common.protocol import BlobRef, RunResult, RunState, TaskNews, TaskOrder, TaskRelease, TaskSettled
+from runnel.common.protocol import RunState, TaskOrder, TaskRelease, TaskSettled
 
 _LOOK_S = 1.0
 _ENGINE_AGAIN_S = 30.0
 _AGAIN_S = 5.0
-_PUSH_DEADLINE_S = 3600.0
 
 log = structlog.get_logger()
-
-
-class WayUp(Protocol):
-    """What runs need of the client's link."""
-
-    @property
-    def attached(self) -> bool:
-        """Whether the client is attached now."""
-        ...
-
-    def send(self, message: TaskNews) -> bool:
-        """Send up, in order."""
-        ...
-
-    def offer(self, message: TaskNews) -> bool:
-        """Send up what may be lost."""
-        ...
-
-    def leave(self) -> None:
-        """Attach anew."""
-        ...
-
-    def push(self, order_id: str, source: Source, ref: BlobRef, *, deadline_s: float) -> Awaitable[None]:
-        """Push a file."""
-        ...
 
 
 class Carrier(Protocol):
@@ -122,10 +92,10 @@ class SiteTasks:
         self._parallel = parallel
         self._clock = clock
         self._news = RunNews(name, link.send, link.offer)
+        self._ends = RunEnds(name, book, decisions, link, self._news)
         self._running: dict[str, asyncio.Task[None]] = {}
         self._telling: dict[str, asyncio.Task[None]] = {}
         self._inbox: asyncio.Queue[TaskOrder | TaskSettled | TaskRelease] = asyncio.Queue()
-        self._attachment = asyncio.Event()
         self._draining = False
         self._why_none = ""
         self._group = asyncio.TaskGroup()
@@ -187,8 +157,7 @@ class SiteTasks:
         for held in self._book.held():
             if held.result is None or held.reviewed:
                 self._news.again(held.run_id)
-        self._attachment.set()
-        self._attachment = asyncio.Event()
+        self._ends.attached()
 
     async def drain(self) -> None:
         """Begin nothing any more, and wait until what goes on has ended."""
@@ -325,76 +294,9 @@ class SiteTasks:
     # ---- telling
 
     def _tell(self, held: HeldRun) -> None:
-        task = self._group.create_task(self._tell_end(held), name=f"end of {held.run_id}")
+        task = self._group.create_task(self._ends.tell(held), name=f"end of {held.run_id}")
         self._telling[held.run_id] = task
         task.add_done_callback(lambda _: self._telling.pop(held.run_id, None))
-
-    async def _tell_end(self, held: HeldRun) -> None:
-        """Tell how a run ended, again over each attachment, until that is settled."""
-        if held.reviewed:
-            held = await self._decided(held)
-        run_id = held.run_id
-        while True:
-            # Taken before anything is sent: an attachment that comes meanwhile has to hear it again.
-            attachment = self._attachment
-            if self._link.attached:
-                try:
-                    held = await self._deliver(held)
-                except StorageFull as error:
-                    log.error("no room above; trying again", run=run_id, error=str(error), again_in_s=_AGAIN_S)
-                    self._news.state(run_id, RunState.PUSHING, error.message)
-                    await asyncio.sleep(_AGAIN_S)
-                    continue
-                except IllegalState as error:
-                    log.info("the network takes no files of a run", run=run_id, error=str(error))
-                except RunnelError as error:
-                    log.warning("the end of a run was not delivered; it is kept", run=run_id, error=str(error))
-                    with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(_AGAIN_S):
-                            await attachment.wait()
-                    continue
-            await attachment.wait()
-
-    async def _deliver(self, held: HeldRun) -> HeldRun:
-        """Push the files of a run, and say how it ended."""
-        run_id, result = held.run_id, _result(held)
-        if result.files:
-            self._news.state(run_id, RunState.PUSHING)
-        started = time.monotonic()
-        try:
-            for number, each in enumerate(result.files):
-                path = self._book.file(run_id, number)
-                await self._link.push(run_id, path, each.blob, deadline_s=_PUSH_DEADLINE_S)
-        except (TooLarge, InvalidInput, CorruptData) as error:
-            log.error("the results of a run were refused", run=run_id, code=error.code, error=str(error))
-            held = await in_thread(self._book.replace_result, run_id, failure=failure_of(error))
-            result = _result(held)
-        reach(CrashPoint.RUN_PUSHED)
-        elapsed_s = dict(result.elapsed_s) | {"push": time.monotonic() - started}
-        state = RunState.REJECTED if held.rejected else RunState.DONE if result.failure is None else RunState.FAILED
-        self._news.state(run_id, state, "", _with(result, elapsed_s))
-        return held
-
-    async def _decided(self, held: HeldRun) -> HeldRun:
-        """Wait until somebody has looked at the results of a run."""
-        run_id = held.run_id
-        self._news.state(run_id, RunState.AWAITING_RELEASE, f"somebody at {self._name} has to look at its results")
-        while True:
-            try:
-                decision = await in_thread(self._decisions.of, run_id)
-                if decision is not None:
-                    break
-            except CorruptData as error:
-                log.error("a decision can't be read", run=run_id, error=str(error))
-            await asyncio.sleep(_LOOK_S)
-        log.info("results decided", run=run_id, release=decision.release, by=decision.by)
-        if decision.release:
-            return await in_thread(self._book.released, run_id)
-        blocked = ResultsBlocked(
-            f"Somebody at {self._name} looked at the results of the run, and they stay there.",
-            hint=f"The reason: {decision.reason}" if decision.reason else "Ask the people of that site.",
-        )
-        return await in_thread(self._book.replace_result, run_id, failure=failure_of(blocked), rejected=True)
 
     # ---- what changes with time
 
@@ -422,38 +324,6 @@ class SiteTasks:
 
     def _now_ms(self) -> int:
         return int(self._clock().timestamp() * 1000)
-
-
-def record_decision(
-    audit: AuditLog, decisions: Decisions, run_id: str, decision: Decision, *, remote: bool = False
-) -> None:
-    """Decide about results, with a record before it: whatever leaves, the log has who let it. Blocks.
-
-    Raises:
-        Conflict: that was done before.
-        NotFound: the run is not here.
-    """
-    decisions.require_none(run_id)
-    note = {"run": run_id, "by": decision.by, "reason": decision.reason, "remote": remote}
-    audit.append("results.released" if decision.release else "results.blocked", note)
-    decisions.decide(run_id, decision)
-
-
-def _result(held: HeldRun) -> RunResult:
-    if held.result is None:
-        raise AssertionError("it has not ended")
-    return held.result
-
-
-def _with(result: RunResult, elapsed_s: dict[str, float]) -> RunResult:
-    return RunResult(
-        failure=result.failure,
-        exit_code=result.exit_code,
-        files=result.files,
-        elapsed_s=elapsed_s,
-        image_digest=result.image_digest,
-        attempt=result.attempt,
-    )
 
 
 @dataclass(frozen=True, slots=True)
