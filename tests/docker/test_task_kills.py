@@ -24,12 +24,13 @@ ATTEMPTS = {
     CrashPoint.RUN_ENDED: 2,
     CrashPoint.RUN_PUSHED: 1,
 }
-SCRIPT = "open('/mnt/output/answer', 'w').write('42'); print('said')"
+SCRIPT = "open('/mnt/output/answer', 'w').write(open('/mnt/input/data.csv').read()); print('said')"
+SELECTION = {"selections": [{"query": "{ data { b } }"}]}
 
 
-def start(http: httpx.Client, **spec: Any) -> str:
+def start(http: httpx.Client) -> str:
     executor = {"image": base_image(), "command": ["python3", "-c", SCRIPT]}
-    answer = http.post("/tasks", json={"spec": {"executors": [executor], **spec}, "sites": ["site-1"]})
+    answer = http.post("/tasks", json={"spec": {"executors": [executor], **SELECTION}, "sites": ["site-1"]})
     assert answer.status_code == 201, answer.text
     return str(answer.json()["task"])
 
@@ -47,7 +48,7 @@ def test_a_killed_client_loses_no_run_and_tells_one_end(tmp_path: Path) -> None:
         network.start_reducer()
         network.start_combiner("c1")
         data = tmp_path / "data.csv"
-        data.write_text("a\n1\n")
+        data.write_text("a,b\n1,2\n")
         network.start_client("site-1", data, "--prefer", "c1", "--docker-host", engine_host())
         network.until_attached("c1", "site-1")
         with httpx.Client(base_url=f"http://{network.http}/api/v1", timeout=30) as http:
@@ -72,6 +73,6 @@ def assert_whole(http: httpx.Client, run: Any) -> None:
     assert {each["name"] for each in run["files"]} == {"stdout", "stderr", "output"}
     content = http.get(f"/runs/{run['run']}/files/output").content
     with zipfile.ZipFile(BytesIO(content)) as archive:
-        assert archive.read("answer") == b"42"
+        assert archive.read("answer") == b"b\n2\n"
     assert http.get(f"/runs/{run['run']}/files/stdout").content == b"said\n"
     assert not docker("ps", "--all", "--quiet", "--filter", f"label=runnel.run={run['run']}").stdout

@@ -17,6 +17,7 @@ import structlog
 
 from runnel.client.agent import ClientAgent
 from runnel.client.audit import AUDIT_FILE, AuditLog, utc_now
+from runnel.client.data import database_of
 from runnel.client.domain.cage import NO_NETWORK, Cage
 from runnel.client.domain.policy import Policy
 from runnel.client.gate import Gate
@@ -277,9 +278,8 @@ async def run_client(
                 policy=lambda: policy.policy,
                 audit=gate.audit,
                 parallel=settings.parallel_tasks,
-                databases=databases,
+                databases={label: database_of(label, where) for label, where in databases.items()},
                 variables=variables,
-                selector=None,
                 settings=contract_settings,
                 time_s=settings.run_timeout_s,
                 clock=clock,

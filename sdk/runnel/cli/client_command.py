@@ -21,11 +21,13 @@ from runnel.cli.component_options import (
     run_component,
 )
 from runnel.cli.file_service_command import files
+from runnel.cli.result_commands import add_results
 from runnel.cli.site_commands import add_site
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 add_site(app)
 app.command("files")(files)
+add_results(app)
 
 
 @app.callback(invoke_without_command=True)

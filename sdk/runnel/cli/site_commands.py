@@ -68,7 +68,7 @@ def list_waiting(
     from runnel.client.reviews import Reviews
 
     desk = Desk(as_json=as_json)
-    waiting = Reviews(_folder(state)).pending()
+    waiting = Reviews(state_folder(state)).pending()
     desk.answer([dataclasses.asdict(each) for each in waiting], lambda: waiting_table(waiting))
 
 
@@ -78,7 +78,7 @@ def show(desk: Desk, context: typer.Context, digest: Digest, state: State = None
     from runnel.client.package_review import inspect
     from runnel.client.reviews import Reviews
 
-    reviews = Reviews(_folder(state, context))
+    reviews = Reviews(state_folder(state, context))
     inspected = inspect(reviews, reviews.find(digest))
     desk.answer(inspected.document(), lambda: package_parts(inspected))
 
@@ -87,7 +87,7 @@ def approve(desk: Desk, context: typer.Context, digest: Digest, state: State = N
     """Let a package run here, from now on; the client notices by itself."""
     from runnel.client.domain.policy import Review
 
-    _decide(desk, _folder(state, context), digest, Review.APPROVED, "")
+    _decide(desk, state_folder(state, context), digest, Review.APPROVED, "")
 
 
 def refuse(
@@ -100,7 +100,7 @@ def refuse(
     """Never run a package here, whoever signed it."""
     from runnel.client.domain.policy import Review
 
-    _decide(desk, _folder(state, context), digest, Review.REFUSED, reason)
+    _decide(desk, state_folder(state, context), digest, Review.REFUSED, reason)
 
 
 def audit(
@@ -119,7 +119,7 @@ def audit(
     from runnel.common.errors import CorruptData
 
     moment = None if since is None else _moment(since, utc_now())
-    path = _folder(state) / AUDIT_FILE
+    path = state_folder(state) / AUDIT_FILE
     records = list(AuditLog(path).records())
     if contains is not None and not any(record.hash.startswith(contains) for record in records):
         raise CorruptData(
@@ -157,7 +157,7 @@ def _decide(desk: Desk, folder: Path, digest: str, review: Review, reason: str) 
     desk.say(f"{review.value.capitalize()} {named}{decided.digest}.")
 
 
-def _folder(state: Path | None, context: typer.Context | None = None) -> Path:
+def state_folder(state: Path | None, context: typer.Context | None = None) -> Path:
     """Return the state folder of the command, of the group before it, or the default."""
     from runnel.common.errors import NotFound
 

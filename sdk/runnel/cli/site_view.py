@@ -48,6 +48,7 @@ def policy_parts(source: str, policy: Mapping[str, Any]) -> RenderableType:
             ("hours", "\n".join(map(_hours, policy["hours"])) or "always"),
             ("databases", "all" if policy["databases"] is None else _databases(policy["databases"])),
             ("limits", _lines(limits, "as the client is set")),
+            ("tasks", "none run" if policy["tasks"] is None else _tasks(policy["tasks"])),
         ]
     )
 
@@ -97,7 +98,7 @@ def audit_parts(records: Sequence[Record], verified: int, last: Record | None) -
     for record in records:
         data = record.data
         package = " ".join(filter(None, (str(data.get("name", "")), str(data.get("package", ""))[:_SHORT])))
-        asked = "/".join(str(data[name]) for name in ("organisation", "session") if name in data)
+        asked = "/".join(str(data[name]) for name in ("organisation", "session", "user") if name in data)
         made.add_row(when(record.at), record.kind, printable(package), printable(asked), printable(_details(data)))
     end = "The log is empty." if last is None else f"{verified} records, the chain holds. The last: {last.hash}"
     return Group(made, Text(end))
@@ -114,7 +115,7 @@ def record_document(record: Record) -> dict[str, Any]:
     }
 
 
-_ELSEWHERE = frozenset({"name", "package", "organisation", "session", "policy"})
+_ELSEWHERE = frozenset({"name", "package", "organisation", "session", "user", "policy"})
 
 
 def _details(data: Mapping[str, Any]) -> str:
@@ -132,6 +133,18 @@ def _listed(values: Sequence[str] | None) -> str:
 
 def _hours(hours: Mapping[str, Any]) -> str:
     return f"{' '.join(hours['days'])} {hours['from']} to {hours['to']} {hours['zone']}"
+
+
+def _tasks(tasks: Mapping[str, Any]) -> str:
+    listed = ("images", "digests", "registries", "users", "organisations", "databases", "networks")
+    lines = [f"{name}: {_listed(tasks[name])}" for name in listed if tasks[name] is not None]
+    lines += [f"pull: {tasks['pull']}", f"review of results: {'yes' if tasks['review'] else 'no'}"]
+    if tasks["remote_review"]:
+        lines.append(f"decided from elsewhere by: {_listed(tasks['remote_review'])}")
+    if tasks["minimum_rows"]:
+        lines.append(f"rows of a selection: at least {tasks['minimum_rows']}")
+    limits = {name: value for name, value in tasks["limits"].items() if value is not None}
+    return "\n".join([*lines, *(f"{name}: {value}" for name, value in limits.items())])
 
 
 def _databases(rules: Mapping[str, Mapping[str, Any]]) -> str:

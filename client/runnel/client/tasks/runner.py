@@ -55,9 +55,9 @@ log = structlog.get_logger()
 
 
 class Selector(Protocol):
-    """Takes selections from the site's databases; blocks."""
+    """Takes selections from the site's databases."""
 
-    def __call__(self, selections: Sequence[Selection], folder: Path, *, minimum_rows: int) -> None:
+    async def __call__(self, selections: Sequence[Selection], folder: Path, *, minimum_rows: int) -> None:
         """Write one CSV file for each selected table into ``folder``.
 
         Raises:
@@ -267,7 +267,7 @@ class TaskRunner:
         if self._site.selector is None:
             raise InvalidInput(f"{self._site.name} has no databases that could be selected from.")
         voice.state(RunState.PREPARING, "selecting")
-        await in_thread(self._site.selector, spec.selections, folder / INPUT, minimum_rows=rules.minimum_rows)
+        await self._site.selector(spec.selections, folder / INPUT, minimum_rows=rules.minimum_rows)
 
     @contextlib.asynccontextmanager
     async def _accompanied(self, contract: TaskContract, work: Work, opened: OpenEngine) -> AsyncIterator[Work]:

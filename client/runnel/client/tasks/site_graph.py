@@ -7,13 +7,15 @@ from datetime import datetime
 from pathlib import Path
 
 from runnel.client.audit import AuditLog
+from runnel.client.data import DatabaseConfig
 from runnel.client.domain.policy import Policy
 from runnel.client.tasks.book import RunBook
-from runnel.client.tasks.contract import Database, TaskContract
+from runnel.client.tasks.contract import TaskContract
 from runnel.client.tasks.plain import PlainContract
 from runnel.client.tasks.pytaskmanager import PyTaskManagerContract
 from runnel.client.tasks.release import RUNS, Decisions
-from runnel.client.tasks.runner import Selector, SiteFacts, TaskRunner
+from runnel.client.tasks.runner import SiteFacts, TaskRunner
+from runnel.client.tasks.site_data import SiteSelector, whole_databases
 from runnel.client.tasks.site_tasks import SiteTasks
 from runnel.client.tasks.surroundings import Groups
 from runnel.client.tasks.task_engine import EngineSettings, TaskEngine
@@ -38,9 +40,8 @@ def site_tasks(
     policy: Callable[[], Policy],
     audit: AuditLog,
     parallel: int,
-    databases: Mapping[str, Path | str],
+    databases: Mapping[str, DatabaseConfig],
     variables: Mapping[str, str],
-    selector: Selector | None,
     settings: Mapping[Contract, Mapping[str, str]],
     time_s: float | None,
     clock: Callable[[], datetime],
@@ -55,9 +56,8 @@ def site_tasks(
         policy: the site's, as it is now.
         audit: the site's log.
         parallel: how many runs may go on at once.
-        databases: that containers may see whole: name to path or address.
+        databases: of the site, by label.
         variables: that every container gets.
-        selector: of the site's data.
         settings: of contracts.
         time_s: the client's own limit for a run.
         clock: the present time.
@@ -77,8 +77,8 @@ def site_tasks(
         policy=policy,
         contracts=contracts(),
         groups=groups,
-        databases={label: _database(label, where) for label, where in databases.items()},
-        selector=selector,
+        databases=whole_databases(databases),
+        selector=SiteSelector(databases),
         variables=variables,
         settings=settings,
         time_s=time_s,
@@ -95,10 +95,3 @@ def site_tasks(
         parallel=parallel,
         clock=clock,
     )
-
-
-def _database(label: str, where: Path | str) -> Database:
-    kind = where.suffix.lstrip(".").lower() if isinstance(where, Path) else where.partition("://")[0]
-    if isinstance(where, Path) and where.is_dir():
-        kind = "folder"
-    return Database(label=label, kind=kind, where=where)
