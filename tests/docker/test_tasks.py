@@ -14,7 +14,7 @@ from runnel.client.domain.policy import ANYTHING
 from runnel.client.domain.task_policy import Pull, TaskLimits, TaskPolicy
 from runnel.common.protocol import RunState, TaskSettled
 from runnel.common.tasks import Selection
-from tests.docker_engine import base_image, containers, engine_host
+from tests.docker_engine import base_image, containers, engine_host, volumes
 from tests.doubles.task_network import CLIENT, TaskNetwork, order, plain, site
 from tests.eventually import eventually
 
@@ -178,3 +178,45 @@ async def test_cancelled_runs_end_and_others_go_on(tmp_path: Path) -> None:
         await eventually(lambda: tasks.holding() == ())
         assert not await asyncio.to_thread(containers, "canceller")
         assert network.pushes == 0
+
+
+async def test_a_client_whose_files_the_engine_has_not_copies_them(tmp_path: Path) -> None:
+    network, image = TaskNetwork(), base_image()
+    steps = [
+        {"image": image, "command": ["sh", "-c", "cat /mnt/input/a /mnt/input/b/c > /mnt/output/x; echo 1 > /v/n"]},
+        {"image": image, "command": ["sh", "-c", "cat /v/n /mnt/output/x >> /mnt/output/y; touch /mnt/input/z"]},
+    ]
+    inputs = [{"path": f"/mnt/input/{name}", "content": {"data": "aW4K"}} for name in ("a", "b/c")]
+    spec = plain(image, executors=steps, inputs=inputs, volumes=["/v"])
+    alone = plain(image, "true", inputs=[{"path": "/one.txt", "content": {"data": ""}}])
+    async with site(tmp_path / "s", network, host=engine_host(), files="copy", client="copier") as tasks:
+        tasks.received(order("run-1", spec))
+        tasks.received(order("run-2", alone))
+        end = await network.ended("run-1")
+        refused = await network.ended("run-2")
+    assert end.result is not None
+    assert end.result.failure is not None
+    assert end.result.failure.code == "exit_status"
+    assert network.unzipped(end) == {"x": b"in\nin\n", "y": b"1\nin\nin\n"}
+    assert refused.result is not None
+    assert refused.result.failure is not None
+    assert "--docker-files mount" in refused.result.failure.message
+    assert not await asyncio.to_thread(containers, "copier")
+    assert not await asyncio.to_thread(volumes, "copier")
+
+
+@pytest.mark.parametrize("pull", list(Pull))
+async def test_an_image_that_can_not_be_had_fails_the_run_with_the_reason(tmp_path: Path, pull: Pull) -> None:
+    network = TaskNetwork()
+    policy = dataclasses.replace(ANYTHING, tasks=TaskPolicy(pull=pull))
+    # That it is here does not help where it has to be fetched before each run.
+    image = base_image() if pull is Pull.ALWAYS else "127.0.0.1:1/none:1"
+    async with site(tmp_path / "s", network, host=engine_host(), policy=policy) as tasks:
+        tasks.received(order("run-1", plain(image, "true")))
+        end = await network.ended("run-1")
+    assert end.result is not None
+    assert end.result.failure is not None
+    assert end.result.failure.code == "image"
+    word = "fetches none" if pull is Pull.NEVER else "could not be fetched: "
+    assert word in end.result.failure.message
+    assert end.result.exit_code is None

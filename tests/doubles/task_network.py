@@ -135,6 +135,7 @@ async def site(
     selector: Selector | None = None,
     contracts: Mapping[Contract, Any] | None = None,
     client: str = "",
+    files: str | None = None,
     parallel: int = 2,
     runner: Carrier | None = None,
     clock: Callable[[], datetime] = lambda: datetime.now(UTC),
@@ -147,6 +148,7 @@ async def site(
         state=state,
         environ={},
         host=host or f"unix://{state}/no-engine.sock",
+        files=files,
         grace_s=0.5,
     )
     facts = SiteFacts(
