@@ -208,6 +208,8 @@ PUBLIC: dict[str, list[str]] = {
         "PackageDifference",
         "PackageFile",
         "Packed",
+        "SERVER_CLASS",
+        "ServerCode",
         "UnpackLimits",
         "describe",
         "differences",
@@ -250,6 +252,7 @@ PUBLIC: dict[str, list[str]] = {
     ],
     "runnel.reducer.http.fds": [],
     "runnel.reducer.rpc": [],
+    "runnel.reducer.server_functions": [],
     "runnel.reducer.store": [],
     "runnel.reducer.web": [
         "mount_page",

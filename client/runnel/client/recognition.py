@@ -22,8 +22,9 @@ def recognise(manifest: Manifest, root: Path, *, top: Path, installs: Installs) 
         installs: what a site says about environments.
 
     Returns:
-        ``kind`` (``runnel``, ``fedn`` or ``plain``), ``manifest``, ``layout``, ``environment``, ``model_files``, and of
-        packages that were made for FEDn ``helper`` and ``fedn``: where that comes from.
+        ``kind`` (``runnel``, ``fedn`` or ``plain``), ``manifest``, ``layout``, ``environment``, ``model_files``, of
+        packages with functions for the server ``server_functions``, and of packages that were made for FEDn ``helper``
+        and ``fedn``: where that comes from.
 
     Raises:
         BadPackage: its requirements can't be read.
@@ -39,6 +40,8 @@ def recognise(manifest: Manifest, root: Path, *, top: Path, installs: Installs) 
     }
     if manifest.model_format is not None and not manifest.speaks_fedn:
         found["model_files"] = manifest.model_format.suffix
+    if manifest.server is not None:
+        found["server_functions"] = f"{', '.join(manifest.server.functions)} in {manifest.server.file}"
     if manifest.speaks_fedn:
         found["helper"] = ", ".join(manifest.fedn.helpers) or "none named"
         found["fedn"] = _fedn(manifest, root / listing if listing else None, root, installs)

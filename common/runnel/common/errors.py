@@ -117,6 +117,12 @@ class EntryPointTimeout(RunnelError):
     code = "timeout"
 
 
+class ServerFunctionFailed(RunnelError):
+    """A package's function for the server ended with an error, took too long, or returned what can't be used."""
+
+    code = "server_function_failed"
+
+
 class EnvironmentFailed(RunnelError):
     """The Python environment of a package could not be built; the message carries the installer's."""
 
@@ -205,6 +211,12 @@ class Forbidden(RunnelError):
     """The token or credential is good but its role does not allow this."""
 
     code = "forbidden"
+
+
+class ServerFunctionsRefused(Forbidden):
+    """The reducer does not run functions of packages, or not of this one; the message tells which rule says so."""
+
+    code = "server_functions_refused"
 
 
 class TooLarge(RunnelError):

@@ -12,6 +12,7 @@ from runnel.compute_package.fedn_use import FednUse
 from runnel.compute_package.fedn_wheel import shim_digest, shim_source, write_shim_wheel
 from runnel.compute_package.manifest import Manifest, ManifestKind, read_manifest
 from runnel.compute_package.pack import PackageFile, Packed, pack
+from runnel.compute_package.server_code import SERVER_CLASS, ServerCode
 from runnel.compute_package.signatures import (
     key_id,
     new_key,
@@ -29,6 +30,7 @@ from runnel.compute_package.template import write_template
 from runnel.compute_package.unpack import UnpackLimits, unpack
 
 __all__ = [
+    "SERVER_CLASS",
     "Description",
     "FednUse",
     "FileDifference",
@@ -37,6 +39,7 @@ __all__ = [
     "PackageDifference",
     "PackageFile",
     "Packed",
+    "ServerCode",
     "UnpackLimits",
     "describe",
     "differences",

@@ -9,12 +9,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from runnel.common.errors import BadPackage, InvalidInput
 from runnel.common.model_format import ModelFormat
 from runnel.compute_package.contents import CONTENT_KEYS, read_contents
 from runnel.compute_package.fedn_use import NO_USE, FednUse, find_fedn_use
 from runnel.compute_package.needs import read_apt, read_python
+from runnel.compute_package.server_code import ServerCode, find_server_code, read_server_code
 from runnel.compute_package.strict_yaml import MAX_BYTES, kind_of, load_yaml
 
 RUNNEL_MANIFEST = "runnel.yaml"
@@ -25,7 +27,7 @@ ENTRY_POINTS = ("train", "validate", "predict", "startup", "build")
 DOCKERFILE = "Dockerfile"
 """A package that has this file in its root, and no ``fedn.yaml``, runs in the image that it makes."""
 
-_KEYS = ("name", "version", "entry_points", "requirements", "image", "model_format")
+_KEYS = ("name", "version", "entry_points", "requirements", "image", "model_format", "server")
 _BUILD_KEYS = ("python", "apt", *CONTENT_KEYS)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 # A name as engines take it: registry and path, then a tag, a digest, or both.
@@ -69,6 +71,7 @@ class Manifest:
         model_format: of the models that its entry points are given and write; None: that of the session's seed.
         image: the container image that it runs in, a name or a name pinned by its digest. None: it names none.
         dockerfile: ``Dockerfile`` if the package has one that makes its image; never with ``image``. None otherwise.
+        server: its functions for the reducer; None: it has none.
 
     With neither ``requirements`` nor ``python_env`` the package runs with the interpreter of the client itself; in a
     container with the image's.
@@ -87,6 +90,7 @@ class Manifest:
     model_format: ModelFormat | None = None
     image: str | None = None
     dockerfile: str | None = None
+    server: ServerCode | None = None
 
     @property
     def needs_image(self) -> bool:
@@ -177,6 +181,7 @@ def read_manifest(root: Path, *, default_name: str | None = None) -> Manifest:
         include: [../shared]            # this and the next two: what is packed, see :class:`Contents`
         exclude: ["*.csv"]
         force_include: [units.csv]
+        server: server.py               # default: that file if it has a class ServerFunctions; null: none
 
     A package with a ``Dockerfile`` in its root runs in a container of the image that it makes; it has no ``image``. Of
     what is in the image, requirements included, both leave the care to its author.
@@ -196,6 +201,8 @@ def read_manifest(root: Path, *, default_name: str | None = None) -> Manifest:
     """
     name = _fitting_name(default_name or root.resolve().name)
     manifest = _read(root, name)
+    if manifest.kind is not ManifestKind.RUNNEL:
+        manifest = replace(manifest, server=find_server_code(root))
     return replace(manifest, requires_python=_requires_python(root), fedn=find_fedn_use(root))
 
 
@@ -283,7 +290,16 @@ def _read_runnel(root: Path, default_name: str) -> Manifest:
         image=image,
         dockerfile=dockerfile,
         model_format=_model_format(document.get("model_format")),
+        server=_server(root, document),
     )
+
+
+def _server(root: Path, document: Mapping[Any, Any]) -> ServerCode | None:
+    if "server" not in document:
+        return find_server_code(root)
+    if document["server"] is None:
+        return None
+    return read_server_code(root, _inside(root, RUNNEL_MANIFEST, "server", document["server"]))
 
 
 def _image(value: object) -> str:

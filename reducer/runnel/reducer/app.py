@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
@@ -16,6 +17,7 @@ from runnel.common.disk import state_folder, write_bytes
 from runnel.common.endpoints import remove_endpoints, write_endpoints
 from runnel.common.ids import new_id, new_secret
 from runnel.common.metrics import LoopLag
+from runnel.compute_package import read_public_key
 from runnel.reducer.access_tokens import AccessTokens
 from runnel.reducer.callers import Callers
 from runnel.reducer.domain.values import DEFAULT_ORGANISATION, Role
@@ -26,6 +28,8 @@ from runnel.reducer.operations import Operations
 from runnel.reducer.pytaskmanager import PtmMaster
 from runnel.reducer.rpc.gateway import Gateway
 from runnel.reducer.rpc.run_files import RunFiles
+from runnel.reducer.server_functions.functions import Permission, ServerFunctions
+from runnel.reducer.server_functions.step import Confinement
 from runnel.reducer.settings import ReducerSettings
 from runnel.reducer.store import access
 from runnel.reducer.store.blob_place import opened_blobs
@@ -110,6 +114,9 @@ async def serve_reducer(settings: ReducerSettings) -> AsyncIterator[ReducerServe
             await _first_token(journal, state)
         key = load_or_create_key(state / "credential.key")
         issuer = CredentialIssuer(key)
+        # What steps of a process before this one left; they ended with it.
+        await asyncio.to_thread(shutil.rmtree, state / "server-functions", ignore_errors=True)
+        functions = ServerFunctions(blobs, state / "server-functions", _permission(settings, file))
         engine = Engine(
             journal=journal,
             blobs=blobs,
@@ -118,6 +125,7 @@ async def serve_reducer(settings: ReducerSettings) -> AsyncIterator[ReducerServe
             organisation=DEFAULT_ORGANISATION,
             keep_models=settings.keep_models,
             keep_results=timedelta(days=settings.keep_results) if settings.keep_results else None,
+            functions=functions,
         )
         await stack.enter_async_context(engine)
         run_spool = Spool(state / "run-spool")
@@ -154,6 +162,7 @@ async def serve_reducer(settings: ReducerSettings) -> AsyncIterator[ReducerServe
             journal=journal,
             blobs=blobs,
             callers=Callers(journal, AccessTokens(key), insecure=settings.insecure),
+            functions=functions,
             rpc_address=lambda: rpc.address,
             uploads=Uploads(
                 journal=journal,
@@ -188,6 +197,29 @@ async def run_reducer(settings: ReducerSettings, stop: asyncio.Event) -> None:
     """Serve until ``stop`` is set."""
     async with serve_reducer(settings):
         await stop.wait()
+
+
+def confinement(settings: ReducerSettings) -> Confinement:
+    """Return what functions of packages can reach here.
+
+    A network without tokens is on the loopback, where clients run whatever comes too. Elsewhere who may start sessions
+    is not who may run programs beside the reducer's keys, so the operator has to say it.
+    """
+    return Confinement(settings.server_functions or ("sandbox" if settings.insecure else "off"))
+
+
+def _permission(settings: ReducerSettings, database: Path | None) -> Permission:
+    """Return what functions of packages may do here; none of them sees the state, the ``database`` or the key."""
+    hidden = [settings.state, settings.tls_key]
+    if database is not None:
+        hidden += [database.with_name(f"{database.name}{end}") for end in ("", "-wal", "-shm", "-journal")]
+    return Permission(
+        confinement=confinement(settings),
+        signers=frozenset(map(read_public_key, settings.server_functions_signers)),
+        memory_bytes=settings.server_functions_memory_bytes,
+        timeout_s=settings.server_functions_timeout_s,
+        hidden=tuple(path.resolve() for path in hidden if path is not None),
+    )
 
 
 async def _first_token(journal: Journal, state: Path) -> None:

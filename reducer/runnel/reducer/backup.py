@@ -191,6 +191,8 @@ def _look(database: Path) -> _Rows:
         named = f"SELECT digest FROM model {kept} UNION SELECT digest FROM package"  # noqa: S608
         blobs = {digest for (digest,) in read.execute(named)}
         blobs |= {d for (d,) in read.execute("SELECT optimizer_state FROM model WHERE optimizer_state IS NOT NULL")}
+        if "server_state" in {column[1] for column in read.execute("PRAGMA table_info(round)")}:
+            blobs |= {d for (d,) in read.execute("SELECT server_state FROM round WHERE server_state IS NOT NULL")}
         partials = {name for (name,) in read.execute("SELECT filename FROM partial")}
         ended = "('finished', 'stopped', 'failed')"
         running = tuple(i for (i,) in read.execute(f"SELECT id FROM session WHERE phase NOT IN {ended} ORDER BY id"))  # noqa: S608

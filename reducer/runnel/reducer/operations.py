@@ -33,6 +33,7 @@ from runnel.reducer.domain.values import (
 )
 from runnel.reducer.engine.engine import Engine, wait_for
 from runnel.reducer.package_versions import PackageVersions, taken_up
+from runnel.reducer.server_functions.functions import ServerFunctions
 from runnel.reducer.service import AccessToken, Caller
 from runnel.reducer.store import access, ledger, registry, task_lists
 from runnel.reducer.store.blobs import Blobs
@@ -50,6 +51,7 @@ class Operations(TaskOperations):
         journal: the durable state.
         blobs: packages and models.
         callers: tells who calls.
+        functions: runs what packages do at the reducer; None: nothing.
         rpc_address: returns where nodes join.
         uploads: takes in what people upload.
         max_blob_bytes: of a file that is stored for tasks.
@@ -62,6 +64,7 @@ class Operations(TaskOperations):
         journal: Journal,
         blobs: Blobs,
         callers: Callers,
+        functions: ServerFunctions | None = None,
         rpc_address: Callable[[], str],
         uploads: Uploads,
         max_blob_bytes: int,
@@ -70,7 +73,7 @@ class Operations(TaskOperations):
         self._callers = callers
         self._rpc_address = rpc_address
         self._uploads = uploads
-        self._versions = PackageVersions(journal)
+        self._versions = PackageVersions(journal, functions)
         self._started_at = datetime.now(UTC)
 
     async def authenticate(self, bearer: str | None, *, client_id: str | None = None) -> Caller:
@@ -182,6 +185,7 @@ class Operations(TaskOperations):
         """Create a session of a stored package and model, and run it."""
         require(caller, INITIATORS)
         check_config(config)
+        await self._versions.require_runnable(caller.organisation, package, config)
         async with self._journal.transaction() as tx:
             package_row = await registry.usable_package(tx.session, caller.organisation, package)
             model_row = await registry.find_model(tx.session, caller.organisation, seed)

@@ -5,8 +5,13 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from runnel.common.crash_points import CrashPoint, reach
+from runnel.common.errors import ServerFunctionsRefused
+from runnel.common.protocol import BlobRef
 from runnel.reducer.authority import INITIATORS, require
-from runnel.reducer.domain.values import PackageView, SessionStatus
+from runnel.reducer.domain.session_rules import check_server_functions
+from runnel.reducer.domain.values import PackageView, SessionConfig, SessionStatus
+from runnel.reducer.engine.position import server_code
+from runnel.reducer.server_functions.functions import Asked, ServerFunctions
 from runnel.reducer.service import Caller
 from runnel.reducer.store import ledger, registry
 from runnel.reducer.store.journal import Journal, Transaction
@@ -21,10 +26,32 @@ class PackageVersions:
 
     Args:
         journal: the durable state.
+        functions: runs what packages do at the reducer; None: nothing.
     """
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: Journal, functions: ServerFunctions | None = None) -> None:
         self._journal = journal
+        self._functions = functions
+
+    async def require_runnable(self, organisation: str, package: str, config: SessionConfig) -> None:
+        """Require that what a package does at the reducer fits a session's options, is allowed and can be loaded.
+
+        Raises:
+            NotFound: there is no such package.
+            InvalidInput: an option of the session leaves the package nothing to do.
+            ServerFunctionsRefused: the reducer does not run it.
+            ServerFunctionFailed: it can't be loaded.
+        """
+        async with self._journal.database.read() as tx:
+            row = await registry.find_package(tx, organisation, package)
+        code = server_code(row, config)
+        if code is None:
+            return
+        check_server_functions(config, code)
+        if self._functions is None:
+            raise ServerFunctionsRefused("This reducer runs no functions of packages.", package=row.digest)
+        ref = BlobRef(sha256=row.digest, size_bytes=row.size_bytes)
+        await self._functions.check(Asked(package=ref, code=code, signatures=registry.package_signatures(row)))
 
     async def retire(self, caller: Caller, digest: str, *, undo: bool) -> PackageView:
         """Let no session be given a package any more, or again; those that have it go on.
@@ -47,8 +74,12 @@ class PackageVersions:
         Raises:
             NotFound: there is no such session or package.
             Conflict: the package is retired.
+            RunnelError: of :meth:`require_runnable`.
         """
         require(caller, INITIATORS)
+        async with self._journal.database.read() as read:
+            config = ledger.config_from_json((await ledger.find_session(read, caller.organisation, session)).config)
+        await self.require_runnable(caller.organisation, package, config)
         async with self._journal.transaction() as tx:
             row = await ledger.find_session(tx.session, caller.organisation, session)
             new = (await registry.usable_package(tx.session, caller.organisation, package)).digest

@@ -9,6 +9,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from runnel.common.ids import valid_name
 from runnel.common.settings import OWN_PREFIX_ONLY, Bytes, checked
+from runnel.compute_package import read_public_key
+
+
+def _public_key(text: str) -> str:
+    read_public_key(text)
+    return text
 
 
 class ReducerSettings(BaseModel):
@@ -62,4 +68,15 @@ class ReducerSettings(BaseModel):
     keep_results: float = Field(
         7.0, ge=0, description="Days for which results of tasks, and files stored for tasks, are kept; 0: for ever."
     )
+    server_functions: Literal["off", "sandbox", "unconfined"] | None = Field(
+        None,
+        description="Whether functions of packages are run here: not at all, behind walls (Linux), or with all that"
+        " this process can reach; by default sandbox with insecure, else off.",
+    )
+    server_functions_signers: list[Annotated[str, checked(_public_key)]] = Field(
+        default_factory=list,
+        description="Run those of packages only that one of these public keys (ed25519:…) signed; by default of all.",
+    )
+    server_functions_memory_bytes: Bytes = Field(4 << 30, description="Memory of one step of them.")
+    server_functions_timeout_s: float = Field(600.0, gt=0, description="Seconds that one step of them may take.")
     grace_s: float = Field(10.0, ge=0, description="Seconds to end what is under way when the process is told to stop.")

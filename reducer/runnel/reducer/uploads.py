@@ -182,6 +182,7 @@ def _manifest_json(described: Description) -> dict[str, Any]:
         "entry_points": dict(manifest.entry_points),
         "requirements": manifest.requirements,
         "python_env": manifest.python_env,
+        "server": None if manifest.server is None else manifest.server.as_json(),
         "files": [{"name": file.name, "size_bytes": file.size_bytes} for file in described.files],
     }
 

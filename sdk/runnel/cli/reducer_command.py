@@ -80,6 +80,22 @@ def run(
         float | None,
         typer.Option(metavar="DAYS", help="Keep results of tasks so long; 0: for ever. [default: 7]"),
     ] = None,
+    server_functions: Annotated[
+        str | None,
+        typer.Option(
+            metavar="off|sandbox|unconfined",
+            help="Whether functions of packages (server.py) are run here, and what they can reach."
+            " [default: sandbox with --insecure, else off]",
+        ),
+    ] = None,
+    server_functions_signers: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--server-functions-signers",
+            metavar="KEY_OR_FILE",
+            help="Run those of packages only that this public key signed; may be repeated.",
+        ),
+    ] = None,
     metrics: Annotated[
         str | None,
         typer.Option(
@@ -113,6 +129,8 @@ def run(
         "direct_clients": direct_clients,
         "keep_models": keep_models,
         "keep_results": keep_results,
+        "server_functions": server_functions,
+        "server_functions_signers": server_functions_signers,
         "metrics": metrics,
         "grace_s": grace_s,
     }

@@ -97,6 +97,13 @@ def start(
             "[default: as the reducer is set]",
         ),
     ] = None,
+    server_functions: Annotated[
+        bool,
+        typer.Option(
+            "--server-functions/--no-server-functions",
+            help="Whether functions of the package that select clients and aggregate are used, if it has any.",
+        ),
+    ] = True,
     watch: Watch = False,
 ) -> None:
     """Start a session, which goes on by itself."""
@@ -122,6 +129,7 @@ def start(
             client_settings=settings,
             random_seed=random_seed,
             keep_models=keep_models,
+            server_functions=server_functions,
             progress=progress,
         )
     if watch:

@@ -44,6 +44,7 @@ class Sessions:
         client_settings: Mapping[str, Any] | None = None,
         random_seed: int | None = None,
         keep_models: int | None = None,
+        server_functions: bool = True,
         progress: Progress | None = None,
     ) -> Session:
         """Train ``seed`` with ``package`` for some rounds; returns at once, training goes on.
@@ -70,9 +71,11 @@ class Sessions:
             random_seed: of the sampling of clients.
             keep_models: keep the files of so many newest models, of the seed and of the best by ``stop_when``; 0: of
                 all; None: as the reducer is set.
+            server_functions: whether the package's functions for the server are used, if it has any.
             progress: told of the bytes that are pushed.
 
         Raises:
+            ServerFunctionsRefused: it has such functions, and the reducer does not run them.
             InvalidInput: an option is out of its range; the message names it.
         """
         archive = file_given(package, what="package", make=f"Pack it first: runnel package build {package}")
@@ -98,6 +101,7 @@ class Sessions:
             "client_settings": dict(client_settings or {}),
             "random_seed": random_seed,
             "keep_models": keep_models,
+            "server_functions": server_functions,
         }
         return read(Session, self._connection.post("sessions", wanted))
 

@@ -8,6 +8,7 @@ import re
 from runnel.common.aggregation import make_strategy
 from runnel.common.compression import parse_compression
 from runnel.common.errors import InvalidInput
+from runnel.compute_package import ServerCode
 from runnel.reducer.domain.values import SessionConfig, StopRule
 
 MAX_ROUNDS = 1_000_000
@@ -110,6 +111,34 @@ def check_config(config: SessionConfig) -> None:
     if config.stop_when is not None and config.validate_every == 0:
         raise _refused("stop_when", str(config.stop_when), "given only with validate_every of 1 or more")
     _check_strategy(config)
+
+
+def check_server_functions(config: SessionConfig, code: ServerCode) -> None:
+    """Refuse options that a package with functions for the server leaves nothing to do for.
+
+    Raises:
+        InvalidInput: names the option, and the function that takes its place.
+    """
+    advice = "or start the session with --no-server-functions"
+    names = ", ".join(code.functions)
+    if make_strategy(config.strategy, config.strategy_options).buffered is not None:
+        raise InvalidInput(
+            f"strategy: {config.strategy} knows no rounds of clients that a package could begin ({names}).",
+            hint=f"Choose another strategy, {advice}.",
+            field="strategy",
+        )
+    if code.aggregator is not None and (config.strategy != "fedavg" or config.strategy_options):
+        raise InvalidInput(
+            f"strategy: {config.strategy} came, and the package makes the next model itself ({code.aggregator}).",
+            hint=f"Leave the strategy and its options away, {advice}.",
+            field="strategy",
+        )
+    if code.selects and config.sample is not None:
+        raise InvalidInput(
+            f"sample: {config.sample} came, and the package chooses the clients itself (client_selection).",
+            hint=f"Leave it away, {advice}.",
+            field="sample",
+        )
 
 
 def _check_strategy(config: SessionConfig) -> None:

@@ -87,6 +87,7 @@ class SessionConfig:
     :mod:`runnel.common.aggregation.strategies`. ``client_settings``: handed to the package as it is.
     ``random_seed``: of the sampling; None draws one, which is kept with the session. ``keep_models``: files of so many
     newest models are kept, see :mod:`runnel.reducer.engine.retention`; 0: of all, None: as the reducer is set.
+    ``server_functions``: whether those of its package are used, if it has any.
     """
 
     rounds: int
@@ -104,6 +105,7 @@ class SessionConfig:
     client_settings: Mapping[str, Any] = field(default_factory=dict)
     random_seed: int | None = None
     keep_models: int | None = None
+    server_functions: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -43,6 +43,7 @@ from runnel.reducer.engine.position import position_of
 from runnel.reducer.engine.retention import Retention
 from runnel.reducer.engine.runner import SessionRunner
 from runnel.reducer.engine.tasks import Tasks
+from runnel.reducer.server_functions.functions import ServerFunctions
 from runnel.reducer.store import access, ledger
 from runnel.reducer.store.blobs import Blobs
 from runnel.reducer.store.journal import Journal
@@ -70,6 +71,7 @@ class Engine:
         organisation: whose events those about nodes are.
         keep_models: files of so many newest models of a session are kept if it does not say itself; 0: of all.
         keep_results: for how long results of tasks are kept; None: for ever.
+        functions: runs what packages do at the reducer; None: nothing.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class Engine:
         organisation: str,
         keep_models: int = 0,
         keep_results: timedelta | None = None,
+        functions: ServerFunctions | None = None,
     ) -> None:
         self.roster = Roster()
         self.name = name
@@ -89,6 +92,7 @@ class Engine:
         self._journal = journal
         self._blobs = blobs
         self._partials = partials
+        self._functions = functions
         self._retention = Retention(journal, blobs, keep_models)
         self._organisation = organisation
         self._runners: dict[str, SessionRunner] = {}
@@ -153,6 +157,8 @@ class Engine:
                         retention=self._retention,
                         measures=self.measures,
                         new_order_id=lambda: new_id("ord"),
+                        functions=self._functions,
+                        say=self._logs.add,
                     )
                     self._runners[session_id] = runner
                     if session_id in self._to_stop:

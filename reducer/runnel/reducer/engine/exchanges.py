@@ -13,6 +13,7 @@ from runnel.reducer.engine.position import Position
 from runnel.reducer.store import ledger, registry
 from runnel.reducer.store.blobs import Blobs
 from runnel.reducer.store.journal import Journal
+from runnel.reducer.store.tables import RoundRow
 
 
 class Exchanges:
@@ -105,7 +106,7 @@ class Exchanges:
         counts = collection.counts
         able = counts.asked - counts.awaiting - counts.failed - counts.late
         missing = collection.needed - able
-        if not (counts.awaiting or counts.refused) or missing <= 0:
+        if not (counts.awaiting or counts.refused) or missing <= 0 or exchange.position.selects:
             return
         spare = [client for client in self.willing() if client not in collection.slots]
         draw = random.Random(f"{position.seed}/{position.round}/{counts.asked}")  # noqa: S311
@@ -142,8 +143,10 @@ class Exchanges:
             # A round keeps the package that it began with, whatever the session has been given since.
             # Who vouches for it may have been said while the session runs.
             package = await registry.package_of_round(tx, position.organisation, key.session_id, key.round)
-            position.package = BlobRef(sha256=package.digest, size_bytes=package.size_bytes)
-            position.signatures = registry.package_signatures(package)
+            position.run(package)
+            round_row = await tx.get(RoundRow, (key.session_id, key.round))
+            if round_row is not None and round_row.client_settings is not None:
+                position.config = dataclasses.replace(position.config, client_settings=round_row.client_settings)
             if buffers:
                 base = await ledger.base_of_round(tx, key.session_id, key.round)
                 position.model = BlobRef(sha256=base.digest, size_bytes=base.size_bytes)

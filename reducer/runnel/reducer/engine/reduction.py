@@ -24,17 +24,23 @@ from runnel.reducer.store.tables import PartialRow
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReducedModel:
-    """A model that was just made, in the blob store; ``optimizer_state`` is the SHA-256 of a blob."""
+    """A model that was just made, in the blob store; ``optimizer_state`` and ``server_state`` are SHA-256 of blobs.
+
+    ``made_by``: the function of the package that made it; None: the strategy did.
+    """
 
     model: BlobRef
     optimizer_state: str | None
     n_params: int
     tensors: int
+    server_state: str | None = None
+    made_by: str | None = None
 
     @property
     def digests(self) -> tuple[str, ...]:
         """The blobs that were made."""
-        return (self.model.sha256,) if self.optimizer_state is None else (self.model.sha256, self.optimizer_state)
+        made = (self.model.sha256, self.optimizer_state, self.server_state)
+        return tuple(digest for digest in made if digest is not None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +93,7 @@ class Reduction:
             else:
                 ages = {p.round: round_number - p.round for p in partials}
                 discounts = {n: 1.0 if chosen.buffered is None else chosen.buffered.discount(ages[n]) for n in ages}
-                updates = self._updates(partials, weights, bases, discounts)
+                updates = self.updates(partials, weights, bases, discounts)
                 reduce_updates(updates, base, chosen.rule, model_out, optimizer=optimizer)
             state = self.blobs.adopt(state_out).sha256 if optimizer.slots else None
             model = self.blobs.adopt(model_out)
@@ -97,7 +103,7 @@ class Reduction:
         schema = schema_of(base)
         return ReducedModel(model=model, optimizer_state=state, n_params=schema.n_params, tensors=len(schema.tensors))
 
-    def _updates(
+    def updates(
         self,
         partials: Sequence[PartialRow],
         weights: Mapping[tuple[int, str], float],

@@ -17,7 +17,7 @@ import structlog
 from runnel.common.aggregation import weighted_mean_metrics
 from runnel.common.crash_points import CrashPoint, reach
 from runnel.common.errors import NotEnoughClients, NotFound, RunnelError, StorageFull, Unreachable
-from runnel.common.protocol import AssignmentKey, BlobRef, Work
+from runnel.common.protocol import AssignmentKey, BlobRef, LogLines, Work
 from runnel.reducer.domain.collection import Collection, SlotState
 from runnel.reducer.domain.selection import select_clients, wanted_updates
 from runnel.reducer.domain.values import SessionStatus
@@ -27,7 +27,10 @@ from runnel.reducer.engine.measures import Measures
 from runnel.reducer.engine.position import Position
 from runnel.reducer.engine.reduction import Reduction, inputs_here, optimizer_state_of
 from runnel.reducer.engine.retention import Retention
+from runnel.reducer.engine.server_rounds import ServerRounds, Stopped
+from runnel.reducer.engine.shortage import too_few_updates
 from runnel.reducer.engine.transitions import Change, Step, Transitions
+from runnel.reducer.server_functions.functions import Beginning, ServerFunctions
 from runnel.reducer.store import ledger
 from runnel.reducer.store.blobs import Blobs
 from runnel.reducer.store.journal import Journal, Transaction
@@ -44,10 +47,6 @@ class _Vanished(Exception):
     """Raised inside the runner when what was just stored is gone: an equal file of elsewhere was given up meanwhile."""
 
 
-class _Stopped(Exception):
-    """Raised inside the runner when the session is to stop."""
-
-
 class SessionRunner:
     """Runs one session in one task; events from below change the collection under way and wake it."""
 
@@ -62,6 +61,8 @@ class SessionRunner:
         retention: Retention,
         measures: Measures,
         new_order_id: Callable[[], str],
+        functions: ServerFunctions | None,
+        say: Callable[[LogLines], None],
     ) -> None:
         self.position = position
         self._network = network
@@ -73,6 +74,9 @@ class SessionRunner:
         self._new_order_id = new_order_id
         self._wake = asyncio.Event()
         self._stopping = False
+        self._server = ServerRounds(
+            position, functions=functions, journal=journal, retention=retention, say=say, pause=self._pause
+        )
         self.exchanges = Exchanges(
             position, network=network, journal=journal, blobs=blobs, new_order_id=new_order_id, wake=self._wake.set
         )
@@ -87,6 +91,7 @@ class SessionRunner:
     def stop(self) -> None:
         """Call the work off and end the session as stopped."""
         self._stopping = True
+        self._server.stop()
         self._wake.set()
 
     def set_rounds(self, rounds: int) -> None:
@@ -133,10 +138,10 @@ class SessionRunner:
                 await self.exchanges.take_up_earlier_rounds()
             while not self.position.phase.ended:
                 if self._stopping:
-                    raise _Stopped
+                    raise Stopped
                 with contextlib.suppress(_Vanished):  # and then once more, from where the phase began
                     await phases[self.position.phase]()
-        except _Stopped:
+        except Stopped:
             await self._end(SessionStatus.STOPPED, "stopped on request")
         except Unreachable:
             raise  # the state does not answer: no fault of the session, which goes on from where it stands there
@@ -183,14 +188,18 @@ class SessionRunner:
         """Return the steps into the next round: as far as its clients, if they are here."""
         number = self.position.round + 1
 
-        async def begin(_tx: Transaction, _row: SessionRow) -> Sequence[Step]:
+        async def begin(tx: Transaction, row: SessionRow) -> Sequence[Step]:
+            if await self._server.begins(tx, row):
+                return ()
             clients = self._draw(number) if self._buffer_rule is None else None
             return () if clients is None else (self._asking(number, clients),)
 
         return (Step(to=SessionStatus.SELECTING, change=begin),)
 
-    def _asking(self, number: int, clients: Iterable[str]) -> Step:
+    def _asking(self, number: int, clients: Iterable[str], beginning: Beginning | None = None) -> Step:
         async def change(tx: Transaction, _row: SessionRow) -> Sequence[Step]:
+            if beginning is not None:
+                await self._server.write(tx, number, beginning)
             await ledger.add_slots(tx.session, self._key(Work.TRAIN, number), clients)
             return ()
 
@@ -223,7 +232,10 @@ class SessionRunner:
                     hint="Start clients (`runnel client`), look at `runnel node list`, then `runnel session resume`.",
                     session=self.session_id,
                 )
-        await self._transitions.commit(self._asking(position.round, chosen))
+        beginning = await self._server.begin(chosen)
+        if beginning is not None and beginning.clients is not None:
+            chosen = list(beginning.clients)
+        await self._transitions.commit(self._asking(position.round, chosen, beginning))
 
     def _draw(self, number: int) -> list[str] | None:
         position = self.position
@@ -256,9 +268,9 @@ class SessionRunner:
             if collection.counts.counted >= config.min_clients:
                 break
             if attempt < config.retries:
-                await self._try_again(collection, attempt)
+                await self._try_again(exchange, attempt)
         else:
-            raise await self._too_few(collection)
+            raise await too_few_updates(self._journal.database, config, collection)
 
         async def change(tx: Transaction, _row: SessionRow) -> Sequence[Step]:
             await ledger.mark_late(tx.session, collection.key)
@@ -275,9 +287,9 @@ class SessionRunner:
             if await self._buffered(exchange) >= config.min_clients:
                 break
             if attempt < config.retries:
-                await self._try_again(exchange.collection, attempt)
+                await self._try_again(exchange, attempt)
         else:
-            raise await self._too_few(exchange.collection)
+            raise await too_few_updates(self._journal.database, config, exchange.collection)
         await self._transitions.commit(Step(to=SessionStatus.REDUCING))
 
     async def _buffered(self, current: Exchange) -> int:
@@ -288,12 +300,14 @@ class SessionRunner:
                 return updates
             await self._woken(until)
 
-    async def _try_again(self, collection: Collection, attempt: int) -> None:
+    async def _try_again(self, exchange: Exchange, attempt: int) -> None:
         """Open what failed or is late once more and ask those who came meanwhile; what is counted stays counted."""
+        collection = exchange.collection
         counts = collection.counts
         log.warning("round tried again", session_id=self.session_id, round=collection.key.round, attempt=attempt + 1)
         collection.reopen()
-        collection.invite(self._draw(self.position.round) or ())
+        if not exchange.position.selects:
+            collection.invite(self._draw(self.position.round) or ())
         async with self._journal.transaction() as tx:
             await ledger.open_slots(tx.session, collection.key, collection.clients_in(SlotState.OPEN))
             await tx.record(
@@ -307,31 +321,18 @@ class SessionRunner:
                 awaiting=counts.awaiting,
                 late=counts.late + counts.open,
             )
-        pause = time.monotonic() + RETRY_PAUSE_S * (attempt + 1)
-        while await self._woken(pause):
-            pass
+        await self._pause(attempt)
 
-    async def _too_few(self, collection: Collection) -> NotEnoughClients:
-        async with self._journal.database.read() as tx:
-            rows = await ledger.slots(tx, collection.key)
-        counts = collection.counts
-        failures = [f"{row.client}: {(row.error or '').splitlines()[0][:200]}" for row in rows if row.error]
-        failures += [f"{client}, last heard: {told[:200]}" for client, told in collection.unanswered().items()]
-        attempts = self.position.config.retries + 1
-        return NotEnoughClients(
-            f"Round {collection.key.round} has {counts.counted} of at least {self.position.config.min_clients} updates"
-            f" after {attempts} {'attempt' if attempts == 1 else 'attempts'}"
-            f" ({counts.failed} failed, {counts.late + counts.open} did not answer"
-            + (f", {counts.awaiting} wait for their site)." if counts.awaiting else ").")
-            + ("".join(f"\n  {line}" for line in failures[:5])),
-            hint=f"See `runnel session logs {self.session_id}`, then `runnel session resume {self.session_id}`.",
-            session=self.session_id,
-        )
+    async def _pause(self, attempt: int) -> None:
+        """Wait before another try, after the first (0) the least."""
+        until = time.monotonic() + RETRY_PAUSE_S * (attempt + 1)
+        while await self._woken(until):
+            pass
 
     async def _woken(self, deadline: float) -> bool:
         """Wait for an event; False when ``deadline`` (monotonic seconds) came first."""
         if self._stopping:
-            raise _Stopped
+            raise Stopped
         try:
             async with asyncio.timeout_at(asyncio.get_running_loop().time() + max(0.0, deadline - time.monotonic())):
                 await self._wake.wait()
@@ -340,7 +341,7 @@ class SessionRunner:
         finally:
             self._wake.clear()
         if self._stopping:
-            raise _Stopped
+            raise Stopped
         return True
 
     async def _reduce(self) -> None:
@@ -348,6 +349,7 @@ class SessionRunner:
         async with self._journal.database.read() as tx:
             rows = await ledger.partials(tx, self.session_id, position.round)
             counted = await ledger.counted_updates(tx, self.session_id, position.round)
+            turn = await self._server.turn(tx)
             bases = {n: await ledger.base_of_round(tx, self.session_id, n) for n in {row.round for row in rows}}
         models = {n: BlobRef(sha256=row.digest, size_bytes=row.size_bytes) for n, row in bases.items()}
         state = await optimizer_state_of(self._blobs, position)
@@ -355,17 +357,17 @@ class SessionRunner:
         reduction = Reduction(blobs=files, folder=folder, base=position.model, optimizer_state=state)
         payloads = [self._partials / row.filename for row in rows]
         async with inputs_here(self._blobs, [position.model, *models.values()], state, payloads):
-            reduced = await asyncio.to_thread(
-                functools.partial(
-                    reduction.run,
-                    rows,
-                    strategy=position.config.strategy,
-                    options=position.config.strategy_options,
-                    weights={(each.round, each.client): each.weight for each in counted},
-                    round_number=position.round,
-                    bases=models,
-                )
+            by_strategy = functools.partial(
+                reduction.run,
+                rows,
+                strategy=position.config.strategy,
+                options=position.config.strategy_options,
+                weights={(each.round, each.client): each.weight for each in counted},
+                round_number=position.round,
+                bases=models,
             )
+            made = await self._server.reduced(turn, reduction, rows, counted)
+            reduced = await asyncio.to_thread(by_strategy) if made is None else made
         try:
             await self._blobs.keep(*reduced.digests)
         except NotFound as err:
@@ -391,7 +393,7 @@ class SessionRunner:
                     session_id=self.session_id,
                     round=row.round,
                     package_digest=current.package_digest,
-                    strategy=position.config.strategy,
+                    strategy=reduced.made_by or position.config.strategy,
                     optimizer_state=reduced.optimizer_state,
                     metrics={},
                     created_at=datetime.now(UTC),
@@ -399,6 +401,7 @@ class SessionRunner:
             )
             current.model_id = model_id
             current.train_metrics = weighted_mean_metrics((each.weight, each.metrics) for each in counted)
+            await self._server.keep(turn, tx, current, reduced)
             await ledger.drop_partials(tx.session, self.session_id, row.round)
             if validates:
                 # Whoever was asked to train, is here now and has nothing else to do is asked to validate.
@@ -415,6 +418,7 @@ class SessionRunner:
         await self._transitions.commit(Step(to=to, change=change))
         # Committed above: the payloads are part of the model now.
         await self._blobs.drop_payloads(*payloads)
+        await self._server.settle(turn)
         position.optimizer_state = reduced.optimizer_state
         position.model_id, position.model = model_id, reduced.model
 

@@ -103,6 +103,7 @@ class Config(BaseModel):
     client_settings: dict[str, Any]
     random_seed: int | None
     keep_models: int | None
+    server_functions: bool
 
     @classmethod
     def of(cls, config: SessionConfig) -> Config:
@@ -123,6 +124,7 @@ class Config(BaseModel):
             client_settings=dict(config.client_settings),
             random_seed=config.random_seed,
             keep_models=config.keep_models,
+            server_functions=config.server_functions,
         )
 
 

@@ -66,6 +66,9 @@ class SessionRequest(_Request):
         description="Keep the files of so many newest models, of the seed and of the best by `stop_when`; 0: of all; "
         "null: as the reducer is set.",
     )
+    server_functions: bool = Field(
+        default=True, description="Whether the package's functions for the server are used, if it has any."
+    )
 
     def config(self) -> SessionConfig:
         """Return the checked configuration; raises InvalidInput or BadSettings that name the field."""
@@ -85,6 +88,7 @@ class SessionRequest(_Request):
             client_settings=self.client_settings,
             random_seed=self.random_seed,
             keep_models=self.keep_models,
+            server_functions=self.server_functions,
         )
         check_config(config)
         return config

@@ -27,17 +27,19 @@ from runnel.reducer.domain.values import (
 )
 from runnel.reducer.store.pages import after_cursor, decode_cursor, encode_cursor, page_of
 from runnel.reducer.store.registry import by_prefix, contribution_of
+from runnel.reducer.store.server_states import let_go
 from runnel.reducer.store.tables import LogRow, ModelRow, PartialRow, RoundRow, SessionRow, SlotRow
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CountedUpdate:
-    """An update that is part of a model: the round that it was trained for, whose it is, its weight and metrics."""
+    """An update that is part of a model: the round that it was trained for, whose it is, its weight and metadata."""
 
     round: int
     client: str
     weight: float
     metrics: Mapping[str, float]
+    extra: Mapping[str, Any]
 
 
 _LAST_MS = 253_402_300_799_000  # the end of the year 9999; clocks of others may say anything
@@ -195,11 +197,11 @@ def _slot(key: AssignmentKey, client: str) -> dict[str, Any]:
 
 async def counted_updates(tx: AsyncSession, session_id: str, number: int) -> list[CountedUpdate]:
     """Return the updates that are part of a round's model, by client."""
-    query = select(SlotRow.round, SlotRow.client, SlotRow.weight, SlotRow.metrics).where(
+    query = select(SlotRow.round, SlotRow.client, SlotRow.weight, SlotRow.metrics, SlotRow.extra).where(
         SlotRow.session_id == session_id, SlotRow.work == Work.TRAIN.value, SlotRow.counted_in == number
     )
     found = await tx.execute(query.order_by(SlotRow.client, SlotRow.round))
-    return [CountedUpdate(each.round, each.client, each.weight or 0.0, each.metrics) for each in found]
+    return [CountedUpdate(each.round, each.client, each.weight or 0.0, each.metrics, each.extra) for each in found]
 
 
 async def slot_state(tx: AsyncSession, key: AssignmentKey, client: str) -> str | None:
@@ -352,6 +354,9 @@ async def forget_round(tx: AsyncSession, session_id: str, number: int) -> None:
     """
     await tx.execute(delete(PartialRow).where(PartialRow.session_id == session_id, PartialRow.round == number))
     await tx.execute(delete(SlotRow).where(SlotRow.session_id == session_id, SlotRow.round == number))
+    row = await tx.get(RoundRow, (session_id, number))
+    if row is not None and row.server_state is not None:
+        await let_go(tx, [row.server_state])
     await tx.execute(delete(RoundRow).where(RoundRow.session_id == session_id, RoundRow.number == number))
 
 

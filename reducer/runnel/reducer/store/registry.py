@@ -152,14 +152,15 @@ async def is_package(tx: AsyncSession, organisation: str, digest: str) -> bool:
 
 
 async def is_used(tx: AsyncSession, digest: str) -> bool:
-    """Whether any package, kept model, optimizer's state or file of a task, of whomever, is this file."""
+    """Whether any package, kept model, state of an optimizer or of server functions, or file of a task, is this file."""
     kept = and_(ModelRow.digest == digest, ModelRow.removed_at.is_(None))
     models = select(ModelRow.id).where(or_(kept, ModelRow.optimizer_state == digest)).limit(1)
     packages = select(PackageRow.digest).where(PackageRow.digest == digest).limit(1)
     runs = select(RunFileRow.id).join(RunRow, RunRow.id == RunFileRow.run_id)
     results = runs.where(RunFileRow.digest == digest, RunRow.removed_at.is_(None)).limit(1)
     inputs = select(TaskBlobRow.digest).where(TaskBlobRow.digest == digest).limit(1)
-    for query in (models, packages, results, inputs):
+    remembered = select(RoundRow.number).where(RoundRow.server_state == digest).limit(1)
+    for query in (models, packages, results, inputs, remembered):
         if await tx.scalar(query) is not None:
             return True
     return False

@@ -200,6 +200,9 @@ class RoundRow(Base):
     model_id: Mapped[str | None] = mapped_column(String(32))
     metrics: Mapped[dict[str, Any]] = mapped_column(default=dict)
     train_metrics: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    client_settings: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))  # if its package said so
+    server_state: Mapped[str | None] = mapped_column(String(64))  # what its package remembers: SHA-256 of a blob
+    __table_args__ = (Index("ix_round_server_state", "server_state", **_where("server_state IS NOT NULL")),)
 
 
 class SlotRow(Base):
