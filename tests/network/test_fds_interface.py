@@ -47,10 +47,12 @@ class Shared:
         view = await self.reducer.task(await self.reducer.authenticate(OPERATOR_TOKEN), task)
         return view.runs[place].run
 
-    async def finish(self, task: str, output: bytes, place: int = 0, **changes: Any) -> None:
+    async def finish(self, task: str, output: bytes, place: int = 0, *, outputs: bytes = b"", **changes: Any) -> None:
         """Have a run end well with an output."""
         run = await self.run_of(task, place)
         self.reducer.give_out(run, "output", output, "application/zip")
+        if outputs:
+            self.reducer.give_out(run, "outputs", outputs, "application/zip")
         self.reducer.give_out(run, "stdout", b"hello\n")
         self.reducer.move(run, RunState.DONE, **{"exit_code": 0, **changes})
 
@@ -272,6 +274,14 @@ async def test_the_results_of_several_sites_have_a_folder_for_each(net: Shared) 
     ]
 
 
+async def test_further_outputs_are_in_the_same_archive(net: Shared) -> None:
+    task = await net.start(outputs=[{"path": "/data/out"}])
+    await net.finish(task, packed(a="1"), outputs=packed(**{"data/out/b": "2", "a": "another"}))
+    answer = await net.http.get(f"/tasks/{task}/results")
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        assert {name: archive.read(name) for name in archive.namelist()} == {"a": b"1", "data/out/b": b"2"}
+
+
 async def test_a_task_without_results_says_why(net: Shared) -> None:
     task = await net.start()
     net.reducer.move(await net.run_of(task), RunState.REJECTED, error="The image is none of the site's.")
@@ -295,10 +305,13 @@ async def test_results_wait_for_a_decision_that_is_made_once(net: Shared) -> Non
 
 async def test_blocked_results_stay_away(net: Shared) -> None:
     task = await net.start()
-    net.reducer.move(await net.run_of(task), RunState.AWAITING_RELEASE)
+    run = await net.run_of(task)
+    net.reducer.move(run, RunState.AWAITING_RELEASE)
     blocked = await net.http.post(f"/tasks/{task}/results/block")
     assert (blocked.status_code, blocked.json()) == (201, {"status": "Blocked Release"})
-    assert (await net.http.get(f"/tasks/{task}/results")).status_code in {400, 404}
+    net.reducer.move(run, RunState.REJECTED, error_code="results_blocked")
+    answer = await net.http.get(f"/tasks/{task}/results")
+    assert (answer.status_code, answer.json()) == (400, {"status": "Blocked Release"})
 
 
 async def test_the_logs_of_all_sites(net: Shared) -> None:

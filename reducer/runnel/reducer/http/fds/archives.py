@@ -18,36 +18,41 @@ SUMMARY = "sites.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SiteOutput:
-    """What one site gave out: its name, and a zip of its output folder, which nobody has looked into yet."""
+    """What one site gave out: its name, and a zip of what is called ``name``, which nobody has looked into yet."""
 
     site: str
+    name: str
     archive: Path
 
 
 def combined(outputs: Sequence[SiteOutput], summary: Sequence[dict[str, Any]]) -> Iterator[bytes]:
-    """Yield a zip with a folder for each site, and ``sites.json``: what became of each.
+    """Yield a zip with the files of all archives.
 
-    An archive that can't be read, or would unpack to more than is reasonable, is put into its site's folder as it is.
-    Blocks; for a thread.
+    If there is a ``summary``, with a folder for each site, and ``sites.json``: what became of each. An archive that
+    can't be read, or would unpack to more than is reasonable, is put there as it is; of two files of one name the first
+    counts. Blocks; for a thread.
     """
     sink = _Sink()
     with zipfile.ZipFile(sink, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as target:
-        target.writestr(SUMMARY, json.dumps(summary, indent=2))
+        if summary:
+            target.writestr(SUMMARY, json.dumps(summary, indent=2))
         for output in outputs:
-            for _ in _copy(output, target):
+            for _ in _copy(output, f"{output.site}/" if summary else "", target):
                 yield sink.take()
     yield sink.take()
 
 
-def _copy(output: SiteOutput, target: zipfile.ZipFile) -> Iterator[None]:
+def _copy(output: SiteOutput, folder: str, target: zipfile.ZipFile) -> Iterator[None]:
     members = _members(output.archive)
     if members is None:
         with output.archive.open("rb") as source:
-            yield from _write(source, target, zipfile.ZipInfo(f"{output.site}/output.zip"))
+            yield from _write(source, target, zipfile.ZipInfo(f"{folder}{output.name}.zip"))
         return
     with zipfile.ZipFile(output.archive) as archive:
         for member in members:
-            info = zipfile.ZipInfo(f"{output.site}/{member.filename}", member.date_time)
+            if f"{folder}{member.filename}" in target.NameToInfo:
+                continue
+            info = zipfile.ZipInfo(f"{folder}{member.filename}", member.date_time)
             info.compress_type = zipfile.ZIP_DEFLATED
             with archive.open(member) as source:
                 yield from _write(source, target, info)

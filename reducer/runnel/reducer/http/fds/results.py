@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 
-from runnel.common.errors import IllegalState, NotFound
+from runnel.common.errors import IllegalState, NotFound, ResultsBlocked
 from runnel.common.protocol import ENDED, RunState
 from runnel.reducer.domain.task_views import RunView, TaskView
 from runnel.reducer.http.access import Service
@@ -19,11 +19,10 @@ from runnel.reducer.http.fds.reading import lines_of
 from runnel.reducer.http.files import Held
 from runnel.reducer.service import Caller, ReducerService
 
-OUTPUT = "output"
-ZIP = "application/zip"
+ARCHIVES = ("output", "outputs")
+"""Result files of a run that are zips: of its output folder, and of further outputs that the task named."""
 
-NOT_RELEASED = "not_released"
-"""Code of the error of a run whose results somebody kept back."""
+ZIP = "application/zip"
 
 PENDING, APPROVED, BLOCKED = "Pending Review", "Approved Release", "Blocked Release"
 
@@ -43,10 +42,11 @@ async def results(task: str, service: Service, caller: CallerDep, held: Held) ->
         return JSONResponse({"status": status}, status_code=400)
     outputs = await _outputs(service, caller, view, held)
     filename = f"{view.task}-results.zip"
-    if len(view.runs) == 1:
+    one_site = len(view.runs) == 1
+    if one_site and len(outputs) == 1:
         return FileResponse(outputs[0].archive, media_type=ZIP, filename=filename)
     return StreamingResponse(
-        combined(outputs, [_summary(run) for run in view.runs]),
+        combined(outputs, [] if one_site else [_summary(run) for run in view.runs]),
         media_type=ZIP,
         headers={"Content-Disposition": f'attachment; filename="{filename}"'},
     )
@@ -58,14 +58,19 @@ async def _outputs(service: ReducerService, caller: Caller, view: TaskView, held
         raise IllegalState(f"Task {view.task} has no results yet: {going}.", hint="Ask again later.", task=view.task)
     outputs = []
     for run in view.runs:
-        # Files that are gone are asked for too: the answer says until when they were there.
-        if run.removed_at is not None or any(file.name == OUTPUT for file in run.files):
-            _, path = await held.enter_async_context(service.run_file(caller, run.run, OUTPUT))
-            outputs.append(SiteOutput(site=run.site, archive=path))
+        # A file that is gone is asked for too: the answer says until when it was there.
+        for name in ARCHIVES[:1] if run.removed_at is not None else _archives(run):
+            _, path = await held.enter_async_context(service.run_file(caller, run.run, name))
+            outputs.append(SiteOutput(site=run.site, name=name, archive=path))
     if not outputs:
         why = " ".join(f"{run.site}: {run.error or run.state.value}." for run in view.runs)
         raise NotFound(f"No site gave out anything of task {view.task}. {why}", task=view.task)
     return outputs
+
+
+def _archives(run: RunView) -> list[str]:
+    there = {file.name for file in run.files}
+    return [name for name in ARCHIVES if name in there]
 
 
 def _summary(run: RunView) -> dict[str, Any]:
@@ -75,7 +80,7 @@ def _summary(run: RunView) -> dict[str, Any]:
         "state": run.state.value,
         "exit_code": run.exit_code,
         "error": run.error,
-        "output": any(file.name == OUTPUT for file in run.files),
+        "output": bool(_archives(run)),
     }
 
 
@@ -116,7 +121,7 @@ def review_status(view: TaskView) -> str | None:
     """Return where the review of a task's results is; None: nothing of it was held back."""
     if any(run.state is RunState.AWAITING_RELEASE for run in view.runs):
         return PENDING
-    kept_back = [run for run in view.runs if run.error_code == NOT_RELEASED]
+    kept_back = [run for run in view.runs if run.error_code == ResultsBlocked.code]
     if kept_back and not any(run.state is RunState.DONE for run in view.runs):
         return BLOCKED
     return None
