@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from types import TracebackType
 
-from runnel.common.errors import RunnelError, Unreachable
+from runnel.common.errors import ResultsBlocked, RunnelError, Unreachable
 from runnel.common.protocol import (
     ENDED,
     BlobRef,
@@ -49,6 +49,7 @@ class TaskClient:
         prefer: the combiner to attach to.
         produce: makes the files of a run; raises RunnelError when the run fails.
         review: results wait for a decision.
+        token: by which it joins; None: the network asks for none.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class TaskClient:
         prefer: str = "",
         produce: Produce = says_its_name,
         review: bool = False,
+        token: str | None = None,
     ) -> None:
         self.name = name
         self.gate = asyncio.Event()
@@ -72,7 +74,7 @@ class TaskClient:
         self.at_work = self.most_at_work = self.most_held = 0
         self.link: UplinkLink
         self._decided: dict[str, asyncio.Future[bool]] = {}
-        self._network, self._slots, self._prefer = network, slots, prefer
+        self._network, self._slots, self._prefer, self._token = network, slots, prefer, token
         self._produce, self._review = produce, review
         self._at_work: dict[str, asyncio.Task[None]] = {}
         self._room = asyncio.Semaphore(slots)
@@ -94,7 +96,7 @@ class TaskClient:
             name=self.name,
             node_id=f"id-{self.name}",
             kind=NodeKind.CLIENT,
-            token=None,
+            token=self._token,
             hello=self._hello,
             prefer=self._prefer,
             retry=FAST,
@@ -188,7 +190,7 @@ class TaskClient:
             self.link.send(before)
             return
         if self._review and not await self._released(run_id):
-            failure = Failure(code="blocked", message="Somebody at the site keeps them.")
+            failure = Failure(code=ResultsBlocked.code, message="Somebody at the site keeps them.")
             self.say(run_id, RunState.REJECTED, RunResult(failure=failure, exit_code=0))
             return
         await self._give_out(run_id)

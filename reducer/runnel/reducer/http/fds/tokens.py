@@ -28,9 +28,7 @@ async def token(request: Request, service: Service) -> Response:
         secret, client_id = presented(request)
         if client_id is None:
             secret, client_id = form.get("client_secret"), form.get("client_id")
-        if not client_id or not secret:
-            raise Unauthenticated("A client id and its secret are asked for, by basic authentication or in the form.")
-        caller = await service.authenticate(secret, client_id=client_id)
+        caller = await service.authenticate(secret, client_id=client_id or "")
     except Unauthenticated as error:
         answer = refusal(error, request, error="invalid_client")
         answer.headers["WWW-Authenticate"] = 'Basic realm="runnel"'
