@@ -27,6 +27,7 @@ from runnel.reducer.metrics import reducer_page
 from runnel.reducer.operations import Operations
 from runnel.reducer.pytaskmanager import PtmMaster
 from runnel.reducer.rpc.gateway import Gateway
+from runnel.reducer.rpc.run_asks import RunAsks
 from runnel.reducer.rpc.run_files import RunFiles
 from runnel.reducer.server_functions.functions import Permission, ServerFunctions
 from runnel.reducer.server_functions.step import Confinement
@@ -150,7 +151,12 @@ async def serve_reducer(settings: ReducerSettings) -> AsyncIterator[ReducerServe
             credential_ttl_s=settings.credential_ttl_s,
             direct_capacity=settings.direct_clients,
         )
-        uplink = UplinkServer(gateway, CredentialVerifier(issuer.public_key), heartbeat_s=settings.heartbeat_s)
+        uplink = UplinkServer(
+            gateway,
+            CredentialVerifier(issuer.public_key),
+            asks=RunAsks(engine, journal),
+            heartbeat_s=settings.heartbeat_s,
+        )
         rpc = RpcServer(
             settings.rpc,
             tls=tls,

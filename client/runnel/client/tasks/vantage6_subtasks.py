@@ -12,6 +12,7 @@ from typing import Any
 from runnel.client.tasks.vantage6_asked import databases_of, input_of
 from runnel.client.tasks.vantage6_files import COLLABORATION, OWN_RUN, OWN_TASK
 from runnel.common.errors import InvalidInput, NotFound
+from runnel.common.ids import valid_name
 from runnel.common.protocol import TaskOrder
 from runnel.common.tasks import Content, TaskSpec
 from runnel.common.tasks.asks import Site, SubRun, TaskAnswer
@@ -249,8 +250,8 @@ class SubTasks:
         return Part(spec=spec, sites=sites, key=f"{digest}-{self._asked[digest]}")
 
     def _site_asked(self, number: Any) -> str:
-        if isinstance(number, str) and number in self._sites.values():
-            return number
+        if isinstance(number, str):  # of a site by its name, which may be away; the network knows whether it is one
+            return valid_name(number)
         if isinstance(number, bool) or not isinstance(number, int) or number not in self._sites:
             raise InvalidInput(f"There is no organization {number!r} in this collaboration.")
         return self._sites[number]

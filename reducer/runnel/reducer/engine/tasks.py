@@ -27,6 +27,7 @@ from runnel.common.protocol import (
 )
 from runnel.reducer.domain.roster import Roster
 from runnel.reducer.domain.tasks import NOT_BEGUN, OpenRun, RunBook
+from runnel.reducer.engine.endings import Endings
 from runnel.reducer.engine.log_writer import LogWriter
 from runnel.reducer.engine.retention import Retention
 from runnel.reducer.store import run_files, task_ledger
@@ -80,6 +81,7 @@ class Tasks:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.book = RunBook()
+        self.endings = Endings()
         self.keep = keep
         self._journal = journal
         self._network = network
@@ -261,7 +263,7 @@ class Tasks:
             log.warning("news of a run refused", client=news.client, run=news.run_id, error=str(error))
             return False
 
-    def _ended(self, rows: Iterable[RunRow]) -> None:
+    def _ended(self, rows: Sequence[RunRow]) -> None:
         """What changed is durable: let the book and the sites know."""
         clients = set()
         for row in rows:
@@ -272,6 +274,7 @@ class Tasks:
                 self._forget(row)
                 self._time_changed.set()
             clients.add(row.client)
+        self.endings.told({row.task_id for row in rows if RunState(row.state) in ENDED})
         self._look_at(clients)
 
     def _tell(self, over: Iterable[TaskSettled]) -> None:
