@@ -152,7 +152,7 @@ async def is_package(tx: AsyncSession, organisation: str, digest: str) -> bool:
 
 
 async def is_used(tx: AsyncSession, digest: str) -> bool:
-    """Whether any package, kept model, state of an optimizer or of server functions, or file of a task, is this file."""
+    """Whether any package, kept model, state of an optimizer or server functions, or file of a task, is this file."""
     kept = and_(ModelRow.digest == digest, ModelRow.removed_at.is_(None))
     models = select(ModelRow.id).where(or_(kept, ModelRow.optimizer_state == digest)).limit(1)
     packages = select(PackageRow.digest).where(PackageRow.digest == digest).limit(1)
