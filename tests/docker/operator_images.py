@@ -75,6 +75,7 @@ class ContainerNetwork:
         self._images = images
         self._containers: list[str] = []
         self._networks: list[str] = []
+        self.reducer = "reducer"
 
     def __enter__(self) -> Self:
         return self
@@ -132,9 +133,11 @@ class ContainerNetwork:
 
     def runnel(self, *command: str) -> Any:
         """Run a command for people beside the reducer, as its operator."""
-        token = self.exec("reducer", "cat", "/state/operator.token").strip()
+        token = self.exec(self.reducer, "cat", "/state/operator.token").strip()
         options = ("--env=RUNNEL_URL=https://reducer:7480", "--env=RUNNEL_CA_FILE=/tls/ca.pem")
-        told = ran("exec", *options, f"--env=RUNNEL_TOKEN={token}", self.full("reducer"), "runnel", *command, "--json")
+        told = ran(
+            "exec", *options, f"--env=RUNNEL_TOKEN={token}", self.full(self.reducer), "runnel", *command, "--json"
+        )
         return json.loads(told)
 
     def stop(self, name: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ import trustme
 from runnel.common.tensors import write_npz
 from runnel.compute_package import pack
 from tests.docker.operator_images import ROLES, ContainerNetwork, build_images, ran
-from tests.docker_engine import base_image, docker, engine_host, inspect
+from tests.docker_engine import base_image, containers, docker, engine_host, inspect
 from tests.eventually import eventually_blocking
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(600)]
@@ -92,19 +93,33 @@ def server_options(tls: Path, name: str, component: str) -> list[str]:
     return [f"--volume={tls}:/tls:ro", f"{prefix}TLS_CERT=/tls/{name}.pem", f"{prefix}TLS_KEY=/tls/{name}.key"]
 
 
-def test_a_network_of_containers_trains_through_a_cut(network: ContainerNetwork, tls: Path, tmp_path: Path) -> None:
-    given = tmp_path / "given"
-    package = tmp_path / "package"
-    package.mkdir()
-    given.mkdir()
-    (package / "train.py").write_text(TRAIN)
+def give(given: Path, train: str) -> str:
+    """Write what sessions are of to ``given``; return the option that mounts it."""
+    package = given.parent / "package"
+    for folder in (package, given):
+        folder.mkdir()
+    (package / "train.py").write_text(train)
     pack(package, given / "package.tar.gz")
     write_npz(given / "seed.npz", {"w": np.zeros(3, np.float32)})
     (given / "policy.toml").write_text('approve = "anything"\n')
+    return f"--volume={readable(given)}:/given:ro"
 
+
+def trained(network: ContainerNetwork, session: str) -> str:
+    """Wait until a session has ended well; return its model."""
+    eventually_blocking(lambda: network.runnel("session", "show", session)["status"] != "running", timeout_s=90)
+    ended = network.runnel("session", "show", session)
+    assert ended["status"] == "finished", ended
+    network.runnel("model", "get", ended["model"], "--output", "/tmp/model.npz")
+    shown = "import numpy as np; print(np.load('/tmp/model.npz')['w'].tolist())"
+    return network.exec(network.reducer, "python", "-c", shown).strip()
+
+
+def test_a_network_of_containers_trains_through_a_cut(network: ContainerNetwork, tls: Path, tmp_path: Path) -> None:
+    given = tmp_path / "given"
+    volume = give(given, TRAIN)
     network.network("centre")
     network.network("sites")
-    volume = f"--volume={readable(given)}:/given:ro"
     network.start("reducer", "reducer", ["centre"], *server_options(tls, "reducer", "REDUCER"), volume)
     network.until_well("reducer")
 
@@ -167,12 +182,88 @@ def test_a_network_of_containers_trains_through_a_cut(network: ContainerNetwork,
     waiting.unlink()
     ran("network", "connect", network.full("sites"), network.full("site-2"))
     network.until_health("site-2", "healthy", "attached to combiner-2")
-    eventually_blocking(lambda: network.runnel("session", "show", session)["status"] != "running", timeout_s=90)
-    ended = network.runnel("session", "show", session)
-    assert ended["status"] == "finished", ended
-    network.runnel("model", "get", ended["model"], "--output", "/tmp/model.npz")
-    shown = "import numpy as np; print(np.load('/tmp/model.npz')['w'].tolist())"
-    assert network.exec("reducer", "python", "-c", shown).strip() == "[6.0, 6.0, 6.0]"
+    assert trained(network, session) == "[6.0, 6.0, 6.0]"
 
     for name in reversed(containers):
         assert network.stop(name) == 0, name
+
+
+@pytest.fixture
+def next_reducer(images: dict[str, str], tmp_path: Path) -> Iterator[str]:
+    """The reducer's image of another day, which has the role ``next``."""
+    (tmp_path / "next").mkdir()
+    (tmp_path / "next" / "Dockerfile").write_text(f"FROM {images['reducer']}\nLABEL day=next\n")
+    images["next"] = f"{images['reducer']}-{secrets.token_hex(4)}"
+    ran("build", "--tag", images["next"], str(tmp_path / "next"))
+    yield images["next"]
+    ran("rmi", images.pop("next"))
+
+
+IN_A_CONTAINER = """
+import os, sys
+import numpy as np
+print("in", os.getcwd(), os.getuid(), os.path.exists("/state"), flush=True)
+with np.load(sys.argv[1]) as model:
+    arrays = {name: model[name] + float(open(os.environ["RUNNEL_DATA"] + "/number").read()) for name in model.files}
+np.savez(sys.argv[2], **arrays)
+"""
+
+
+def test_a_client_with_the_engines_socket_and_a_reducer_that_is_backed_up_restored_and_upgraded(
+    next_reducer: str, network: ContainerNetwork, tls: Path, tmp_path: Path
+) -> None:
+    given, data, kept = tmp_path / "given", tmp_path / "data", tmp_path / "backup"
+    volume = give(given, IN_A_CONTAINER)
+    for folder in (data, kept):
+        folder.mkdir()
+    (data / "number").write_text("2")
+    readable(data)
+    socket = Path(engine_host().removeprefix("unix://"))
+    network.network("centre")
+    network.start("reducer", "reducer", ["centre"], *server_options(tls, "reducer", "REDUCER"), volume)
+    network.until_well("reducer")
+    (given / "token").write_text(network.runnel("token", "create", "--role", "client", "--name", "site")["token"])
+    readable(given)
+    options = [
+        volume,
+        f"--volume={tls}:/tls:ro",
+        f"--volume={data}:/data:ro",
+        f"--volume={socket}:/var/run/docker.sock",
+    ]
+    options += ["--env=RUNNEL_CLIENT_TOKEN_FILE=/given/token", "--env=RUNNEL_CLIENT_TLS_CA=/tls/ca.pem"]
+    runtime = ("--runtime=docker", f"--docker-image={base_image()}", "--policy=/given/policy.toml")
+    network.start(
+        "site",
+        "client",
+        ["centre"],
+        *options,
+        f"--group-add={socket.stat().st_gid}",
+        command=("--network=reducer:7400", "--name=site", "--data=default=/data", *runtime),
+    )
+    network.until_well("reducer", "site")
+    files = ("--package", "/given/package.tar.gz", "--seed", "/given/seed.npz")
+    session = network.runnel("session", "start", *files, "--rounds", "1")["session"]
+    assert trained(network, session) == "[2.0, 2.0, 2.0]"
+    lines = [line["text"] for line in network.runnel("session", "logs", session, "--client", "site")]
+    assert "in /runnel/package 10001 False" in lines
+    identity = json.loads(network.exec("site", "cat", "/state/identity.json"))["node_id"]
+    assert containers(identity) == []
+
+    # As docs/operator.md has it, with an image of another day.
+    network.exec("reducer", "runnel", "reducer", "backup", "--state", "/state", "--output", "/state/backup.tar")
+    ran("cp", f"{network.full('reducer')}:/state/backup.tar", str(kept / "backup.tar"))
+    readable(kept)
+    assert network.stop("reducer") == 0
+    ran("rm", network.full("reducer"))
+    again = ("--rm", "--network=none", "--read-only", "--tmpfs=/tmp", f"--volume={network.full('again')}-state:/state")
+    ran("run", *again, f"--volume={kept}:/backup:ro", next_reducer, "restore", "/backup/backup.tar", "--state=/state")
+    options = [*server_options(tls, "reducer", "REDUCER"), volume, "--network-alias=reducer"]
+    network.start("again", "next", ["centre"], *options)
+    network.reducer = "again"
+    network.until_well("again", "site")
+    assert network.runnel("session", "show", session)["status"] == "finished"
+    network.runnel("session", "extend", session, "--rounds", "1")
+    assert trained(network, session) == "[4.0, 4.0, 4.0]"
+    for name in ("site", "again"):
+        assert network.stop(name) == 0, name
+    assert containers(identity) == []

@@ -447,6 +447,35 @@ async def test_sessions_end_in_the_mean_and_go_on_after_a_restart(url: str, tmp_
         assert await net.reducer.engine._journal.verify() > 0
 
 
+async def test_a_session_has_another_package_from_the_next_round_on_also_after_a_restart(
+    url: str, tmp_path: Path
+) -> None:
+    async with network(tmp_path, combiners=1, clients=2, database=url) as net:
+        one = await net.push_package(write_package(tmp_path / "one"))
+        ten_times = ADD_CONSTANT.replace("+ step)", "+ 10 * step)")
+        two = await net.push_package(write_package(tmp_path / "two", train=ten_times))
+        session = await net.start_session(one, await net.push_model(SEED), rounds=1000, min_clients=2)
+        await net.until_round(session, 1)
+        (await net.http.post(f"/sessions/{session}/update", json={"package": two})).raise_for_status()
+        await net.stop("reducer")
+        await net.start_reducer()
+        await net.until_attached("site-1", "site-2")
+
+        async def with_both() -> bool:
+            rounds = (await net.session(session))["rounds"]
+            return {one, two} == {each["package"] for each in rounds if each["seconds"] is not None}
+
+        await eventually(with_both, timeout_s=30)
+        (await net.http.post(f"/sessions/{session}/stop")).raise_for_status()
+        rounds = [each for each in (await until_ended(net, session))["rounds"] if each["seconds"] is not None]
+        packages = [each["package"] for each in rounds]
+        assert packages == [one] * packages.count(one) + [two] * packages.count(two), "never back again"
+        mean = 0.0
+        for each in rounds:
+            mean += 15.0 if each["package"] == two else 1.5
+            assert each["metrics"]["mean"] == mean
+
+
 async def until_ended(net: LocalNetwork, session: str, timeout_s: float = 80.0) -> dict[str, Any]:
     """Ask until the session has ended, also while the answer is that the database is away."""
     async with asyncio.timeout(timeout_s):
