@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from runnel.client.runtimes import Installs, PackageFiles
 from runnel.common.errors import EnvironmentFailed
 from runnel.compute_package import read_manifest
-from tests.docker_engine import base_image, docker, docker_runtime, forget_images, with_base
+from tests.docker_engine import base_image, docker, docker_runtime, forget_images, inspect, with_base
 from tests.doubles.client_packages import Listener, run_train, write_package
 from tests.doubles.wheels import write_wheel
 
@@ -113,3 +114,28 @@ async def test_a_dockerfile_is_told_the_python_that_is_asked_for(tmp_path: Path,
     async with docker_runtime(tmp_path) as runtime:
         await run_train(runtime, await runtime.prepare(made, say), say)
     assert say.said("stdout") == [minor]
+
+
+async def test_images_that_are_too_old_or_too_much_go_and_come_again_for_who_wants_them(
+    tmp_path: Path, digest: str, say: Listener
+) -> None:
+    other = hashlib.sha256(digest.encode()).hexdigest()
+    files = {"Dockerfile": with_base([f"RUN head -c 2000000 /dev/urandom > /opt/{digest[:8]}"])}
+    first, second = (package(tmp_path / name, name, files) for name in (digest, other))
+    try:
+        async with docker_runtime(tmp_path, installs=Installs(most_bytes=3_000_000)) as runtime:
+            old = await runtime.prepare(first, say)
+            await run_train(runtime, old, say)
+            recent = await runtime.prepare(second, say)
+            assert inspect("image", old.image.id), "both were used within the hour"
+            (use,) = [one for one in (tmp_path / "images").iterdir() if one.name.startswith(digest)]
+            os.utime(use, (0, 0))
+            await runtime.prepare(second, say)
+            assert docker("image", "inspect", old.image.id, check=False).returncode == 1
+            assert not use.exists()
+            assert inspect("image", recent.image.id)
+            say.lines.clear()
+            await run_train(runtime, old, say)
+            assert "Building the package's image; it is kept for the next time." in say.said("runnel")
+    finally:
+        forget_images(other)

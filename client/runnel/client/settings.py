@@ -54,10 +54,14 @@ class ClientSettings(BaseModel):
         FednSource.SHIM, description="What a package gets that requires fedn: a light stand-in, or FEDn itself."
     )
     environments_bytes: int = Field(
-        DEFAULT_MOST_BYTES, gt=0, description="Above it, the environments that were not used for longest go."
+        DEFAULT_MOST_BYTES,
+        gt=0,
+        description="Above it, the environments, or images of packages, that were not used for longest go.",
     )
     environments_days: float = Field(
-        DEFAULT_MOST_DAYS, gt=0, description="An environment that was not used for so many days goes."
+        DEFAULT_MOST_DAYS,
+        gt=0,
+        description="An environment, or image of a package, that was not used for so many days goes.",
     )
     runtime: Literal["process", "docker"] = Field(
         "process", description="How entry points run: as `process`es of this user, or in containers of `docker`."

@@ -178,7 +178,7 @@ def read_manifest(root: Path, *, default_name: str | None = None) -> Manifest:
         image: python:3.12-slim         # it runs in a container of this image; name@sha256:… pins it
         python: "3.11"                  # the Python that runs it, whatever else there is; default: any
         apt: [libgomp1]                 # packages of Debian in the image that a site makes for it
-        include: [../shared]            # this and the next two: what is packed, see :class:`Contents`
+        include: [../formulas.py]       # this and the next two: what is packed, see :class:`Contents`
         exclude: ["*.csv"]
         force_include: [units.csv]
         server: server.py               # default: that file if it has a class ServerFunctions; null: none

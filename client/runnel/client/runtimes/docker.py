@@ -155,11 +155,16 @@ class DockerRuntime:
     async def run(self, prepared: Prepared, call: Call, say: LineSink) -> Finished:
         """Run one entry point; see :meth:`Runtime.run`.
 
+        An image that was evicted since the package was prepared is made again.
+
         Raises:
             EnvironmentFailed: the engine, or the image, is gone.
         """
         if not isinstance(prepared, PreparedImage):
             raise TypeError(f"prepared by another runtime: {prepared!r}")
+        if self._images.is_gone(prepared.image):
+            prepared = await self.prepare(prepared.package, say)
+        await self._images.used(prepared.image)
         seen = await in_thread(
             layout,
             package=prepared.package.root,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import hashlib
 import hmac
 import re
@@ -19,6 +20,7 @@ from aiodocker.exceptions import DockerError
 
 from runnel.client.runtimes.docker_build_context import BuildContext, dockerfile_context, requirements_context
 from runnel.client.runtimes.docker_engine import Engine, engine_errors
+from runnel.client.runtimes.docker_image_uses import ImageUses
 from runnel.client.runtimes.installs import FednSource, Installs
 from runnel.client.runtimes.log_capture import readable
 from runnel.client.runtimes.requirements import read_requirements
@@ -34,6 +36,7 @@ PYTHON_ARGUMENT = "PYTHON_VERSION"
 DEFAULT_BUILD_TIMEOUT_S = 1800.0
 _TAIL_LINES = 30
 _KEY_FILE = "image-names"
+_USES_FOLDER = "images"
 _TAKES_PYTHON = re.compile(rf"^\s*ARG\s+{PYTHON_ARGUMENT}\b", re.IGNORECASE | re.MULTILINE)
 _TAKES_BASE = re.compile(rf"^\s*ARG\s+{BASE_ARGUMENT}\b", re.IGNORECASE | re.MULTILINE)
 _SPOOLED_BYTES = 8 << 20
@@ -48,10 +51,14 @@ class Image:
     Args:
         id: of it, which no other ever has.
         volumes: folders in which it would have volumes, which know no limit.
+        size_bytes: of all its layers.
+        made_for: of an image that was made for a package, the tag by which its use is remembered.
     """
 
     id: str
     volumes: tuple[str, ...] = ()
+    size_bytes: int = 0
+    made_for: str = ""
 
 
 class Images:
@@ -63,7 +70,7 @@ class Images:
         base: the site's own image: packages that name none run in it, with their requirements, and those whose
             ``Dockerfile`` begins with ``ARG BASE_IMAGE`` are built on it. Empty: there is none.
         installs: what the site says about what packages require; if nothing may be installed, nothing is built or
-            fetched either.
+            fetched either. Its limits of size and age are those of the images that are made for packages, too.
         build_timeout_s: seconds that a build or a transfer may take.
     """
 
@@ -83,6 +90,8 @@ class Images:
         self._installs = installs or Installs()
         self._timeout_s = build_timeout_s
         self._turn = asyncio.Lock()
+        self._uses = ImageUses(state / _USES_FOLDER)
+        self._gone: set[str] = set()
 
     def follow(self, installs: Installs) -> None:
         """Take over what the site says about what packages require from now on."""
@@ -102,8 +111,39 @@ class Images:
                 _require_foreign(manifest.image)
                 return await self._named(manifest.image, "the package names it as its image", say)
             if manifest.dockerfile is not None:
-                return await self._from_dockerfile(package, manifest.dockerfile, say)
-            return await self._from_base(package, say)
+                found = await self._from_dockerfile(package, manifest.dockerfile, say)
+            else:
+                found = await self._from_base(package, say)
+            await self.used(found)
+            await self._evict()
+            return found
+
+    async def used(self, image: Image) -> None:
+        """Remember that an image is used now."""
+        if image.made_for:
+            await in_thread(self._uses.note, image.made_for, image.size_bytes)
+
+    def is_gone(self, image: Image) -> bool:
+        """Whether an image was removed here since it was prepared."""
+        return image.id in self._gone
+
+    async def _evict(self) -> None:
+        """Remove images that were made for packages and not used for long, or are too much, and nothing else."""
+        limits = self._installs
+        if not limits.allowed:  # what is gone would not come back
+            return
+        for one in await in_thread(self._uses.due, most_bytes=limits.most_bytes, most_days=limits.most_days):
+            name = f"{REPOSITORY}:{one.tag}"
+            try:
+                if (found := await self._find(name)) is not None:
+                    with engine_errors(f"remove the image {name}"):
+                        await self._engine.docker.images.delete(name)
+                    self._gone.add(found.id)
+                    log.info("an image was removed", image=name, size_bytes=one.size_bytes)
+            except EnvironmentFailed as error:  # a container has it: another day
+                log.warning("an image could not be removed", image=name, error=error.message)
+                continue
+            await in_thread(self._uses.forget, one.tag)
 
     async def _from_dockerfile(self, package: PackageFiles, dockerfile: str, say: LineSink) -> Image:
         arguments = {}
@@ -115,10 +155,10 @@ class Images:
             arguments[BASE_ARGUMENT] = self._base
             tag = await self._tag(package, "dockerfile", base.id)
         else:
-            tag = await self._tag(package, "dockerfile")
-        if (found := await self._find(tag)) is not None:
-            return found
-        return await self._build(package, tag, dockerfile_context(package.root, dockerfile), arguments, say)
+            base, tag = None, await self._tag(package, "dockerfile")
+        if (found := await self._find(tag)) is None:
+            found = await self._build(package, tag, dockerfile_context(package.root, dockerfile), arguments, say)
+        return _made(found, tag, base)
 
     async def _from_base(self, package: PackageFiles, say: LineSink) -> Image:
         if not self._base:
@@ -151,9 +191,9 @@ class Images:
             fedn=bare_fedn,
         )
         tag = await self._tag(package, "requirements", base.id, context.dockerfile_text)
-        if (found := await self._find(tag)) is not None:
-            return found
-        return await self._build(package, tag, context, {}, say)
+        if (found := await self._find(tag)) is None:
+            found = await self._build(package, tag, context, {}, say)
+        return _made(found, tag, base)
 
     async def _tag(self, package: PackageFiles, *parts: str) -> str:
         """Return the name of what is made of exactly this package in this way.
@@ -192,7 +232,7 @@ class Images:
                 return None
             raise
         volumes = (found.get("Config") or {}).get("Volumes") or {}
-        return Image(id=str(found["Id"]), volumes=tuple(sorted(volumes)))
+        return Image(id=str(found["Id"]), volumes=tuple(sorted(volumes)), size_bytes=int(found.get("Size") or 0))
 
     def _require_leave(self, why: str) -> None:
         if not self._installs.allowed:
@@ -237,8 +277,15 @@ class Images:
         found = await self._find(tag)
         if found is None:
             raise _failed("the engine built it and does not have it", tail)
+        self._gone.discard(found.id)
         log.info("image built", image=tag, package=package.digest)
         return found
+
+
+def _made(found: Image, tag: str, base: Image | None) -> Image:
+    """Return an image that was made for a package; its size is what it has beside ``base``, which stays anyway."""
+    own = max(0, found.size_bytes - (0 if base is None else base.size_bytes))
+    return dataclasses.replace(found, size_bytes=own, made_for=tag.removeprefix(f"{REPOSITORY}:"))
 
 
 def _failed(why: str, tail: deque[str]) -> EnvironmentFailed:
