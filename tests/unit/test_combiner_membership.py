@@ -173,3 +173,21 @@ def test_the_node_above_knows_in_the_end_what_is_known_here(told: list[tuple[str
         up = "attached"
     say(below.unannounced())
     assert {m.name: m for m in above.members() if m.name != "m1"} == {m.name: m for m in below.members()}
+
+
+def test_runs_that_a_client_is_given_are_known_by_every_way_to_it_until_they_are_over() -> None:
+    below = two_tiers()
+    below.takes_run("b", "run-1")
+    below.takes_run("b", "run-1")
+    assert [member.runs for member in below.members() if member.name == "b"] == [("run-1",)]
+    assert [below.holds_run(child, "run-1") for child in ("a", "m2", "nobody")] == [False, True, False]
+    below.attach(combiner("m4"), [client("b", "m4")])  # it moved, and is known by both ways for a while
+    assert not below.holds_run("m4", "run-1")
+    below.takes_run("b", "run-2")
+    below.lets_run_go("b", "run-1")
+    assert [below.holds_run(child, run) for child in ("m2", "m4") for run in ("run-1", "run-2")] == [
+        False,
+        True,
+        False,
+        True,
+    ]

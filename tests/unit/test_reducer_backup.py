@@ -15,14 +15,17 @@ from pathlib import Path
 import pytest
 
 from runnel.common.errors import Conflict, CorruptData, InvalidInput, NotFound, RunnelError
+from runnel.common.protocol import BlobRef
 from runnel.reducer import backup as backup_module
 from runnel.reducer.backup import back_up
 from runnel.reducer.restore import restore
+from runnel.reducer.store import run_files
 from runnel.reducer.store.database import Database
 from runnel.reducer.store.journal import Journal
 from runnel.reducer.store.state_lock import StateLock
-from runnel.reducer.store.tables import PartialRow
-from tests.doubles.reducer_state import add_session, model_row
+from runnel.reducer.store.tables import PartialRow, RunRow
+from tests.doubles.reducer_state import START, add_session, model_row
+from tests.doubles.task_state import add_task
 
 pytestmark = pytest.mark.unit
 
@@ -79,6 +82,28 @@ async def make_state(state: Path) -> str:
 
 def files(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+async def test_files_of_tasks_are_saved_as_long_as_they_are_kept(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    await make_state(state)
+    kept, gone, given = (put_blob(state, content) for content in (b"kept", b"gone", b"given"))
+    async with Database(f"sqlite:///{state / 'reducer.db'}") as database:
+        journal = Journal(database)
+        runs = [*await add_task(journal, "a"), *await add_task(journal, "a")]
+        async with journal.transaction() as tx:
+            for run, digest in zip(runs, (kept, gone), strict=True):
+                await run_files.add_file(tx.session, run.run_id, BlobRef(sha256=digest, size_bytes=4))
+            (await tx.session.get_one(RunRow, runs[1].run_id)).removed_at = START
+            await run_files.add_blob(tx.session, "default", BlobRef(sha256=given, size_bytes=5), keep=None)
+    (state / "blobs" / gone[:2] / gone).unlink()
+    back_up(state, tmp_path / "backup.tar")
+    (state / "blobs" / kept[:2] / kept).unlink()
+    with pytest.raises(CorruptData, match="names files that it does not have"):
+        back_up(state, tmp_path / "again.tar")
+    restore(tmp_path / "backup.tar", tmp_path / "restored")
+    for digest in (kept, given):
+        assert (tmp_path / "restored" / "blobs" / digest[:2] / digest).exists()
 
 
 async def test_a_state_whose_models_are_in_a_bucket_is_not_saved_by_halves(tmp_path: Path) -> None:

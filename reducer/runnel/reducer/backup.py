@@ -193,6 +193,10 @@ def _look(database: Path) -> _Rows:
         blobs |= {d for (d,) in read.execute("SELECT optimizer_state FROM model WHERE optimizer_state IS NOT NULL")}
         if "server_state" in {column[1] for column in read.execute("PRAGMA table_info(round)")}:
             blobs |= {d for (d,) in read.execute("SELECT server_state FROM round WHERE server_state IS NOT NULL")}
+        if "run_file" in tables:
+            results = "SELECT digest FROM run_file JOIN run ON run.id = run_id WHERE removed_at IS NULL"
+            for query in (results, "SELECT digest FROM task_blob"):
+                blobs |= {digest for (digest,) in read.execute(query)}
         partials = {name for (name,) in read.execute("SELECT filename FROM partial")}
         ended = "('finished', 'stopped', 'failed')"
         running = tuple(i for (i,) in read.execute(f"SELECT id FROM session WHERE phase NOT IN {ended} ORDER BY id"))  # noqa: S608

@@ -167,12 +167,18 @@ async def is_used(tx: AsyncSession, digest: str) -> bool:
 
 
 async def stored_bytes(tx: AsyncSession, organisation: str) -> int:
-    """Return the bytes of an organisation's packages and kept models."""
+    """Return the bytes of an organisation's packages, kept models, and files of tasks."""
     packages = select(func.sum(PackageRow.size_bytes)).where(PackageRow.organisation_id == organisation)
     models = select(func.sum(ModelRow.size_bytes)).where(
         ModelRow.organisation_id == organisation, ModelRow.removed_at.is_(None)
     )
-    return (await tx.scalar(packages) or 0) + (await tx.scalar(models) or 0)
+    results = (
+        select(func.sum(RunFileRow.size_bytes))
+        .join(RunRow, RunRow.id == RunFileRow.run_id)
+        .where(RunRow.organisation_id == organisation, RunRow.removed_at.is_(None))
+    )
+    inputs = select(func.sum(TaskBlobRow.size_bytes)).where(TaskBlobRow.organisation_id == organisation)
+    return sum([await tx.scalar(each) or 0 for each in (packages, models, results, inputs)])
 
 
 async def add_package(

@@ -94,7 +94,7 @@ async def require_file(tx: AsyncSession, run: RunRow, name: str) -> RunFileRow:
             run=run.id,
         )
     until = run.removed_at or run.kept_until
-    if until is not None and until <= datetime.now(UTC):
+    if until is not None and (run.removed_at is not None or until <= datetime.now(UTC)):
         raise Gone(
             f"The results of run {run.id} were kept until {until:%Y-%m-%d %H:%M:%S} UTC.",
             hint="Run the task again; how long results are kept is a setting of the reducer (--keep-results).",
