@@ -20,6 +20,7 @@ from runnel.cli.component_options import (
     PlaintextOption,
     run_component,
 )
+from runnel.cli.exchange_command import exchange
 from runnel.cli.file_service_command import files
 from runnel.cli.result_commands import add_results
 from runnel.cli.site_commands import add_site
@@ -28,6 +29,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 add_site(app)
 app.command("files")(files)
 add_results(app)
+app.command("exchange")(exchange)
 
 
 @app.callback(invoke_without_command=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from pathlib import Path
+from typing import Protocol
 
 from runnel.client.audit import AuditLog
 from runnel.client.data import DatabaseConfig
@@ -16,14 +17,21 @@ from runnel.client.tasks.pytaskmanager import PyTaskManagerContract
 from runnel.client.tasks.release import RUNS, Decisions
 from runnel.client.tasks.runner import SiteFacts, TaskRunner
 from runnel.client.tasks.site_data import SiteSelector, whole_databases
-from runnel.client.tasks.site_tasks import SiteTasks
+from runnel.client.tasks.site_tasks import SiteTasks, WayUp
 from runnel.client.tasks.surroundings import Groups
 from runnel.client.tasks.task_engine import EngineSettings, TaskEngine
 from runnel.common.protocol import BlobRef
 from runnel.common.tasks import Contract
-from runnel.transport import UplinkLink
 
 _FETCH_DEADLINE_S = 3600.0
+
+
+class Link(WayUp, Protocol):
+    """What runs need of the client's link, with what brings their inputs."""
+
+    def fetch(self, ref: BlobRef, target: Path, *, deadline_s: float) -> Awaitable[None]:
+        """Fetch a blob into a file."""
+        ...
 
 
 def contracts() -> dict[Contract, TaskContract]:
@@ -32,7 +40,7 @@ def contracts() -> dict[Contract, TaskContract]:
 
 
 def site_tasks(
-    link: UplinkLink,
+    link: Link,
     *,
     name: str,
     state: Path,
