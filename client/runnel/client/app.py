@@ -264,8 +264,9 @@ async def run_client(
             variables=variables,
             parallel=settings.parallel,
             run_timeout_s=settings.run_timeout_s,
-            tasks=functools.partial(
-                site_tasks,
+            tasks=lambda link: site_tasks(
+                link,
+                network=link,
                 name=identity.name,
                 state=settings.state,
                 engine=EngineSettings(

@@ -12,14 +12,17 @@ from runnel.client.data import DatabaseConfig
 from runnel.client.domain.policy import Policy
 from runnel.client.tasks.book import RunBook
 from runnel.client.tasks.contract import TaskContract
+from runnel.client.tasks.ends import WayUp
 from runnel.client.tasks.plain import PlainContract
 from runnel.client.tasks.pytaskmanager import PyTaskManagerContract
 from runnel.client.tasks.release import RUNS, Decisions
 from runnel.client.tasks.runner import SiteFacts, TaskRunner
 from runnel.client.tasks.site_data import SiteSelector, whole_databases
-from runnel.client.tasks.site_tasks import SiteTasks, WayUp
+from runnel.client.tasks.site_tasks import SiteTasks
 from runnel.client.tasks.surroundings import Groups
 from runnel.client.tasks.task_engine import EngineSettings, TaskEngine
+from runnel.client.tasks.vantage6 import Vantage6Contract
+from runnel.client.tasks.vantage6_proxy import Network
 from runnel.common.protocol import BlobRef
 from runnel.common.tasks import Contract
 
@@ -34,9 +37,13 @@ class Link(WayUp, Protocol):
         ...
 
 
-def contracts() -> dict[Contract, TaskContract]:
-    """Return the contracts that this client knows."""
-    return {Contract.PLAIN: PlainContract(), Contract.PYTASKMANAGER: PyTaskManagerContract()}
+def contracts(network: Network | None) -> dict[Contract, TaskContract]:
+    """Return the contracts that this client knows; ``network`` is what central functions ask, if they may."""
+    return {
+        Contract.PLAIN: PlainContract(),
+        Contract.PYTASKMANAGER: PyTaskManagerContract(),
+        Contract.VANTAGE6: Vantage6Contract(network),
+    }
 
 
 def site_tasks(
@@ -53,6 +60,7 @@ def site_tasks(
     settings: Mapping[Contract, Mapping[str, str]],
     time_s: float | None,
     clock: Callable[[], datetime],
+    network: Network | None = None,
 ) -> SiteTasks:
     """Return what holds and carries out the runs of a client. Blocks.
 
@@ -67,6 +75,7 @@ def site_tasks(
         databases: of the site, by label.
         variables: that every container gets.
         settings: of contracts.
+        network: what containers may ask; None: nothing.
         time_s: the client's own limit for a run.
         clock: the present time.
     """
@@ -83,7 +92,7 @@ def site_tasks(
     site = SiteFacts(
         name=name,
         policy=policy,
-        contracts=contracts(),
+        contracts=contracts(network),
         groups=groups,
         databases=whole_databases(databases),
         selector=SiteSelector(databases),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import shutil
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -74,10 +74,10 @@ class Vantage6Contract:
     ``v5``. Of a task that says none it is found in the image, and is ``v4`` where that tells nothing.
 
     Args:
-        network: what central functions ask, once the client has a way up; None: they are refused.
+        network: what central functions ask; None: they are refused.
     """
 
-    def __init__(self, network: Callable[[], Network] | None = None) -> None:
+    def __init__(self, network: Network | None = None) -> None:
         self._network = network
         self._laid: dict[str, _Laid] = {}  # by run; between its layout and its container
 
@@ -179,7 +179,7 @@ class Vantage6Contract:
             subtasks = SubTasks(order=order, spec=spec, site=laid.site.name, labels=[each.label for each in laid.shown])
             answers = laid.folder / _ANSWERS
             proxy = Vantage6Proxy(
-                self._network(),
+                self._network,
                 subtasks,
                 run_id=order.run_id,
                 client=laid.site.name,
