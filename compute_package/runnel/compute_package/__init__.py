@@ -27,7 +27,7 @@ from runnel.compute_package.signatures import (
     write_signatures,
 )
 from runnel.compute_package.template import write_template
-from runnel.compute_package.unpack import UnpackLimits, unpack
+from runnel.compute_package.unpack import UnpackLimits, extract, unpack
 
 __all__ = [
     "SERVER_CLASS",
@@ -43,6 +43,7 @@ __all__ = [
     "UnpackLimits",
     "describe",
     "differences",
+    "extract",
     "key_id",
     "new_key",
     "pack",

@@ -64,6 +64,19 @@ def unpack(archive: Path, dest: Path, limits: UnpackLimits = DEFAULT_LIMITS) -> 
         Conflict: ``dest`` is there already.
         StorageFull: no room.
     """
+    return dest / _extracted(archive, dest, limits, _find_root)
+
+
+def extract(archive: Path, dest: Path, limits: UnpackLimits = DEFAULT_LIMITS) -> None:
+    """Unpack an archive that is no package, as strictly: all of it is written within ``dest``, or nothing is.
+
+    Arguments and errors are those of :func:`unpack`.
+    """
+    _extracted(archive, dest, limits, lambda folder: folder)
+
+
+def _extracted(archive: Path, dest: Path, limits: UnpackLimits, look: Callable[[Path], Path]) -> Path:
+    """Unpack into ``dest``, and return what ``look`` found before it took that name."""
     if not archive.is_file():
         raise NotFound(f"There is no archive {archive}.", path=str(archive))
     if dest.is_symlink() or (dest.exists() and not (dest.is_dir() and not any(dest.iterdir()))):
@@ -73,7 +86,7 @@ def unpack(archive: Path, dest: Path, limits: UnpackLimits = DEFAULT_LIMITS) -> 
     try:
         beside.mkdir(mode=0o755)
         _Extraction(archive, beside, limits).run()
-        root = _find_root(beside)
+        found = look(beside)
         beside.rename(dest)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -83,7 +96,7 @@ def unpack(archive: Path, dest: Path, limits: UnpackLimits = DEFAULT_LIMITS) -> 
         raise
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-    return dest / root
+    return found
 
 
 class _Extraction:

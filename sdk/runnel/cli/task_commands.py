@@ -15,6 +15,7 @@ from runnel.common.ids import valid_name
 
 if TYPE_CHECKING:
     from runnel.sdk import Run, Task
+    from runnel.sdk.combining import SiteResults
 
 app = group("Tasks: run an image at sites, follow it, fetch results, cancel, approve, reject.")
 
@@ -71,12 +72,26 @@ def run(
     ] = None,
     wait: Wait = False,
     output: Output = None,
+    combine: Annotated[
+        str | None,
+        typer.Option(
+            "--combine",
+            metavar="SCRIPT",
+            help="Then run this script over the folder of --output; csv: put tables of the same name together.",
+        ),
+    ] = None,
+    minimum_sites: Annotated[
+        int | None,
+        typer.Option("--minimum-sites", min=1, help="So many done sites are enough; with --combine 1, else all."),
+    ] = None,
 ) -> None:
     """Run an image once at each of some sites. A site that is away runs it when it is back."""
     import shlex
 
     if input and input_file:
         raise InvalidInput("--input and --input-file exclude each other.")
+    if combine is not None and output is None:
+        raise InvalidInput("--combine needs --output: the folder for what the sites give.")
     with desk.transfer("storing") as progress:
         task = desk.network.run_task(
             image,
@@ -95,8 +110,8 @@ def run(
             expires_s=None if expires is None else _seconds(expires),
             progress=progress,
         )
-    if wait or output is not None:
-        _follow(desk, task, output)
+    if wait or output is not None or minimum_sites is not None:
+        _follow(desk, task, output, combine=combine, minimum=minimum_sites or (None if combine is None else 1))
     elif desk.as_json:
         desk.write_json(task.raw)
     else:
@@ -194,9 +209,12 @@ def _decide(desk: Desk, task: str, site: list[str] | None, *, release: bool, rea
         desk.say(f"{'Approved' if release else 'Rejected'} at {', '.join(each.site for each in told)}.")
 
 
-def _follow(desk: Desk, task: Task, output: Path | None) -> None:
-    """Follow a task to its end; the exit status tells whether all of it is done."""
+def _follow(
+    desk: Desk, task: Task, output: Path | None, *, combine: str | None = None, minimum: int | None = None
+) -> None:
+    """Follow a task to its end; the exit status tells whether all of it is done, or ``minimum`` sites are."""
     from runnel.cli.task_view import TaskProgress, event_line, runs_table
+    from runnel.sdk.combining import site_results
 
     progress = TaskProgress(task)
     events = task.watch()
@@ -222,8 +240,27 @@ def _follow(desk: Desk, task: Task, output: Path | None) -> None:
     if output is not None:
         _save(desk, ended.runs, output)
     desk.answer(ended.raw, lambda: runs_table(ended.runs))
-    if ended.status != "done":
-        raise typer.Exit(1)
+    if minimum is None:
+        if ended.status != "done":
+            raise typer.Exit(1)
+        return
+    results = site_results(ended, minimum)
+    if combine is not None and output is not None:
+        _combine(desk, results, combine, output)
+
+
+def _combine(desk: Desk, results: SiteResults, combine: str, output: Path) -> None:
+    """Unpack what the sites gave below ``output`` and combine it."""
+    from runnel.sdk.combining import put_together, run_script
+
+    parts = results.save(output / "sites")
+    if results.failed:
+        desk.aside.print(f"Combined without {', '.join(results.failed)}.", markup=False, soft_wrap=True)
+    if combine == "csv":
+        for path in put_together(parts, output / "combined"):
+            desk.aside.print(str(path), markup=False, soft_wrap=True)
+    else:
+        run_script(Path(combine), parts, output)
 
 
 def _save(desk: Desk, runs: tuple[Run, ...], output: Path) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """The Python interface to a network, for people and their programs."""
 
+from runnel.sdk.combining import SITE_COLUMN, SITES_VARIABLE, SitePart, SiteResults, put_together
 from runnel.sdk.connection import Attempts
 from runnel.sdk.network import DEFAULT_URL, Network
 from runnel.sdk.task_values import Run, RunFile, RunLine, Task
@@ -9,6 +10,8 @@ from runnel.sdk.values import Contribution, Event, LogLine, Model, Node, Package
 __all__ = [
     "ALL_SITES",
     "DEFAULT_URL",
+    "SITES_VARIABLE",
+    "SITE_COLUMN",
     "Attempts",
     "Contribution",
     "Event",
@@ -23,7 +26,10 @@ __all__ = [
     "RunLine",
     "Session",
     "Signer",
+    "SitePart",
+    "SiteResults",
     "Status",
     "Task",
     "Token",
+    "put_together",
 ]

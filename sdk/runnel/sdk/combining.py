@@ -7,11 +7,15 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from runnel.common.errors import EntryPointFailed, InvalidInput
+from runnel.common.errors import EntryPointFailed, InvalidInput, NotEnoughClients
+from runnel.common.ids import valid_name
+from runnel.sdk.task_values import Run, Task
 
 SITE_COLUMN = "site"
 """First column of a table of all sites: whose row it is."""
@@ -30,6 +34,69 @@ class SitePart:
     state: str
     folder: Path | None = None
     failure: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteResults:
+    """What became of a task: ``done`` are the runs that did what they should, ``failed`` says why the others did not.
+
+    Both are by site, in the order of the task's sites.
+    """
+
+    task: Task
+    done: Mapping[str, Run]
+    failed: Mapping[str, str]
+
+    def json(self, path: str) -> dict[str, Any]:
+        """Return by site what a file of its output holds as JSON.
+
+        Raises:
+            InvalidInput: a site has no such file, or it is no JSON.
+        """
+        found = {}
+        with tempfile.TemporaryDirectory(prefix="runnel-") as folder:
+            for part in self.save(folder):
+                if part.folder is None:
+                    continue
+                try:
+                    found[part.site] = json.loads((part.folder / path).read_bytes())
+                except OSError as error:
+                    raise InvalidInput(f"The output of {part.site} has no file {path}.", site=part.site) from error
+                except ValueError as error:
+                    raise InvalidInput(f"{path} of {part.site} is no JSON: {error}.", site=part.site) from error
+        return found
+
+    def save(self, folder: str | Path) -> list[SitePart]:
+        """Unpack each site's output into the folder of its name below ``folder``; return what became of each site."""
+        parts = []
+        for run in self.task.runs:
+            place = run.unpack(Path(folder) / valid_name(run.site)) if run.site in self.done else None
+            failure = self.failed.get(run.site, "")
+            parts.append(SitePart(site=run.site, state=run.state, folder=place, failure=failure))
+        return parts
+
+
+def site_results(task: Task, minimum: int | None) -> SiteResults:
+    """Return what became of a task that has ended.
+
+    Args:
+        task: with its runs.
+        minimum: how many sites have to be done; None: all.
+
+    Raises:
+        NotEnoughClients: fewer are; it says why each of the others is not.
+    """
+    done = {run.site: run for run in task.runs if run.done}
+    failed = {run.site: run.error or run.state for run in task.runs if not run.done}
+    if len(done) < (len(task.runs) if minimum is None else minimum):
+        told = " ".join(f"{site}: {why}" for site, why in failed.items())
+        raise NotEnoughClients(
+            f"{len(done)} of {len(task.runs)} sites of {task.task} are done; needed are"
+            f" {'all' if minimum is None else minimum}. {told}",
+            hint="`runnel task logs` shows what they wrote.",
+            task=task.task,
+        )
+    return SiteResults(task=task, done=done, failed=failed)
 
 
 def put_together(parts: Sequence[SitePart], target: Path) -> list[Path]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from runnel.common.errors import DeadlineExceeded, IllegalState
+from runnel.sdk.combining import SiteResults, site_results
 from runnel.sdk.connection import Attempts, Connection
 from runnel.sdk.event_source import PATIENCE_S, follow
 from runnel.sdk.models import Models
@@ -121,6 +124,35 @@ class Network:
                 print(run.site, run.text("stdout") if run.done else run.error)
         """
         return self.tasks.start(image, **options)
+
+    def run(
+        self, image: str, *, minimum: int | None = None, timeout_s: float | None = None, **options: Any
+    ) -> SiteResults:
+        """Run an image at sites and wait until it is over everywhere: one round of an analysis.
+
+        Args:
+            image: its name, as a container engine knows it.
+            minimum: how many sites have to be done; None: all.
+            timeout_s: seconds to wait; what has not ended by then is cancelled.
+            options: of ``network.tasks.start``.
+
+        Raises:
+            NotEnoughClients: fewer sites are done than that; it says why each of the others is not.
+
+        Example::
+
+            for step in range(10):
+                answers = network.run("analysis:1", sites=["a", "b"], input={"step": step}, minimum=1)
+                total = sum(site["count"] for site in answers.json("result.json").values())
+        """
+        task = self.tasks.start(image, **options)
+        try:
+            ended = task.wait(timeout_s)
+        except DeadlineExceeded:
+            with contextlib.suppress(IllegalState):  # it ended meanwhile
+                task.cancel()
+            ended = task.refresh()
+        return site_results(ended, minimum)
 
     def status(self) -> Status:
         """Return the network at a glance."""

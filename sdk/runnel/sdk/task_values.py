@@ -119,6 +119,19 @@ class Run:
         """Download what the run put out, a zip."""
         return self.save("output", target)
 
+    def unpack(self, target: str | Path) -> Path:
+        """Download what the run put out and unpack it into the new folder ``target``.
+
+        Raises:
+            HostileArchive: something in it would be written elsewhere, or there is too much of it.
+            Conflict: ``target`` is there and not empty.
+        """
+        from runnel.compute_package import extract
+
+        with tempfile.TemporaryDirectory(prefix="runnel-") as folder:
+            extract(self.save_output(Path(folder) / "output.zip"), Path(target))
+        return Path(target)
+
     def logs(self) -> Iterator[RunLine]:
         """Yield what it wrote so far, oldest first."""
         return self.tasks.logs(self)
