@@ -23,6 +23,7 @@ from runnel.client.data import (
     Interruption,
     Selected,
     SelectLimits,
+    SiteSelector,
     TableEntry,
     database_of,
     select,
@@ -224,6 +225,19 @@ def test_fewer_rows_than_the_site_gives_out(site: Site) -> None:
     assert "takes no selections in sql. It takes graphql." in site.refuses(
         PolicyRefused, "SELECT * FROM patients", language=Language.SQL
     )
+
+
+async def test_the_policy_may_want_more_rows_than_a_database(site: Site) -> None:
+    selector = SiteSelector(site.databases)
+    await selector([Selection(query="{ patients { id } }")], site.input, minimum_rows=3)
+    (site.input / "patients.csv").unlink()
+    with pytest.raises(TooFewRows, match="At least 4"):
+        await selector([Selection(query="{ patients { id } }")], site.input, minimum_rows=4)
+    many = "SELECT p.id FROM patients p, patients q"
+    with pytest.raises(PolicyRefused, match="no selections in sql"):
+        await selector([Selection(query=many, language=Language.SQL)], site.input, minimum_rows=4)
+    await selector([Selection(query=many, language=Language.SQL)], site.input, minimum_rows=0)
+    assert [path.name for path in site.input.iterdir()] == ["default.csv"]
 
 
 def test_tables_that_are_not_allowed_are_not_there(site: Site) -> None:

@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +17,7 @@ import structlog
 
 from runnel.client.agent import ClientAgent
 from runnel.client.audit import AUDIT_FILE, AuditLog, utc_now
-from runnel.client.data import database_of
+from runnel.client.data import DatabaseConfig, database_of, read_databases
 from runnel.client.domain.cage import NO_NETWORK, Cage
 from runnel.client.domain.policy import Policy
 from runnel.client.gate import Gate
@@ -65,6 +65,21 @@ def site_databases(data: Mapping[str, str]) -> dict[str, Path | str]:
                 database=name,
             )
     return databases
+
+
+def site_data(data: Mapping[str, str], databases: Path | None, environ: Mapping[str, str]) -> dict[str, DatabaseConfig]:
+    """Return databases by name: those of ``--data`` and those of a file.
+
+    Raises:
+        BadSettings: a path does not exist, the file is wrong, or one name is in both.
+    """
+    found = {name: database_of(name, where) for name, where in site_databases(data).items()}
+    told = {} if databases is None else read_databases(databases, environ)
+    if twice := sorted(found.keys() & told.keys()):
+        raise BadSettings(
+            f"The databases {', '.join(twice)} are in {databases} and in --data.", hint="Name each in one of them."
+        )
+    return found | told
 
 
 def site_installs(settings: ClientSettings) -> Installs:
@@ -138,7 +153,7 @@ def _network(settings: ClientSettings, cage: Cage) -> str:
 
 @contextlib.asynccontextmanager
 async def _followed_policy(
-    settings: ClientSettings, gate: Gate, runtime: ProcessRuntime | DockerRuntime
+    settings: ClientSettings, gate: Gate, runtime: ProcessRuntime | DockerRuntime, databases: Collection[str]
 ) -> AsyncIterator[None]:
     """Take over what changes in the site's policy file while the block runs."""
     if settings.policy is None:
@@ -156,7 +171,8 @@ async def _followed_policy(
     async def reject(problem: str) -> None:
         await asyncio.to_thread(gate.keep, problem)
 
-    watch = PolicyWatch(settings.policy, read=functools.partial(site_policy, settings), adopt=adopt, reject=reject)
+    read = functools.partial(site_policy, settings, databases)
+    watch = PolicyWatch(settings.policy, read=read, adopt=adopt, reject=reject)
     async with asyncio.TaskGroup() as group:
         watching = group.create_task(watch.run(), name="policy")
         with on_hangup(watch.look_now):
@@ -164,8 +180,12 @@ async def _followed_policy(
         watching.cancel()
 
 
-def site_policy(settings: ClientSettings) -> SitePolicy:
+def site_policy(settings: ClientSettings, databases: Collection[str] | None = None) -> SitePolicy:
     """Return the policy of the settings, or the default for where the network is.
+
+    Args:
+        settings: of the client.
+        databases: the names of its databases; None: those of ``--data``.
 
     Raises:
         BadSettings: the policy file is wrong, or names a database that this site does not have.
@@ -173,11 +193,12 @@ def site_policy(settings: ClientSettings) -> SitePolicy:
     if settings.policy is None:
         return default_policy(loopback=parse_address(settings.network, key="network").loopback)
     site = read_policy(settings.policy)
-    if unknown := sorted((site.policy.databases or {}).keys() - settings.data.keys()):
+    known = settings.data.keys() if databases is None else databases
+    if unknown := sorted((site.policy.databases or {}).keys() - set(known)):
         raise BadSettings(
             f"The policy file {settings.policy} names the databases {', '.join(unknown)}, which this client does not"
             " have.",
-            hint=f"It has {', '.join(sorted(settings.data)) or 'none'}; correct --data or the policy.",
+            hint=f"It has {', '.join(sorted(known)) or 'none'}; correct --data or the policy.",
         )
     return site
 
@@ -216,8 +237,9 @@ async def run_client(
     environ = os.environ if environ is None else environ
     if settings.insecure:
         require_loopback(settings.network)
-    databases = site_databases(settings.data)
-    policy = await asyncio.to_thread(site_policy, settings)
+    data = await asyncio.to_thread(site_data, settings.data, settings.databases, environ)
+    databases = {name: each.where for name, each in data.items()}
+    policy = await asyncio.to_thread(site_policy, settings, data)
     variables = site_variables(settings.env, environ)
     contract_settings = await asyncio.to_thread(site_contracts, settings)
     # Entry points and the installer run in other folders.
@@ -279,7 +301,7 @@ async def run_client(
                 policy=lambda: policy.policy,
                 audit=gate.audit,
                 parallel=settings.parallel_tasks,
-                databases={label: database_of(label, where) for label, where in databases.items()},
+                databases=data,
                 variables=variables,
                 settings=contract_settings,
                 time_s=settings.run_timeout_s,
@@ -302,7 +324,7 @@ async def run_client(
             policy=policy.source,
         )
         try:
-            async with agent, _followed_policy(settings, gate, runtime), asyncio.TaskGroup() as group:
+            async with agent, _followed_policy(settings, gate, runtime, data), asyncio.TaskGroup() as group:
                 way_up = group.create_task(agent.run(), name="way up")
                 stopped = group.create_task(stop.wait(), name="stop")
                 await asyncio.wait((way_up, stopped), return_when=asyncio.FIRST_COMPLETED)

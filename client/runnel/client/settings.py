@@ -28,6 +28,9 @@ class ClientSettings(BaseModel):
         json_schema_extra={OWN_PREFIX_ONLY: True},
         description="Databases that entry points see: NAME=PATH.",
     )
+    databases: Path | None = Field(
+        None, description="Databases that tasks select from and entry points see, besides those of `data` (TOML)."
+    )
     env: list[str] = Field(default_factory=list, description="Further variables for entry points: NAME or NAME=VALUE.")
     token: SecretStr | None = Field(None, description="Token of the role client.")
     insecure: bool = Field(False, description="No tokens and no TLS; on the loopback only.")

@@ -20,6 +20,7 @@ from runnel.cli.component_options import (
     PlaintextOption,
     run_component,
 )
+from runnel.cli.data_commands import add_data
 from runnel.cli.exchange_command import exchange
 from runnel.cli.file_service_command import files
 from runnel.cli.result_commands import add_results
@@ -27,6 +28,7 @@ from runnel.cli.site_commands import add_site
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 add_site(app)
+add_data(app)
 app.command("files")(files)
 add_results(app)
 app.command("exchange")(exchange)
@@ -43,6 +45,9 @@ def client(
     data: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=PATH", help="A database of this site: RUNNEL_DATA for default, RUNNEL_DATA_NAME."),
+    ] = None,
+    databases: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="More databases, with what may be selected from them (TOML).")
     ] = None,
     env: Annotated[
         list[str] | None,
@@ -121,6 +126,7 @@ def client(
         "state": state,
         "name": name,
         "data": pairs("data", data),
+        "databases": databases,
         "env": env,
         "token": token,
         "insecure": insecure,

@@ -10,8 +10,9 @@ from runnel.client.data.databases import (
     database_of,
     find_database,
 )
+from runnel.client.data.databases_file import read_databases
 from runnel.client.data.interruption import Interruption
-from runnel.client.data.selection import Selected, SelectLimits, select, selected
+from runnel.client.data.selection import Selected, SelectLimits, SiteSelector, open_tables, select, selected
 
 __all__ = [
     "Constraints",
@@ -22,9 +23,12 @@ __all__ = [
     "Interruption",
     "SelectLimits",
     "Selected",
+    "SiteSelector",
     "TableEntry",
     "database_of",
     "find_database",
+    "open_tables",
+    "read_databases",
     "select",
     "selected",
 ]

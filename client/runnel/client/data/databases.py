@@ -99,7 +99,7 @@ class DatabaseConfig:
         tables: patterns (``*``, ``?``) of the tables that may be selected from, ``schema.table`` for others than those
             of the default schema; None: all of the default schema.
         minimum_rows: a selection with fewer rows gives nothing.
-        languages: in which a selection may be written.
+        languages: in which a selection may be written; None: :func:`default_languages`.
         dictionary: tables by name.
     """
 
@@ -111,7 +111,7 @@ class DatabaseConfig:
     token: str | None = field(default=None, repr=False)
     tables: tuple[str, ...] | None = None
     minimum_rows: int = 0
-    languages: frozenset[Language] = frozenset()
+    languages: frozenset[Language] | None = None
     title: str = ""
     description: str = ""
     dictionary: Mapping[str, TableEntry] = field(default_factory=dict)
@@ -123,6 +123,10 @@ class DatabaseConfig:
             return self.path
         assert self.uri is not None
         return self.uri
+
+    def taken(self, minimum_rows: int) -> frozenset[Language]:
+        """Return in which languages a selection may be written where ``minimum_rows`` are the least that is given."""
+        return default_languages(self.kind, minimum_rows) if self.languages is None else self.languages
 
     def allows(self, table: str) -> bool:
         """Tell whether a table, as :attr:`tables` name them, may be selected from."""
@@ -153,7 +157,7 @@ def database_of(name: str, where: Path | str) -> DatabaseConfig:
     if isinstance(where, str):
         scheme = where.partition("://")[0].partition("+")[0].lower()
         kind = DatabaseKind.SQL if scheme in _SQL_SCHEMES else DatabaseKind.URL
-        return DatabaseConfig(name=name, kind=kind, uri=where, languages=LANGUAGES[kind])
+        return DatabaseConfig(name=name, kind=kind, uri=where)
     lowered = where.name.lower()
     if lowered.endswith(_SQLITE):
         return DatabaseConfig(
@@ -161,10 +165,9 @@ def database_of(name: str, where: Path | str) -> DatabaseConfig:
             kind=DatabaseKind.SQL,
             path=where,
             uri=f"sqlite:///{where}",
-            languages=LANGUAGES[DatabaseKind.SQL],
         )
     kind = table_kind(where) or (DatabaseKind.FOLDER if where.is_dir() else DatabaseKind.FILE)
-    return DatabaseConfig(name=name, kind=kind, path=where, languages=LANGUAGES[kind])
+    return DatabaseConfig(name=name, kind=kind, path=where)
 
 
 def table_kind(path: Path) -> DatabaseKind | None:

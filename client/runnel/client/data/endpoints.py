@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import io
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +12,7 @@ import httpx
 from pyparsing.exceptions import ParseBaseException
 from rdflib.plugins.sparql import parser
 from rdflib.plugins.sparql.parserutils import CompValue
-from rdflib.query import Result
+from rdflib.query import Result, ResultException
 
 from runnel.client.data.databases import DatabaseConfig
 from runnel.client.data.tables import Rows
@@ -23,12 +24,7 @@ if TYPE_CHECKING:
 MAX_QUERY = 20_000
 """Characters of a query."""
 
-_FORMATS: Mapping[str, str] = {
-    "application/sparql-results+json": "json",
-    "application/json": "json",
-    "application/sparql-results+xml": "xml",
-}
-_ACCEPT = "application/sparql-results+json, application/sparql-results+xml;q=0.8"
+_RESULTS = ("application/sparql-results+json", "application/json")
 _BATCH_ROWS = 2048
 _FORBIDDEN: Mapping[str, str] = {
     "ServiceGraphPattern": "SERVICE, which asks other endpoints",
@@ -83,13 +79,14 @@ class Endpoint:
         self._url = httpx.URL(database.uri)
         self._most_bytes = most_bytes
         self._time_s = time_s
-        self._headers = {"Accept": _ACCEPT}
+        self._headers = {"Accept": ", ".join(_RESULTS)}
         self._auth: httpx.Auth | None = None
         if database.token is not None:
             self._headers["Authorization"] = f"Bearer {database.token}"
         elif database.password is not None:
             self._auth = httpx.BasicAuth(self._url.username, database.password)
-            self._url = self._url.copy_with(username="", password="")
+        # What is left in the address would be sent as credentials too.
+        self._url = self._url.copy_with(username="", password="")
 
     @contextlib.contextmanager
     def answer(self, query: str, interruption: Interruption) -> Iterator[Rows]:
@@ -102,48 +99,64 @@ class Endpoint:
             Cancelled, DeadlineExceeded: it was interrupted.
         """
         check_query(query)
-        # Neither proxies nor credentials of this process's environment: the site's file says what is asked, and how.
-        with (
-            httpx.Client(timeout=self._time_s, follow_redirects=False, trust_env=False) as client,
-            interruption.ended_by(client.close),
-        ):
-            result = self._result(client, query, interruption)
-        fields = tuple(str(variable) for variable in result.vars or ())
-        yield Rows(fields=fields, batches=_batches(result))
-
-    def _result(self, client: httpx.Client, query: str, interruption: Interruption) -> Result:
         try:
-            with client.stream(
-                "POST", self._url, data={"query": query}, headers=self._headers, auth=self._auth
-            ) as response:
-                if response.status_code != httpx.codes.OK:
-                    raise QueryFailed(
-                        f"The endpoint of the database {self._name!r} answered {response.status_code}.",
-                        database=self._name,
-                        status=response.status_code,
-                    )
-                written = _FORMATS.get(response.headers.get("content-type", "").partition(";")[0].strip().lower())
-                if written is None:
-                    raise QueryFailed(
-                        f"The endpoint of the database {self._name!r} answers with what are no SPARQL results.",
-                        database=self._name,
-                    )
-                data = bytearray()
-                for part in response.iter_bytes():
-                    interruption.check()
-                    data += part
-                    if len(data) > self._most_bytes:
-                        raise TooLarge(
-                            f"The answer of the database {self._name!r} has more than {self._most_bytes:,} bytes.",
-                            hint="Select fewer rows, by a FILTER or a LIMIT.",
-                            limit_bytes=self._most_bytes,
-                        )
-            return Result.parse(io.BytesIO(bytes(data)), format=written)
-        except (httpx.HTTPError, httpx.StreamError, ValueError, KeyError) as error:
+            with asyncio.Runner() as runner:
+                loop = runner.get_loop()
+                asking = loop.create_task(self._ask(query))
+                # A thread that waits at a socket can't be woken; a loop can.
+                with interruption.ended_by(lambda: loop.call_soon_threadsafe(asking.cancel)):
+                    result = runner.run(_awaited(asking))
+        except asyncio.CancelledError:
+            interruption.check()
+            raise
+        yield Rows(fields=tuple(str(each) for each in result.vars or ()), batches=_batches(result))
+
+    async def _ask(self, query: str) -> Result:
+        # Neither proxies nor credentials of this process's environment: the site's file says what is asked, and how.
+        try:
+            async with (
+                httpx.AsyncClient(timeout=self._time_s, follow_redirects=False, trust_env=False) as client,
+                client.stream(
+                    "POST", self._url, data={"query": query}, headers=self._headers, auth=self._auth
+                ) as response,
+            ):
+                return _parsed(await self._body(response))
+        except (httpx.HTTPError, httpx.StreamError, ResultException, ValueError, TypeError, KeyError) as error:
             raise QueryFailed(
                 f"The endpoint of the database {self._name!r} can't be read: {type(error).__name__}.",
                 database=self._name,
             ) from error
+
+    async def _body(self, response: httpx.Response) -> bytes:
+        kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if response.status_code != httpx.codes.OK or kind not in _RESULTS:
+            raise QueryFailed(
+                f"The endpoint of the database {self._name!r} answered {response.status_code} with {kind[:80]!r};"
+                " SPARQL results as JSON were expected.",
+                database=self._name,
+                status=response.status_code,
+            )
+        data = bytearray()
+        async for part in response.aiter_bytes():
+            data += part
+            if len(data) > self._most_bytes:
+                raise TooLarge(
+                    f"The answer of the database {self._name!r} has more than {self._most_bytes:,} bytes.",
+                    hint="Select fewer rows, by a FILTER or a LIMIT.",
+                    limit_bytes=self._most_bytes,
+                )
+        return bytes(data)
+
+
+async def _awaited(task: asyncio.Task[Result]) -> Result:
+    return await task
+
+
+def _parsed(data: bytes) -> Result:
+    result = Result.parse(io.BytesIO(data), format="json")
+    if result.type != "SELECT":
+        raise ValueError(f"{result.type} came")
+    return result
 
 
 def _batches(result: Result) -> Iterator[Sequence[Sequence[object]]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -58,6 +59,7 @@ def select(
     databases: Mapping[str, DatabaseConfig],
     folder: Path,
     *,
+    minimum_rows: int = 0,
     limits: SelectLimits = DEFAULT_LIMITS,
     interruption: Interruption | None = None,
 ) -> Sequence[Selected]:
@@ -67,6 +69,7 @@ def select(
         selections: of a task.
         databases: those of the site that the task may select from, by label.
         folder: is there; holds none of the files yet. After an error it holds none either.
+        minimum_rows: that every table has at least; a database may want more.
         limits: beyond which nothing is given.
         interruption: by which another thread can end it.
 
@@ -85,8 +88,9 @@ def select(
     with contextlib.ExitStack() as undo, interruption.within(limits.time_s):
         for selection in selections:
             database = find_database(databases, selection.database)
-            _require_language(database, selection.language)
-            for name, rows in _answers(selection, database, interruption):
+            least = max(minimum_rows, database.minimum_rows)
+            _require_language(database, selection.language, least)
+            for name, rows in _answers(selection, database, limits, interruption):
                 path = folder / f"{name}.csv"
                 if any(each.name.lower() == name.lower() for each in selected):
                     raise BadQuery(f"Two selections would both fill {path.name}.", hint="Name one of them otherwise.")
@@ -98,12 +102,12 @@ def select(
                     count, size = write_csv(
                         path, answer.fields, answer.batches, CsvLimits(rows=limits.rows, bytes=left)
                     )
-                if count < database.minimum_rows:
+                if count < least:
                     raise TooFewRows(
                         f"The selection for {path.name} has fewer rows than the database {database.name!r} gives out.",
-                        hint=f"At least {database.minimum_rows} are needed.",
+                        hint=f"At least {least} are needed.",
                         database=database.name,
-                        minimum_rows=database.minimum_rows,
+                        minimum_rows=least,
                     )
                 selected.append(
                     Selected(
@@ -125,13 +129,13 @@ async def selected(
     databases: Mapping[str, DatabaseConfig],
     folder: Path,
     *,
+    minimum_rows: int = 0,
     limits: SelectLimits = DEFAULT_LIMITS,
 ) -> Sequence[Selected]:
     """Call :func:`select` in a thread; when the caller is cancelled the query is ended, and then the thread is done."""
     interruption = Interruption()
-    work = asyncio.ensure_future(
-        to_its_end(asyncio.to_thread(select, selections, databases, folder, limits=limits, interruption=interruption))
-    )
+    ask = functools.partial(select, minimum_rows=minimum_rows, limits=limits, interruption=interruption)
+    work = asyncio.ensure_future(to_its_end(asyncio.to_thread(ask, selections, databases, folder)))
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:
@@ -142,8 +146,25 @@ async def selected(
         raise
 
 
-def open_tables(database: DatabaseConfig) -> Tables:
-    """Open a database that has tables.
+class SiteSelector:
+    """Selects from a site's databases for its runs.
+
+    Args:
+        databases: by label.
+        limits: of the selections of one run.
+    """
+
+    def __init__(self, databases: Mapping[str, DatabaseConfig], limits: SelectLimits = DEFAULT_LIMITS) -> None:
+        self._databases = databases
+        self._limits = limits
+
+    async def __call__(self, selections: Sequence[Selection], folder: Path, *, minimum_rows: int) -> None:
+        """Write a CSV file for each selected table into ``folder``; errors are those of :func:`select`."""
+        await selected(selections, self._databases, folder, minimum_rows=minimum_rows, limits=self._limits)
+
+
+def open_tables(database: DatabaseConfig, *, time_s: float = DEFAULT_LIMITS.time_s) -> Tables:
+    """Open a database that has tables; a server ends what takes longer than ``time_s`` by itself too.
 
     Raises:
         QueryFailed: the client was installed without what reads it.
@@ -152,7 +173,7 @@ def open_tables(database: DatabaseConfig) -> Tables:
         if database.kind is DatabaseKind.SQL:
             from runnel.client.data.servers import ServerTables
 
-            return ServerTables(database)
+            return ServerTables(database, time_s=time_s)
         from runnel.client.data.files import FileTables
 
         return FileTables(database)
@@ -168,10 +189,10 @@ def _lacks(error: ModuleNotFoundError, database: DatabaseConfig) -> QueryFailed:
     )
 
 
-def _require_language(database: DatabaseConfig, language: Language) -> None:
-    if language in database.languages:
+def _require_language(database: DatabaseConfig, language: Language, minimum_rows: int) -> None:
+    if language in database.taken(minimum_rows):
         return
-    taken = ", ".join(sorted(each.value for each in database.languages)) or "none"
+    taken = ", ".join(sorted(each.value for each in database.taken(minimum_rows))) or "none"
     raise PolicyRefused(
         f"The database {database.name!r} takes no selections in {language.value}.",
         hint=f"It takes {taken}.",
@@ -180,15 +201,16 @@ def _require_language(database: DatabaseConfig, language: Language) -> None:
 
 
 def _answers(
-    selection: Selection, database: DatabaseConfig, interruption: Interruption
+    selection: Selection, database: DatabaseConfig, limits: SelectLimits, interruption: Interruption
 ) -> Iterator[tuple[str, AbstractContextManager[Rows]]]:
     """Yield the name of each file and what fills it."""
     if selection.language is Language.SPARQL:
         from runnel.client.data.endpoints import Endpoint
 
-        yield selection.name or database.name, Endpoint(database).answer(selection.query, interruption)
+        endpoint = Endpoint(database, time_s=limits.time_s)
+        yield selection.name or database.name, endpoint.answer(selection.query, interruption)
         return
-    with contextlib.closing(open_tables(database)) as tables:
+    with contextlib.closing(open_tables(database, time_s=limits.time_s)) as tables:
         if selection.language is Language.SQL:
             from runnel.client.data.statements import check_statement
 

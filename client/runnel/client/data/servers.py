@@ -51,6 +51,7 @@ _FIELD_TYPES: Sequence[tuple[type[sa.types.TypeEngine[Any]], FieldType]] = (
     (sa.Boolean, FieldType.BOOLEAN),
     (sa.Integer, FieldType.INTEGER),
     (sa.Numeric, FieldType.DECIMAL),
+    (sa.Float, FieldType.DECIMAL),
     (sa.String, FieldType.TEXT),
     (sa.DateTime, FieldType.DATETIME),
     (sa.Date, FieldType.DATE),
@@ -176,6 +177,8 @@ class ServerTables:
         tree = statement.tree.copy()
         for name in tree.find_all(exp.Identifier):
             name.set("this", name.name.replace(":", "\\:"))  # or what follows would be taken for a placeholder
+        for place in tree.find_all(exp.Placeholder):
+            place.replace(exp.Var(this=f":{place.name}"))  # dialects write it in ways of their own
         return connection.execute(sa.text(tree.sql(self.dialect, comments=False)), self._bound(statement.parameters))
 
     def _type(self, declared: sa.types.TypeEngine[Any]) -> FieldType:

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 import sqlglot
-from sqlglot import exp
-from sqlglot.errors import SqlglotError
+from sqlglot import TokenType, exp
+from sqlglot.errors import ErrorLevel, SqlglotError
 from sqlglot.optimizer.normalize_identifiers import normalize_identifiers
 from sqlglot.optimizer.qualify_columns import quote_identifiers
 from sqlglot.optimizer.scope import Scope, traverse_scope
@@ -23,6 +23,8 @@ from runnel.common.errors import BadQuery
 
 MAX_STATEMENT = 20_000
 """Characters of a statement."""
+
+_BEGINNINGS = frozenset({TokenType.SELECT, TokenType.WITH, TokenType.FROM, TokenType.TABLE})
 
 
 def check_statement(text: str, tables: Tables) -> Statement:
@@ -51,6 +53,7 @@ def check_statement(text: str, tables: Tables) -> Statement:
         if any(id(table) not in read for table in tree.find_all(exp.Table)):
             raise BadQuery("The statement reads a table in a place where it can't be told which.")
         _require_fields(tree, scopes, read, tables)
+        tree.sql(tables.dialect, unsupported_level=ErrorLevel.RAISE)  # what can't be written anew can't be run
     except SqlglotError as error:
         raise BadQuery(f"The statement can't be read: {_said(error)}.") from error
     except RecursionError:
@@ -61,22 +64,22 @@ def check_statement(text: str, tables: Tables) -> Statement:
 def _parsed(text: str, dialect: str) -> exp.Query:
     if "\0" in text:
         raise BadQuery("A statement has no NUL.")
-    found = [each for each in sqlglot.parse(text, dialect=dialect) if each is not None and not _is_empty(each)]
-    if len(found) != 1:
-        raise BadQuery(f"A selection is one statement; {len(found)} came.")
-    if not isinstance(found[0], exp.Query) or isinstance(found[0], exp.Table):
-        raise BadQuery(
-            f"A selection only reads: SELECT …, or WITH … SELECT; {type(found[0]).__name__.upper()} came.",
-        )
+    tokens = sqlglot.tokenize(text, dialect=dialect)
+    while tokens and tokens[-1].token_type is TokenType.SEMICOLON:
+        tokens.pop()
+    first = next((each for each in tokens if each.token_type is not TokenType.L_PAREN), None)
+    if first is None or any(each.token_type is TokenType.SEMICOLON for each in tokens):
+        raise BadQuery("A selection is one statement.")
+    if first.token_type not in _BEGINNINGS:
+        raise BadQuery(f"A selection only reads: SELECT …, or WITH … SELECT …; {first.text[:50]!r} came.")
+    found = [each for each in sqlglot.parse(text, dialect=dialect) if each and not isinstance(each, exp.Semicolon)]
+    if len(found) != 1 or not isinstance(found[0], (exp.Select, exp.SetOperation, exp.Subquery)):
+        raise BadQuery("A selection only reads: SELECT …, or WITH … SELECT ….")
     return found[0]
 
 
-def _is_empty(tree: exp.Expr) -> bool:
-    return isinstance(tree, exp.Semicolon)
-
-
 def _shown(node: exp.Expr) -> str:
-    return repr(node.sql()[:100])
+    return repr(node.sql(unsupported_level=ErrorLevel.IGNORE)[:100])
 
 
 def _said(error: SqlglotError) -> str:
@@ -96,6 +99,8 @@ def _require_harmless(node: exp.Expr) -> None:
         raise BadQuery(f"A selection may not have this: {_shown(node)}.", part=part)
     if isinstance(node, exp.Anonymous) and node.name.lower() not in FUNCTIONS:
         raise BadQuery(f"The function {node.name[:100]!r} may not be used in a selection.", part=part)
+    if isinstance(node, exp.Select) and not node.expressions:
+        raise BadQuery("A SELECT names what it selects.", part=part)
     if isinstance(node, exp.DataType) and node.this.name not in TYPES:
         raise BadQuery(f"The type {_shown(node)} may not be used in a selection.", part=part)
     if isinstance(node, exp.With) and node.recursive:

@@ -55,7 +55,7 @@ log = structlog.get_logger()
 
 
 class Selector(Protocol):
-    """Takes selections from the site's databases."""
+    """Takes selections from the site's databases; ends its queries when it is cancelled."""
 
     async def __call__(self, selections: Sequence[Selection], folder: Path, *, minimum_rows: int) -> None:
         """Write one CSV file for each selected table into ``folder``.

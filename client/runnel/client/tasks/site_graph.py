@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from runnel.client.audit import AuditLog
-from runnel.client.data import DatabaseConfig
+from runnel.client.data import DatabaseConfig, SiteSelector
 from runnel.client.domain.policy import Policy
 from runnel.client.tasks.book import RunBook
 from runnel.client.tasks.contract import TaskContract
@@ -17,7 +17,7 @@ from runnel.client.tasks.plain import PlainContract
 from runnel.client.tasks.pytaskmanager import PyTaskManagerContract
 from runnel.client.tasks.release import RUNS, Decisions
 from runnel.client.tasks.runner import SiteFacts, TaskRunner
-from runnel.client.tasks.site_data import SiteSelector, whole_databases
+from runnel.client.tasks.site_data import whole_databases
 from runnel.client.tasks.site_tasks import SiteTasks
 from runnel.client.tasks.surroundings import Groups
 from runnel.client.tasks.task_engine import EngineSettings, TaskEngine
