@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import datetime as dt
 import gzip
+import re
 import threading
 from decimal import Decimal
 from pathlib import Path
@@ -29,6 +30,7 @@ from runnel.client.data import (
     select,
 )
 from runnel.client.data.csv_files import CsvLimits, write_csv
+from runnel.client.data.queries import OPERATORS
 from runnel.common.errors import (
     BadQuery,
     Cancelled,
@@ -203,6 +205,14 @@ def test_what_is_wrong_is_named(site: Site, query: str, kind: type[RunnelError],
 def test_the_name_of_an_unknown_database(site: Site) -> None:
     with pytest.raises(UnknownData, match=r"no database 'defualt'\. Did you mean 'default'"):
         select([Selection(query="{ a { b } }", database="defualt")], site.databases, site.input)
+
+
+def test_the_operators_that_the_documentation_has() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "data-provider.md").read_text()
+    listed = text.partition("<!-- operators -->")[2].partition(".")[0]
+    assert re.findall(r"`(\w+)`", listed) == list(OPERATORS)
+    assert (SelectLimits().time_s, SelectLimits().rows, SelectLimits().bytes) == (600, 10_000_000, 4 << 30)
+    assert "may take ten minutes, and give 10,000,000 rows a table and 4 GiB" in text
 
 
 # ---- what is not given

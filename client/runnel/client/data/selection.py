@@ -182,9 +182,10 @@ def open_tables(database: DatabaseConfig, *, time_s: float = DEFAULT_LIMITS.time
 
 
 def _lacks(error: ModuleNotFoundError, database: DatabaseConfig) -> QueryFailed:
+    extras = "client,data,postgresql" if error.name == "psycopg" else "client,data"
     return QueryFailed(
         f"This client was installed without {error.name}, which reads the database {database.name!r}.",
-        hint="Its operator installs it with: pip install 'runnel[client,data]'",
+        hint=f"Its operator installs it with: pip install 'runnel[{extras}]'",
         database=database.name,
     )
 
@@ -205,7 +206,10 @@ def _answers(
 ) -> Iterator[tuple[str, AbstractContextManager[Rows]]]:
     """Yield the name of each file and what fills it."""
     if selection.language is Language.SPARQL:
-        from runnel.client.data.endpoints import Endpoint
+        try:
+            from runnel.client.data.endpoints import Endpoint
+        except ModuleNotFoundError as error:
+            raise _lacks(error, database) from error
 
         endpoint = Endpoint(database, time_s=limits.time_s)
         yield selection.name or database.name, endpoint.answer(selection.query, interruption)
