@@ -159,7 +159,7 @@ class Vantage6Proxy:
         """Let the run's own container in, and say what goes wrong as a vantage6 server does."""
         try:
             shown = request.headers.get("Authorization", "").removeprefix("Bearer ").strip()
-            if not hmac.compare_digest(shown.encode(), self._token.encode()):
+            if not hmac.compare_digest(shown.encode(errors="surrogateescape"), self._token.encode()):
                 raise Unauthenticated("This is not the token of this run.")
             return await handler(request)
         except RunnelError as error:
