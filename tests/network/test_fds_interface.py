@@ -22,6 +22,7 @@ from runnel.reducer.domain.task_views import RunLineView
 from runnel.reducer.http.fds.archives import SUMMARY
 from tests.doubles.reducer_service import NOW, OPERATOR_TOKEN, InMemoryReducer
 from tests.doubles.serving import serving
+from tests.doubles.tes_documents import TaskDocument, TaskPage, TaskServiceInfo
 from tests.unit.test_fds_bodies import LEGACY, NODE, TES
 
 pytestmark = pytest.mark.network
@@ -160,6 +161,25 @@ async def test_the_legacy_form_waits_by_its_own_words(net: Shared) -> None:
     assert "status" not in (await net.http.get(f"/ga4gh/tes/v1/tasks/{task}")).json()
     document = (await net.http.get(f"/tasks/{task}?view=FULL")).json()
     assert document["tags"] == {"sites": "north"}
+
+
+async def test_all_that_is_answered_is_as_the_standard_says(net: Shared) -> None:
+    net.reducer.sites = ["north", "south"]
+    for body in (TES | {"tags": {}}, LEGACY, NODE):
+        await net.http.post("/tasks", json=body)
+    more = {"inputs": [{"path": "/a", "content": "b"}], "volumes": ["/v"], "resources": {"cpu_cores": 1}}
+    task = await net.start(tags={"sites": "north,south"}, outputs=[{"path": "/out.csv"}], **more)
+    await net.finish(task, packed(a="1"))
+    net.reducer.move(await net.run_of(task, 1), RunState.FAILED, exit_code=3, error="It ended with 3.")
+    for prefix in ("/v1", "/ga4gh/tes/v1"):
+        for view in ("MINIMAL", "BASIC", "FULL"):
+            listed = (await net.http.get(f"{prefix}/tasks?view={view}&page_size=2")).json()
+            page = TaskPage.model_validate(listed)
+            assert page.next_page_token
+            shown = (await net.http.get(f"{prefix}/tasks/{task}?view={view}")).json()
+            assert listed["tasks"][0] == shown
+            assert (TaskDocument.model_validate(shown).executors is None) == (view == "MINIMAL")
+    TaskServiceInfo.model_validate((await net.http.get("/ga4gh/tes/v1/service-info")).json())
 
 
 async def test_large_files_are_stored_before_the_task(net: Shared) -> None:

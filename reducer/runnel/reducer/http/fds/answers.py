@@ -13,10 +13,19 @@ from typing import Any
 from runnel.common.protocol import RunState
 from runnel.common.tasks import Executor, InputFile, Selection, TaskSpec
 from runnel.reducer.domain.task_views import RunView, TaskView
-from runnel.reducer.http.fds.bodies import FORM_TAG, GB
+from runnel.reducer.http.fds.bodies import FORM_TAG, GB, INPUT, OUTPUT, PLURAL, PLURAL_INPUT, PLURAL_OUTPUT
 from runnel.reducer.http.fds.states import task_state
 
-INPUT, OUTPUT = "/mnt/input", "/mnt/output"
+_FOLDERS: Mapping[str | None, tuple[str, str]] = {PLURAL: (PLURAL_INPUT, PLURAL_OUTPUT)}
+"""Of input and output, by profile of a task."""
+
+
+def _folders(spec: TaskSpec | None) -> tuple[str, str]:
+    return _FOLDERS.get(spec.profile if spec is not None else None, (INPUT, OUTPUT))
+
+
+ARCHIVES = ("output", "outputs")
+"""Result files of a run that are zips: of its output folder, and of further outputs that the task named, by path."""
 
 
 class View(Enum):
@@ -57,12 +66,13 @@ def task_document(
 
 
 def _spec(task: TaskView, spec: TaskSpec, *, full: bool, here: str) -> dict[str, Any]:
-    outputs = [OUTPUT, *spec.outputs]
+    into, out = _folders(spec)
+    outputs = [out, *spec.outputs]
     return {
         "description": spec.description,
         "inputs": [
             *(_file(each, full=full) for each in spec.inputs),
-            *(_selection(each, full=full) for each in spec.selections),
+            *(_selection(each, into, full=full) for each in spec.selections),
         ],
         "outputs": [
             {"path": path, "type": _type(path), "url": f"{here}/tasks/{task.task}/results"} for path in outputs
@@ -83,9 +93,9 @@ def _file(given: InputFile, *, full: bool) -> dict[str, Any]:
     return document
 
 
-def _selection(given: Selection, *, full: bool) -> dict[str, Any]:
+def _selection(given: Selection, into: str, *, full: bool) -> dict[str, Any]:
     """A selection fills a folder; the standard asks for a path, by which it would be a file's content if it came so."""
-    document = {"path": INPUT, "type": "DIRECTORY", "description": f"Selected from the database {given.database}."}
+    document = {"path": into, "type": "DIRECTORY", "description": f"Selected from the database {given.database}."}
     return document | ({"content": given.query} if full else {})
 
 
@@ -129,11 +139,12 @@ def _run(task: TaskView, run: RunView, *, full: bool, here: str, written: Mappin
         },
         "outputs": [
             {
-                "path": OUTPUT if each.name == "output" else each.name,
+                "path": _folders(task.spec)[1] if each.name == "output" else "/",
                 "url": f"{here}/api/v1/runs/{run.run}/files/{each.name}",
                 "size_bytes": str(each.size_bytes),
             }
             for each in run.files
+            if each.name in ARCHIVES
         ],
     }
     if run.started_at is not None:

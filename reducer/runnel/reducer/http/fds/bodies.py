@@ -37,10 +37,10 @@ DATASET_TAGS = ("dataset_id", "dataset_name")
 
 GB = 10**9
 
-_OUTPUT = "/mnt/output"
-_MISSPELT_OUTPUT = "/mnt/ouput"
-_PLURAL_INPUT, _PLURAL_OUTPUT = "/mnt/inputs", "/mnt/data"
-_PLURAL, _MISSPELT = "plural", "misspelt"
+INPUT, OUTPUT = "/mnt/input", "/mnt/output"
+MISSPELT_OUTPUT = "/mnt/ouput"
+PLURAL_INPUT, PLURAL_OUTPUT = "/mnt/inputs", "/mnt/data"
+PLURAL, MISSPELT = "plural", "misspelt"
 _QUERY_NAME = "inputs"
 
 _SQL = re.compile(r"\s*(?:select|with)\s(?!\s*\{)", re.IGNORECASE)
@@ -126,11 +126,11 @@ def _legacy(body: LegacyBody) -> Wanted:
 
 def _node(task: NodeTask) -> Wanted:
     tags, sites, database = _place(task.tags or {}, Form.FEDERATED_NODE)
-    folders = list((task.inputs or {"inputs.csv": _PLURAL_INPUT}).items())
-    outputs = list((task.outputs or {"results": _PLURAL_OUTPUT}).values())
-    plural = folders[0][1].rstrip("/") == _PLURAL_INPUT
+    folders = list((task.inputs or {"inputs.csv": PLURAL_INPUT}).items())
+    outputs = list((task.outputs or {"results": PLURAL_OUTPUT}).values())
+    plural = folders[0][1].rstrip("/") == PLURAL_INPUT
     if plural:
-        outputs = [path for path in outputs if path.rstrip("/") != _PLURAL_OUTPUT]
+        outputs = [path for path in outputs if path.rstrip("/") != PLURAL_OUTPUT]
     volumes = task.volumes or []
     selections = []
     if task.db_query is not None:
@@ -143,7 +143,7 @@ def _node(task: NodeTask) -> Wanted:
         name=task.name,
         description=task.description,
         executors=[_executor(each) for each in task.executors],
-        profile=_PLURAL if plural else None,
+        profile=PLURAL if plural else None,
         selections=selections,
         outputs=[path for path in outputs if not _collected(path)],
         volumes=list(volumes.values()) if isinstance(volumes, dict) else volumes,
@@ -169,9 +169,9 @@ def _tes(task: TesTask) -> Wanted:
         name=task.name,
         description=task.description,
         executors=[_executor(each) for each in task.executors],
-        profile=_MISSPELT if any(_below(path, _MISSPELT_OUTPUT) for path in outputs) else None,
+        profile=MISSPELT if any(_below(path, MISSPELT_OUTPUT) for path in outputs) else None,
         selections=selections,
-        outputs=[path for path in outputs if not _collected(path) and not _below(path, _MISSPELT_OUTPUT)],
+        outputs=[path for path in outputs if not _collected(path) and not _below(path, MISSPELT_OUTPUT)],
         volumes=task.volumes or [],
         resources=_resources(task.resources),
         tags=tags,
@@ -254,7 +254,7 @@ def _below(path: str, folder: str) -> bool:
 
 def _collected(path: str) -> bool:
     """Whether a plain task's output holds it anyway."""
-    return _below(path, _OUTPUT)
+    return _below(path, OUTPUT)
 
 
 def _executor(given: Executor) -> dict[str, Any]:

@@ -14,13 +14,11 @@ from runnel.common.protocol import ENDED, RunState
 from runnel.reducer.domain.task_views import RunView, TaskView
 from runnel.reducer.http.access import Service
 from runnel.reducer.http.fds.access import CallerDep, RecordedRoute, refusal
+from runnel.reducer.http.fds.answers import ARCHIVES
 from runnel.reducer.http.fds.archives import SiteOutput, combined
 from runnel.reducer.http.fds.reading import lines_of
 from runnel.reducer.http.files import Held
 from runnel.reducer.service import Caller, ReducerService
-
-ARCHIVES = ("output", "outputs")
-"""Result files of a run that are zips: of its output folder, and of further outputs that the task named."""
 
 ZIP = "application/zip"
 
