@@ -298,7 +298,7 @@ async def run_client(
                     host=settings.docker_host,
                     files=settings.docker_files,
                 ),
-                policy=lambda: policy.policy,
+                policy=lambda: gate.policy.policy,
                 audit=gate.audit,
                 parallel=settings.parallel_tasks,
                 databases=data,
