@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from runnel.client.app import site_policy
 from runnel.client.domain.policy import ANYTHING, SIGNED
 from runnel.client.domain.task_policy import PRESENT_IMAGES, Pull, TaskFacts, TaskPolicy, judge_task, registry_of
 from runnel.client.policy_file import default_policy, policy_document, read_policy
+from runnel.client.settings import ClientSettings
 from runnel.client.tasks.task_cage import task_cage, task_time
 from runnel.common.errors import BadSettings
 from runnel.common.tasks import Resources
@@ -153,3 +155,10 @@ def test_a_task_gets_what_it_asks_for_and_never_more_than_the_site_gives(tmp_pat
     assert task_time(policy, Resources(time_s=500), None) == 100
     assert task_time(policy, Resources(time_s=50), 10) == 10
     assert task_time(ANYTHING, Resources(), None) is None
+
+
+def test_a_policy_that_gives_tasks_what_no_container_can_have_is_refused_when_it_is_read(tmp_path: Path) -> None:
+    for text in ('networks = ["host"]', "limits = { memory_bytes = 1000 }"):
+        path = written(tmp_path, f'[tasks]\nimages = [".*"]\n{text}')
+        with pytest.raises(BadSettings, match="of a cage"):
+            site_policy(ClientSettings(network="127.0.0.1:1", policy=path))

@@ -30,13 +30,14 @@ from runnel.client.runtimes.containers import in_containers
 from runnel.client.settings import ClientSettings
 from runnel.client.tasks.pytaskmanager_site import read_pytaskmanager
 from runnel.client.tasks.site_graph import site_tasks
+from runnel.client.tasks.task_cage import task_cage
 from runnel.client.tasks.task_engine import EngineSettings
 from runnel.common.disk import state_folder
 from runnel.common.endpoints import note_attachment, remove_endpoints, write_endpoints
 from runnel.common.errors import BadSettings
 from runnel.common.metrics import LoopLag, MetricsServer
 from runnel.common.protocol import Hello, NodeKind
-from runnel.common.tasks import Contract
+from runnel.common.tasks import Contract, Resources
 from runnel.transport import UplinkLink, parse_address
 from runnel.transport.way_up import client_tls, load_or_create_identity, require_loopback
 
@@ -188,11 +189,13 @@ def site_policy(settings: ClientSettings, databases: Collection[str] | None = No
         databases: the names of its databases; None: those of ``--data``.
 
     Raises:
-        BadSettings: the policy file is wrong, or names a database that this site does not have.
+        BadSettings: the policy file is wrong, names a database that this site does not have, or gives tasks what no
+            container can have.
     """
     if settings.policy is None:
         return default_policy(loopback=parse_address(settings.network, key="network").loopback)
     site = read_policy(settings.policy)
+    task_cage(site.policy, Resources())  # raises what no container can have
     known = settings.data.keys() if databases is None else databases
     if unknown := sorted((site.policy.databases or {}).keys() - set(known)):
         raise BadSettings(

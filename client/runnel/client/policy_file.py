@@ -246,6 +246,7 @@ class _TaskLimits(_Part):
     time_s: _Number | None = None
     disk_bytes: _Size | None = None
     tmpfs_bytes: _Size | None = None
+    shm_bytes: _Size | None = None
     output_bytes: _Size = DEFAULT_OUTPUT_BYTES
     output_files: _Count = DEFAULT_OUTPUT_FILES
     log_bytes: _Size = DEFAULT_LOG_BYTES

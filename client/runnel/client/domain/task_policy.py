@@ -31,6 +31,7 @@ class TaskLimits:
         time_s: seconds that its containers may run, all together.
         disk_bytes: of everything that it may write.
         tmpfs_bytes: of ``/tmp``, which is memory.
+        shm_bytes: of ``/dev/shm``, which is memory.
         output_bytes: of its result files together, before they are put into an archive.
         output_files: files and folders among them.
         log_bytes: of what is kept of each of standard output and error.
@@ -42,6 +43,7 @@ class TaskLimits:
     time_s: float | None = None
     disk_bytes: int | None = None
     tmpfs_bytes: int | None = None
+    shm_bytes: int | None = None
     output_bytes: int = DEFAULT_OUTPUT_BYTES
     output_files: int = DEFAULT_OUTPUT_FILES
     log_bytes: int = DEFAULT_LOG_BYTES

@@ -244,7 +244,7 @@ class TaskRunner:
             raise InvalidInput(f"{self._site.name} does not know the contract {spec.contract.value}.") from None
 
     async def _task_site(self, order: TaskOrder, spec: TaskSpec, limits: TaskLimits) -> TaskSite:
-        site = self._site
+        site, wished = self._site, spec.resources.output_bytes
         if unknown := [label for label in spec.databases if label not in site.databases]:
             raise InvalidInput(f"{site.name} has no database {', '.join(unknown)} that a container could see.")
         group = None
@@ -256,7 +256,7 @@ class TaskRunner:
             variables=site.variables,
             group=group,
             settings=site.settings.get(spec.contract, {}),
-            output_bytes=min(limits.output_bytes, spec.resources.output_bytes or limits.output_bytes),
+            output_bytes=limits.output_bytes if wished is None else min(limits.output_bytes, wished),
             output_files=limits.output_files,
         )
 

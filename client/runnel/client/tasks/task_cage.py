@@ -24,7 +24,7 @@ def task_cage(policy: Policy, wishes: Resources) -> Cage:
     """
     limits: dict[str, Any] = {}
     tasks = policy.tasks.limits if policy.tasks is not None else None
-    for name in ("memory_bytes", "cpus", "pids", "tmpfs_bytes", "disk_bytes"):
+    for name in ("memory_bytes", "cpus", "pids", "tmpfs_bytes", "shm_bytes", "disk_bytes"):
         for each in (tasks, policy.limits):
             if (value := getattr(each, name, None)) is not None:
                 limits[name] = value
@@ -39,6 +39,7 @@ def task_cage(policy: Policy, wishes: Resources) -> Cage:
         cpus=min(cage.cpus, max(wishes.cpus or cage.cpus, 0.01)),
         disk_bytes=min(cage.disk_bytes, wishes.disk_bytes or cage.disk_bytes),
         tmpfs_bytes=min(cage.tmpfs_bytes, memory),
+        shm_bytes=min(cage.shm_bytes, memory),
     )
 
 
