@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from runnel.cli.desk import Desk, command, group
+from runnel.cli.task_trial import attempt
+from runnel.cli.task_words import input_entries, key_values, seconds
 from runnel.common.errors import InvalidInput, NotFound
 from runnel.common.ids import valid_name
 
@@ -26,8 +26,6 @@ Wait = Annotated[bool, typer.Option("--wait", help="Stay until it has ended; exi
 Output = Annotated[
     Path | None, typer.Option("--output", "-o", metavar="DIR", help="Where result files go, in a folder for each site.")
 ]
-
-_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
 
 
 @command(app, "run")
@@ -97,17 +95,17 @@ def run(
             image,
             sites="*" if site == ["all"] else site,
             name=name,
-            input=input_file or _entries(input),
+            input=input_file or input_entries(input),
             select=select,
             sql=sql,
             database=database,
-            env=_pairs("--env", env),
+            env=key_values("--env", env),
             command=None if command_line is None else shlex.split(command_line),
             contract=contract,
             profile=profile,
             group=group_name,
-            tags=_pairs("--tag", tag),
-            expires_s=None if expires is None else _seconds(expires),
+            tags=key_values("--tag", tag),
+            expires_s=None if expires is None else seconds(expires),
             progress=progress,
         )
     if wait or output is not None or minimum_sites is not None:
@@ -116,6 +114,9 @@ def run(
         desk.write_json(task.raw)
     else:
         desk.say(f"{task.task} is at {len(task.runs)} sites. Follow it: runnel task show {task.task}")
+
+
+command(app, "try", local=True)(attempt)
 
 
 @command(app, "list")
@@ -280,39 +281,3 @@ def _save(desk: Desk, runs: tuple[Run, ...], output: Path) -> list[dict[str, Any
 
 def _chosen(task: Task, sites: list[str] | None) -> tuple[Run, ...]:
     return task.runs if not sites else tuple(task.at(site) for site in sites)
-
-
-def _entries(given: list[str] | None) -> dict[str, Any] | None:
-    """Return the input that entries make: each value is JSON where it is that, or else text."""
-    if not given:
-        return None
-    return {key: _value(text) for key, text in _pairs("--input", given).items()}
-
-
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
-
-
-def _pairs(option: str, given: list[str] | None) -> dict[str, str]:
-    pairs = {}
-    for text in given or []:
-        key, equals, value = text.partition("=")
-        if not (key and equals):
-            raise InvalidInput(f"{option}: {text!r} came; it has to be KEY=VALUE.")
-        pairs[key] = value
-    return pairs
-
-
-def _seconds(text: str) -> float:
-    """Return a time as people write it, in seconds.
-
-    >>> _seconds("30m"), _seconds("7d")
-    (1800.0, 604800.0)
-    """
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smhdw])", text.strip())
-    if match is None:
-        raise InvalidInput(f"--expires: {text!r} came; it has to be a number and s, m, h, d or w.", hint="Such as 7d.")
-    return float(match[1]) * _UNITS[match[2]]
