@@ -6,19 +6,26 @@ import asyncio
 import dataclasses
 from datetime import UTC, datetime, time
 from pathlib import Path
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
 
 from runnel.client.audit import AUDIT_FILE, AuditLog
 from runnel.client.domain.policy import ANYTHING, Hours, Policy
-from runnel.client.domain.task_policy import TaskPolicy
+from runnel.client.domain.task_policy import Pull, TaskPolicy
 from runnel.client.tasks.book import Ended, HeldRun
-from runnel.client.tasks.contract import Produced
+from runnel.client.tasks.contract import Layout, Produced, TaskSite
+from runnel.client.tasks.images import TaskImage
+from runnel.client.tasks.plain import PlainContract
 from runnel.client.tasks.release import Decision, Decisions, find_waiting, record_decision, waiting_results
+from runnel.client.tasks.runner import SiteFacts, TaskRunner
+from runnel.client.tasks.surroundings import Groups
+from runnel.client.tasks.task_engine import EngineSettings, TaskEngine
 from runnel.client.tasks.work import Voice
 from runnel.common.errors import Conflict, NotFound, StorageFull, TooLarge
-from runnel.common.protocol import RunState, TaskRelease, TaskSettled
+from runnel.common.protocol import RunState, TaskOrder, TaskRelease, TaskSettled
+from runnel.common.tasks import Contract, TaskSpec
 from tests.doubles.task_network import CLIENT, TaskNetwork, order, plain, site
 from tests.eventually import eventually
 
@@ -95,6 +102,46 @@ async def test_what_may_not_run_ends_by_its_rule_and_is_in_the_log(
     assert word in end.result.failure.message
     refused = [record.data for record in AuditLog(tmp_path / "s" / AUDIT_FILE).records()]
     assert [data["rule"] for data in refused] == ([word] if state is RunState.REJECTED else [])
+
+
+class Mistaken(PlainContract):
+    """A contract that has not thought of something."""
+
+    def lay_out(self, order: TaskOrder, spec: TaskSpec, folder: Path, site: TaskSite) -> Layout:
+        raise IndexError("oh")
+
+
+class OpenAnyway(TaskEngine):
+    """An engine that has every image, and is never asked for more."""
+
+    async def open(self) -> Any:
+        return self
+
+    @property
+    def images(self) -> Any:
+        return self
+
+    async def get(self, name: str, pull: Pull, tell: object) -> TaskImage:
+        return TaskImage(name=name, id="sha256:1", digests=frozenset({"sha256:1"}))
+
+
+async def test_a_mistake_of_this_program_ends_one_run_and_not_the_client(tmp_path: Path) -> None:
+    settings = EngineSettings(client="c", state=tmp_path, environ={})
+    facts = SiteFacts(
+        name=CLIENT,
+        policy=lambda: ANYTHING,
+        contracts={Contract.PLAIN: Mistaken()},
+        groups=Groups(tmp_path / "groups"),
+    )
+    network, audit = TaskNetwork(), AuditLog(tmp_path / AUDIT_FILE)
+    runner = TaskRunner(site=facts, engine=OpenAnyway(settings), fetch=network.fetch, audit=audit)
+    async with site(tmp_path / "s", network, runner=runner) as tasks:
+        for name in ("run-1", "run-2"):
+            tasks.received(order(name, SPEC))
+            end = await network.ended(name)
+            assert end.result is not None
+            assert end.result.failure is not None
+            assert (end.result.failure.code, "IndexError" in end.result.failure.message) == ("internal", True)
 
 
 async def test_a_client_that_takes_no_tasks_says_so(tmp_path: Path) -> None:

@@ -123,8 +123,10 @@ class RunBook:
         """
         held = self._runs[run_id]
         held = self._write(dataclasses.replace(held, attempt=held.attempt + 1))
-        work = self._root / run_id / _WORK
-        remove_tree(work)
+        for earlier in (self._root / run_id).glob(f"{_WORK}-*"):
+            remove_tree(earlier)
+        # A name of its own: what an earlier attempt left may be what can't be removed.
+        work = self._root / run_id / f"{_WORK}-{held.attempt}"
         with storage_errors(work):
             work.mkdir()
         return held, work
@@ -153,7 +155,8 @@ class RunBook:
         )
         reviewed = ended.reviewed and bool(files)
         held = self._write(dataclasses.replace(held, result=result, rejected=ended.rejected, reviewed=reviewed))
-        remove_tree(folder / _WORK)
+        for work in folder.glob(f"{_WORK}-*"):
+            remove_tree(work)
         return held
 
     def replace_result(self, run_id: str, *, failure: Failure, rejected: bool = False) -> HeldRun:

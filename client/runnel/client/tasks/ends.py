@@ -102,7 +102,7 @@ class RunEnds:
                     continue
                 except IllegalState as error:
                     log.info("the network takes no files of a run", run=run_id, error=str(error))
-                except RunnelError as error:
+                except (RunnelError, OSError) as error:
                     log.warning("the end of a run was not delivered; it is kept", run=run_id, error=str(error))
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(_AGAIN_S):

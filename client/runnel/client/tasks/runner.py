@@ -139,6 +139,12 @@ class TaskRunner:
         except OSError as error:
             # Of this site's files: its people can mend it, and the client goes on with other runs.
             ended = Ended(failure=Failure(code=RunnelError.code, message=f"{self._site.name}: {error}"))
+        except Exception as error:
+            # A mistake in a contract or a library, which some task has found: it must not end the client, and with it
+            # all other runs, each time that it starts.
+            log.exception("a run ended by a mistake of this program", run=order.run_id)
+            message = f"{self._site.name}: something unexpected happened ({type(error).__name__}); its log tells more."
+            ended = Ended(failure=Failure(code=RunnelError.code, message=message))
         if ended.failure is not None:
             log.warning("run failed", run=order.run_id, code=ended.failure.code, error=ended.failure.message)
         return dataclasses.replace(ended, elapsed_s=elapsed_s)

@@ -175,7 +175,7 @@ class SiteTasks:
             except StorageFull as error:
                 # Not held, so the network gives it again at the next attachment.
                 log.error("no room for a run", run=message.run_id, error=str(error))
-            except RunnelError as error:
+            except (RunnelError, OSError) as error:
                 log.warning("a message about a run was not taken", run=message.run_id, error=str(error))
 
     async def _take(self, message: TaskOrder | TaskSettled | TaskRelease) -> None:
@@ -284,11 +284,12 @@ class SiteTasks:
                 ended = await self._runner.run(held, folder, _Voice(self._news, run_id))
                 try:
                     return await in_thread(self._book.end, run_id, ended)
-                except StorageFull as error:
-                    log.error("no room for the results of a run", run=run_id, error=str(error))
-                    return await in_thread(self._book.replace_result, run_id, failure=failure_of(error))
-            except StorageFull as error:  # not even for a failure
-                log.error("no room for a run; trying again", run=run_id, error=str(error), again_in_s=_AGAIN_S)
+                except (StorageFull, OSError) as error:
+                    log.error("the results of a run can't be kept", run=run_id, error=str(error))
+                    failure = failure_of(error if isinstance(error, RunnelError) else RunnelError(str(error)))
+                    return await in_thread(self._book.replace_result, run_id, failure=failure)
+            except (StorageFull, OSError) as error:  # not even for a failure
+                log.error("a run can't be kept; trying again", run=run_id, error=str(error), again_in_s=_AGAIN_S)
                 await asyncio.sleep(_AGAIN_S)
 
     # ---- telling
