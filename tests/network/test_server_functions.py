@@ -141,7 +141,7 @@ async def test_what_fails_is_tried_again_and_then_ends_the_session_with_what_it_
         assert view["status"] == "failed"
         assert 'aggregate ended with KeyError:\n  File "/package/server.py", line 5, in aggregate' in view["reason"]
         assert view["reason"].endswith("Its last lines:\nbefore it fell")
-        events = (await net.http.get("/events", params={"session": session})).json()["items"]
+        events = (await net.http.get("/events", headers={"Accept": "application/json"})).json()["items"]
         assert [e["data"]["attempt"] for e in events if e["kind"] == "server_function.failed"] == [1, 2]
         assert view["rounds"][0]["updates"] == 1
         assert view["model"] == view["seed"]

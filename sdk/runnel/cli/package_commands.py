@@ -251,6 +251,7 @@ def show(
                 ("size", size(found.size_bytes)),
                 ("entry points", _entry_points(entry_points)),
                 ("requirements", needs or found.manifest.get("python_env") or "none: the client's own Python"),
+                ("at the reducer", _server_functions(found.manifest.get("server"))),
                 ("files", "\n".join(files)),
                 ("signed by", "\n".join(f"{each.key_id}  {each.public_key}" for each in found.signatures) or "nobody"),
                 ("organisation", found.organisation),
@@ -305,6 +306,10 @@ def _pushed(package: Package) -> str:
     return when(package.created_at) + (f" by {package.uploaded_by}" if package.uploaded_by else "")
 
 
+def _server_functions(server: Any) -> str | None:
+    return f"{', '.join(server['functions'])} in {server['file']}" if server else None
+
+
 def _show_local(desk: Desk, path: Path) -> None:
     from runnel.cli.tables import facts, size
     from runnel.compute_package import describe
@@ -319,6 +324,7 @@ def _show_local(desk: Desk, path: Path) -> None:
         "kind": found.recognised,
         "entry_points": dict(manifest.entry_points),
         "requirements": manifest.requirements,
+        "server": None if manifest.server is None else manifest.server.as_json(),
         "files": [{"name": file.name, "size_bytes": file.size_bytes} for file in found.files],
     }
     files = "\n".join(f"{file.name} ({size(file.size_bytes)})" for file in found.files)
@@ -332,6 +338,7 @@ def _show_local(desk: Desk, path: Path) -> None:
                 ("size", size(found.size_bytes)),
                 ("entry points", _entry_points(manifest.entry_points)),
                 ("requirements", manifest.requirements or "none: the client's own Python"),
+                ("at the reducer", _server_functions(manifest.server and manifest.server.as_json())),
                 ("files", files),
             ]
         ),
