@@ -239,6 +239,11 @@ def test_what_is_no_quantity(text: str) -> None:
         amount_of(text, "it")
 
 
+def test_how_a_task_was_asked_for_is_not_for_who_asks_to_say() -> None:
+    assert "fds.form" not in read_task({**TES, "tags": {"fds.form": "legacy"}}).spec.tags
+    assert read_task(LEGACY).spec.tags["fds.form"] == "legacy"
+
+
 def test_the_task_survives_its_way() -> None:
     spec = read_task(NODE).spec
     assert TaskSpec.model_validate_json(spec.as_json()) == spec

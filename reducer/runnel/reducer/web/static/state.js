@@ -12,7 +12,7 @@ export function lookOf(stage) {
 }
 
 export const PHASES = ["selecting", "training", "reducing", "validating"];
-const TOLD_BY_OTHERS = new Set(["session.phase", "progress", "model.removed"]);
+const TOLD_BY_OTHERS = new Set(["session.phase", "progress", "model.removed", "api.call"]);
 
 export class State {
   constructor() {

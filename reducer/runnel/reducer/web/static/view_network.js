@@ -134,7 +134,6 @@ function told(state, { kind, session, data }) {
     "package.restored": () => `package ${data.name || String(data.digest).slice(0, 12)} may be given to sessions again`,
     "model.added": () => `model ${data.model} was added`,
     "token.created": () => `a token of the role ${data.role} was made${data.name ? ` for ${data.name}` : ""}`,
-    "api.call": () => `${data.by || "somebody"} called ${data.method} ${data.path}`,
     "token.revoked": () => `the token ${data.token} was revoked`,
   };
   return Object.hasOwn(sentences, kind) ? sentences[kind]() : kind;
