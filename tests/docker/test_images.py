@@ -8,11 +8,15 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
+from runnel.client.entry_points import build
 from runnel.client.rehearsal import rehearse
 from runnel.client.runtimes import Installs, PackageFiles
+from runnel.client.runtimes.docker_files import FileSharing
 from runnel.common.errors import EnvironmentFailed
 from runnel.compute_package import pack, read_manifest
 from tests.docker_engine import base_image, docker, docker_runtime, engine_host, forget_images, inspect, with_base
@@ -154,6 +158,23 @@ async def test_what_requires_fedn_gets_the_stand_in(tmp_path: Path, digest: str,
     assert data == "['a.csv'] /runnel/data"
     assert told.startswith("fedn.utils.helpers")
     assert told.endswith("['in', 'out']")
+
+
+@pytest.mark.parametrize("sharing", list(FileSharing))
+async def test_fedns_build_leaves_its_seed_beside_the_package(
+    tmp_path: Path, digest: str, say: Listener, sharing: FileSharing
+) -> None:
+    manifest = "entry_points: {train: {command: python train.py}, build: {command: python model.py}}"
+    script = "import os, numpy as np; np.savez('../seed.npz', **{'0': np.arange(3.0)}); print(sorted(os.listdir('.')))"
+    made = package(tmp_path / "fedn", digest, {"model.py": script, "fedn.yaml": manifest})
+    (tmp_path / "work").mkdir()
+    choices: dict[str, Any] = {"workdir": tmp_path / "work", "env": {}, "timeout_s": 60, "say": say}
+    async with docker_runtime(tmp_path, sharing=sharing) as runtime:
+        prepared = await runtime.prepare(made, say)
+        seed = await build(runtime, prepared, seed=tmp_path / "seed.npz", **choices)
+    assert np.load(seed)["0"].tolist() == [0, 1, 2]
+    assert say.said("stdout") == ["['fedn.yaml', 'model.py', 'train.py']"]
+    assert list((tmp_path / "work").iterdir()) == []
 
 
 async def test_a_site_that_installs_nothing_builds_and_fetches_nothing(

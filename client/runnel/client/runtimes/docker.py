@@ -22,7 +22,7 @@ from runnel.client.runtimes.docker_engine import Engine
 from runnel.client.runtimes.docker_files import Files, FileSharing, MountedFiles, Placed, host_view
 from runnel.client.runtimes.docker_images import Image, Images
 from runnel.client.runtimes.docker_leftovers import labels_of, sweep
-from runnel.client.runtimes.docker_paths import PACKAGE, Layout, layout
+from runnel.client.runtimes.docker_paths import PACKAGE_IN_RUN, Layout, layout
 from runnel.client.runtimes.docker_python import ImagePythons
 from runnel.client.runtimes.installs import Installs
 from runnel.client.runtimes.log_capture import LogCapture
@@ -30,6 +30,7 @@ from runnel.client.runtimes.process_group import DEFAULT_GRACE_S
 from runnel.client.runtimes.runtime import Call, Finished, LineSink, PackageFiles, Prepared
 from runnel.common.blobs import in_thread
 from runnel.common.errors import BadPackage, BadSettings, EntryPointFailed
+from runnel.compute_package import ManifestKind
 
 _PYTHON = "python3"
 # They run before others do, and may leave something for these in the package's folder.
@@ -165,12 +166,17 @@ class DockerRuntime:
         if self._images.is_gone(prepared.image):
             prepared = await self.prepare(prepared.package, say)
         await self._images.used(prepared.image)
+        # FEDn tells `build` no path: it writes ../seed.npz, and beside its folder nothing else can be written.
+        in_run = call.entry_point == "build" and prepared.package.manifest.kind is ManifestKind.FEDN
+        if in_run:
+            await in_thread((call.workdir / PACKAGE_IN_RUN.name).mkdir, exist_ok=True)
         seen = await in_thread(
             layout,
             package=prepared.package.root,
             run=call.workdir,
             env=call.env,
             package_writable=call.entry_point in _MAKE_FILES,
+            in_run=in_run,
         )
         arguments = tuple(map(seen.translate, call.arguments))
         argv = prepared.package.manifest.argv(call.entry_point, arguments, python=_PYTHON)
@@ -207,7 +213,7 @@ class DockerRuntime:
             image=prepared.image.id,
             argv=argv,
             env=env,
-            folder=str(PACKAGE),
+            folder=str(seen.package.inside),
             mounts=[*placed.mounts, *(small_volume(path, cage) for path in prepared.image.volumes)],
             cage=cage,
             owner=self._owner,

@@ -68,7 +68,7 @@ class CopiedFiles:
     async def placed(self, layout: Layout, image: str) -> AsyncIterator[Placed]:
         """Copy what the run is given, and keep what it writes until it is taken."""
         package = self._copies[layout.package.outside].volume
-        mounts = [_mount(package, PACKAGE, writable=layout.package.writable)]
+        mounts = [_mount(package, layout.package.inside, writable=layout.package.writable)]
         for place in layout.data:
             folder = place.inside if await in_thread(place.outside.is_dir) else place.inside.parent
             mounts.append(_mount(await self._copy_of(place.outside, folder, image), folder, writable=False))

@@ -9,6 +9,8 @@ from pathlib import Path, PurePosixPath
 
 PACKAGE = PurePosixPath("/runnel/package")
 RUN = PurePosixPath("/runnel/run")
+# Where ``..`` of the package is the folder of the run, for a ``build`` that writes its seed there.
+PACKAGE_IN_RUN = RUN / "package"
 # Beside the package's folder: packages of FEDn look for ../data.
 DATA = PurePosixPath("/runnel/data")
 DATABASES = PurePosixPath("/runnel/databases")
@@ -56,8 +58,12 @@ class Layout:
         return text
 
 
-def layout(*, package: Path, run: Path, env: Mapping[str, str], package_writable: bool = False) -> Layout:
+def layout(
+    *, package: Path, run: Path, env: Mapping[str, str], package_writable: bool = False, in_run: bool = False
+) -> Layout:
     """Return what a run sees: ``env`` has the paths of its databases in the variables of the contract.
+
+    ``in_run``: the package is in the folder of the run.
 
     A database that is an address, or a path where nothing is, stays what it is.
     """
@@ -68,7 +74,9 @@ def layout(*, package: Path, run: Path, env: Mapping[str, str], package_writable
             if path.exists():
                 data.append(Place(outside=path, inside=_inside(variable, path)))
     return Layout(
-        package=Place(outside=package.absolute(), inside=PACKAGE, writable=package_writable),
+        package=Place(
+            outside=package.absolute(), inside=PACKAGE_IN_RUN if in_run else PACKAGE, writable=package_writable
+        ),
         run=Place(outside=run.absolute(), inside=RUN, writable=True),
         data=tuple(data),
     )
