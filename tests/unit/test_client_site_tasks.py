@@ -306,6 +306,13 @@ async def test_results_wait_for_a_decision_that_is_made_once(tmp_path: Path, rel
     assert not waiting_results(state)
     with pytest.raises(Conflict, match="people"):
         decide(state, "run-1", release=not release)
+    # Also by two who decide in the same moment, and find that nobody has.
+    decisions = Decisions(state / "runs")
+    with pytest.raises(Conflict):
+        decisions.decide("run-1", Decision(release=not release, by="others", at=datetime.now(UTC)))
+    decided = decisions.of("run-1")
+    assert decided is not None
+    assert (decided.release, decided.by) == (release, "people")
     with pytest.raises(Conflict):
         find_waiting(state, "run-1")
     with pytest.raises(NotFound):

@@ -76,7 +76,7 @@ async def test_an_image_is_fetched_when_the_policy_says_so() -> None:
 
 
 async def test_two_runs_wait_for_one_transfer() -> None:
-    engine = Images({"a:1": DIGEST})
+    engine = Images({"a:1": DIGEST}, says=[{"status": "Pulling"}])
     images = images_of(engine)
     await asyncio.gather(*(images.get("a:1", Pull.MISSING, print) for _ in range(5)))
     assert engine.pulled == ["a:1"]
