@@ -129,7 +129,7 @@ async def serve_reducer(settings: ReducerSettings) -> AsyncIterator[ReducerServe
             functions=functions,
         )
         await stack.enter_async_context(engine)
-        run_spool = Spool(state / "run-spool")
+        run_spool = Spool(state / "run-spool", durable=False)  # what is adopted as a blob is made to last then
         await asyncio.to_thread(run_spool.wipe)
         gateway = Gateway(
             engine=engine,

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Iterable, Sequence
+from datetime import timedelta
 from typing import Protocol
 
 import structlog
 
-from runnel.common.errors import Forbidden, IllegalState, InvalidInput, RunnelError, StorageFull, Unreachable
+from runnel.common.errors import Forbidden, IllegalState, InvalidInput, StorageFull, Unreachable
 from runnel.common.ids import new_id
 from runnel.common.protocol import (
     ENDED,
@@ -25,12 +24,14 @@ from runnel.common.protocol import (
     TaskRelease,
     TaskSettled,
 )
+from runnel.reducer.domain.pace import Pace
 from runnel.reducer.domain.roster import Roster
-from runnel.reducer.domain.tasks import NOT_BEGUN, OpenRun, RunBook
+from runnel.reducer.domain.tasks import OpenRun, RunBook
 from runnel.reducer.engine.endings import Endings
 from runnel.reducer.engine.log_writer import LogWriter
 from runnel.reducer.engine.retention import Retention
-from runnel.reducer.store import run_files, task_ledger
+from runnel.reducer.engine.task_clock import TaskClock
+from runnel.reducer.store import task_ledger
 from runnel.reducer.store.journal import Journal, Transaction
 from runnel.reducer.store.tables import RunRow
 from runnel.reducer.store.task_ledger import Submission
@@ -40,8 +41,7 @@ log = structlog.get_logger()
 _NEWS_WAITING = 1000
 _NEWS_AT_ONCE = 200
 _AGAIN_S = 1.0
-_TICK_S = 0.2
-_LONGEST_S = 3600.0
+_UNDER_WAY_BYTES = 4 << 20
 
 
 class Below(Protocol):
@@ -85,14 +85,14 @@ class Tasks:
         self.keep = keep
         self._journal = journal
         self._network = network
-        self._retention = retention
         self._lines = lines
-        self._clock = clock
         self._news: asyncio.Queue[TaskNews] = asyncio.Queue(_NEWS_WAITING)
         self._look: set[str] = set()  # clients that there may be something for
         self._returned: dict[str, list[str]] = {}  # clients that attached, and what they hold that is not open
         self._to_give = asyncio.Event()
-        self._time_changed = asyncio.Event()
+        self._time = TaskClock(journal, self.book, retention=retention, ended=self._ended, clock=clock)
+        self._pace = Pace(_UNDER_WAY_BYTES)
+        self._held_back: set[str] = set()  # clients below nodes to which much is on its way
         self._details: dict[str, dict[str, str]] = {}  # by task and site, for who watches
 
     async def open(self) -> None:
@@ -106,7 +106,7 @@ class Tasks:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._take_news(), name="news of runs")
             group.create_task(self._give(), name="orders of runs")
-            group.create_task(self._keep_time(), name="time of runs")
+            group.create_task(self._time.run(), name="time of runs")
 
     # ---- what people want
 
@@ -125,7 +125,7 @@ class Tasks:
         for run in runs:
             self.book.add(run)
         self._look_at(run.client for run in runs)
-        self._time_changed.set()
+        self._time.look()
 
     @staticmethod
     async def _require_open(tx: Transaction, run_id: str) -> None:
@@ -173,15 +173,24 @@ class Tasks:
     def arrived(self, members: Iterable[Member]) -> None:
         """Clients attached, or attached anew: each gets what it is to have, and forgets what is over."""
         for member in members:
+            self._forget_sent(member.name)
             over = self.book.attached(member.name, held=member.runs, slots=member.task_slots)
             if over or self.book.of_client(member.name):
                 self._returned[member.name] = over
                 self._look_at([member.name])
 
-    def left(self, clients: Iterable[str]) -> None:
-        """Clients are attached nowhere."""
-        for client in clients:
-            self.book.left(client)
+    def left(self, names: Iterable[str]) -> None:
+        """Nodes are attached nowhere."""
+        for name in names:
+            self._forget_sent(name)
+            self.book.left(name)
+            self._pace.gone(name)
+        self._go_on()
+
+    def _forget_sent(self, client: str) -> None:
+        """What was on its way to a client by where it was has arrived, or never will."""
+        for run_id in self.book.given(client):
+            self._pace.arrived(run_id)
 
     async def heard(self, child: str, news: TaskNews) -> None:
         """A client below ``child`` says how far its run is; waits while much is waiting."""
@@ -190,6 +199,8 @@ class Tasks:
             return
         if news.lines:
             self._lines.add(news)
+        self._pace.arrived(news.run_id)
+        self._go_on()
         await self._news.put(news)
 
     def require_push(self, run_id: str, child: str) -> OpenRun:
@@ -270,9 +281,10 @@ class Tasks:
             state = RunState(row.state)
             self.book.moved(row.id, state)
             if state in ENDED:
+                self._pace.arrived(row.id)
                 self._tell([_settled(row)])
                 self._forget(row)
-                self._time_changed.set()
+                self._time.look()
             clients.add(row.client)
         self.endings.told({row.task_id for row in rows if RunState(row.state) in ENDED})
         self._look_at(clients)
@@ -314,52 +326,6 @@ class Tasks:
             cancelled += ended
         return cancelled
 
-    async def _keep_time(self) -> None:
-        while True:
-            with _going_on("what time does to runs waits"):
-                await self._expire()
-                await self._remove_old()
-            await self._until_something_is_due()
-
-    async def _expire(self) -> None:
-        due = self.book.due(self._clock())
-        if not due:
-            return
-        expired = []
-        try:
-            async with self._journal.transaction() as tx:
-                rows = await task_ledger.runs_by_id(tx.session, [run.run_id for run in due])
-                for row in rows.values():
-                    if RunState(row.state) in NOT_BEGUN:
-                        failure = Failure(code="expired", message="The site had not begun it when its time was over.")
-                        await task_ledger.end(tx, row, RunState.FAILED, RunResult(failure=failure))
-                        expired.append(row)
-        except BaseException:
-            self.book.again(due)
-            raise
-        self._ended(expired)
-
-    async def _remove_old(self) -> None:
-        now = datetime.fromtimestamp(self._clock(), UTC)
-        more = True
-        while more:
-            async with self._journal.transaction() as tx:
-                more = await run_files.give_up_old(tx.session, now)
-        await self._retention.remove_files()
-
-    async def _until_something_is_due(self) -> None:
-        await asyncio.sleep(_TICK_S)
-        self._time_changed.clear()
-        moments = [self.book.next_due()]
-        with _going_on("what time does to runs waits"):
-            async with self._journal.database.read() as tx:
-                old = await run_files.next_old(tx)
-            moments.append(None if old is None else old.timestamp())
-        wait_s = min((at - self._clock() for at in moments if at is not None), default=_LONGEST_S)
-        with contextlib.suppress(TimeoutError):  # it is due
-            async with asyncio.timeout(min(max(wait_s, 0.0), _LONGEST_S)):
-                await self._time_changed.wait()
-
     # ---- orders
 
     def _look_at(self, clients: Iterable[str]) -> None:
@@ -372,17 +338,44 @@ class Tasks:
             self._to_give.clear()
             clients, self._look = self._look, set()
             returned, self._returned = self._returned, {}
-            chosen = [run_id for client in sorted(clients) for run_id in self.book.give(client)]
+            chosen: list[str] = []
             try:
-                await self._send(chosen, returned)
-            except (Unreachable, RunnelError, OSError) as error:
+                for client in sorted(clients):
+                    if self._is_full(client):
+                        self._held_back.add(client)
+                        continue
+                    given = self.book.give(client)
+                    chosen += given
+                    await self._order(given)
+                await self._tell_returned(returned)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the runs are still to be given
                 log.warning("orders of runs wait", number=len(chosen), again_in_s=_AGAIN_S, error=str(error))
                 self.book.take_back(chosen)
                 self._returned = returned | self._returned
                 await asyncio.sleep(_AGAIN_S)
                 self._look_at(clients)
 
-    async def _send(self, chosen: Sequence[str], returned: dict[str, list[str]]) -> None:
+    def _is_full(self, client: str) -> bool:
+        return any(self._pace.full(child) for child in self._network.roster.ways(client))
+
+    def _go_on(self) -> None:
+        """Something arrived: look again at those that were held back."""
+        if self._held_back:
+            waiting, self._held_back = self._held_back, set()
+            self._look_at(waiting)
+
+    async def _order(self, run_ids: Sequence[str]) -> None:
+        if not run_ids:
+            return
+        async with self._journal.database.read() as tx:
+            orders = await task_ledger.orders(tx, run_ids)
+        for order in orders:
+            for child in self._network.roster.ways(order.client):
+                self._pace.sent(order.run_id, child, len(order.spec))
+            self._send_down(order)
+
+    async def _tell_returned(self, returned: dict[str, list[str]]) -> None:
+        """Tell clients that attached what of what they hold is over, and what was decided about it."""
         held = [run_id for over in returned.values() for run_id in over]
         waiting = [
             run.run_id
@@ -390,10 +383,9 @@ class Tasks:
             for run in self.book.of_client(client)
             if run.state is RunState.AWAITING_RELEASE
         ]
-        if not (chosen or held or waiting):
+        if not (held or waiting):
             return
         async with self._journal.database.read() as tx:
-            orders = await task_ledger.orders(tx, chosen)
             ended = await task_ledger.runs_by_id(tx, held)
             releases = await task_ledger.releases(tx, waiting)
         for client, over in returned.items():
@@ -403,8 +395,6 @@ class Tasks:
                     self._tell([TaskSettled(run_id=run_id, client=client, reason="there is no such run")])
                 elif RunState(row.state) in ENDED:
                     self._tell([_settled(row)])
-        for order in orders:
-            self._send_down(order)
         for decision in releases:
             self._send_down(decision)
 
@@ -418,14 +408,3 @@ def _settled(row: RunRow) -> TaskSettled:
     return TaskSettled(
         run_id=row.id, client=row.client, cancelled=cancelled, reason=(row.error or "") if cancelled else ""
     )
-
-
-@contextlib.contextmanager
-def _going_on(what: str) -> Iterator[None]:
-    """Log what went wrong, and let it be tried again: what is durable stands."""
-    try:
-        yield
-    except RunnelError as error:
-        log.warning(what, error=str(error))
-    except Exception:
-        log.exception(what)

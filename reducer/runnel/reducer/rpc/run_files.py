@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
 
 from runnel.common.blobs import Leftovers, Spool, SpoolFile
-from runnel.common.errors import IllegalState, NotFound, StorageFull, TooLarge
+from runnel.common.errors import IllegalState, NotFound, RunnelError, StorageFull, TooLarge, Unreachable
 from runnel.common.protocol import BlobRef
 from runnel.reducer.engine.tasks import Tasks
 from runnel.reducer.store import registry, run_files, task_ledger
@@ -24,6 +26,16 @@ log = structlog.get_logger()
 _LOOK_LATER_S = 0.1  # than what was left is over
 _BESIDES_BYTES = 64 << 20
 """A run's own limit is one of what it gives out; so much may come besides: what it wrote, and its log."""
+
+
+@dataclass(slots=True, kw_only=True)
+class _Note:
+    """Whose a file is; ``done`` once that is durable or refused."""
+
+    run_id: str
+    ref: BlobRef
+    done: bool = False
+    error: RunnelError | None = None
 
 
 class RunFiles:
@@ -50,6 +62,8 @@ class RunFiles:
         self._keep_s = keep_s
         self._left = Leftovers(spool, keep_s)
         self._max_bytes = max_bytes
+        self._notes: list[_Note] = []  # that no transaction has taken yet
+        self._noting = asyncio.Lock()
         self._begun: dict[str, set[str]] = {}  # runs of which files are under way, by node
 
     async def open(self, identity: NodeIdentity, run_id: str, ref: BlobRef) -> SpoolFile | None:
@@ -108,14 +122,42 @@ class RunFiles:
         await asyncio.to_thread(self._blobs.files.adopt, file, ref)
         try:
             await self._blobs.keep(ref.sha256)
-            async with self._journal.transaction() as tx:
-                await self._note(tx, run_id, ref)
+            await self._noted(run_id, ref)
         except NotFound as error:
             raise removed(ref) from error
         except BaseException:
             await self._drop_unused(ref)
             raise
         self._begun.get(identity.name, set()).discard(run_id)
+
+    async def _noted(self, run_id: str, ref: BlobRef) -> None:
+        """Note whose a file is, together with all that came while an earlier transaction was under way."""
+        mine = _Note(run_id=run_id, ref=ref)
+        self._notes.append(mine)
+        async with self._noting:
+            if not mine.done:
+                batch, self._notes = self._notes, []
+                await self._note_all(batch)
+        if mine.error is not None:
+            raise mine.error
+
+    async def _note_all(self, batch: Sequence[_Note]) -> None:
+        try:
+            async with self._journal.transaction() as tx:
+                for note in batch:
+                    try:
+                        await self._note(tx, note.run_id, note.ref)
+                    except RunnelError as error:
+                        note.error = error
+        except BaseException as error:
+            # Nothing was stored, for nobody of them: each is told, and pushes again.
+            failed = error if isinstance(error, RunnelError) else Unreachable("The file was not stored.")
+            for note in batch:
+                note.error = failed
+            raise
+        finally:
+            for note in batch:
+                note.done = True
 
     async def _note(self, tx: Transaction, run_id: str, ref: BlobRef) -> None:
         row = (await task_ledger.runs_by_id(tx.session, [run_id])).get(run_id)
