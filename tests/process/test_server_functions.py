@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import signal
@@ -114,14 +115,16 @@ async def test_a_hang_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
 async def test_a_step_ends_with_the_process_that_wanted_it(bench: Bench) -> None:
     # What asks is a process of its own, which is killed while the package is at work.
     asked = bench.asked(selecting("print('at work')\nwhile True:\n    pass"))
+    at_work = bench.folder / "at work"
+    asked = dataclasses.replace(asked, say=lambda stream, line: at_work.touch())
     model = bench.model(BASE)
     child = os.fork()
     if child == 0:
         _ask_for_ever(bench, asked, model)
     try:
-        mine = psutil.Process(child)
-        await eventually(lambda: len(mine.children(recursive=True)) >= 2, timeout_s=20)
-        steps = mine.children(recursive=True)
+        await eventually(at_work.exists, timeout_s=20)
+        steps = psutil.Process(child).children(recursive=True)
+        assert len(steps) == 2  # the one that waits, and the one within the walls
     finally:
         _kill(child)
     await eventually(lambda: not any(each.is_running() and each.status() != "zombie" for each in steps), timeout_s=10)
