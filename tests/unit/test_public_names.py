@@ -168,6 +168,7 @@ PUBLIC: dict[str, list[str]] = {
         "Resources",
         "Selection",
         "TaskSpec",
+        "site_number",
         "task_spec",
     ],
     "runnel.common.tensors": [

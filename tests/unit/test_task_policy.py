@@ -51,6 +51,9 @@ def facts(**choices: Any) -> TaskFacts:
         (TaskPolicy(), facts(network="bridge"), "networks"),
         (TaskPolicy(networks=frozenset({"bridge"})), facts(network="bridge"), None),
         (TaskPolicy(networks=frozenset({"bridge"})), facts(), "networks"),
+        (TaskPolicy(), facts(central=True), "central"),
+        (TaskPolicy(central=True), facts(central=True), None),
+        (PRESENT_IMAGES, facts(central=True), None),
     ],
 )
 def test_each_rule_speaks_for_itself(policy: TaskPolicy | None, seen: TaskFacts, rule: str | None) -> None:
@@ -86,6 +89,7 @@ def test_the_table_of_the_file(tmp_path: Path) -> None:
             users = ["ada"]
             databases = []
             pull = "always"
+            central = true
             review = true
             remote_review = ["custodian"]
             minimum_rows = 5
@@ -101,6 +105,7 @@ def test_the_table_of_the_file(tmp_path: Path) -> None:
     assert tasks.organisations is None
     assert tasks.pull is Pull.ALWAYS
     assert tasks.review
+    assert tasks.central
     assert tasks.remote_review == frozenset({"custodian"})
     assert (tasks.minimum_rows, tasks.limits.memory_bytes, tasks.limits.output_files) == (5, 1 << 30, 3)
     document = policy_document(site.policy)["tasks"]

@@ -121,6 +121,7 @@ def _tasks_document(tasks: TaskPolicy) -> dict[str, Any]:
         value = getattr(tasks, name)
         told[name] = None if value is None else sorted(value)
     return told | {
+        "central": tasks.central,
         "pull": tasks.pull.value,
         "review": tasks.review,
         "minimum_rows": tasks.minimum_rows,
@@ -260,6 +261,7 @@ class _Tasks(_Part):
     organisations: list[str] | None = None
     databases: list[str] | None = None
     networks: list[str] | None = None
+    central: bool = False
     pull: Annotated[Pull, BeforeValidator(_pull)] = Pull.MISSING
     review: bool = False
     remote_review: list[str] = Field(default_factory=list)
@@ -277,6 +279,7 @@ class _Tasks(_Part):
         rules = {name: None if (found := getattr(self, name)) is None else frozenset(found) for name in sets}
         return TaskPolicy(
             images=None if self.images is None else tuple(self.images),
+            central=self.central,
             pull=self.pull,
             review=self.review,
             remote_review=frozenset(self.remote_review),

@@ -61,6 +61,11 @@ def run(
         str, typer.Option("--contract", help="Which files the container finds: plain, pytaskmanager, vantage6.")
     ] = "plain",
     profile: Annotated[str | None, typer.Option("--profile", help="A variant of the contract.")] = None,
+    whole_database: Annotated[
+        list[str] | None,
+        typer.Option("--whole-database", metavar="LABEL", help="The container sees it whole, where its contract does."),
+    ] = None,
+    central: Annotated[bool, typer.Option("--central", help="It may ask the network for sub-tasks.")] = False,
     group_name: Annotated[
         str | None, typer.Option("--group", metavar="NAME", help="Tasks that iterate share a folder at each site.")
     ] = None,
@@ -103,6 +108,8 @@ def run(
             command=None if command_line is None else shlex.split(command_line),
             contract=contract,
             profile=profile,
+            databases=whole_database or (),
+            central=central,
             group=group_name,
             tags=key_values("--tag", tag),
             expires_s=None if expires is None else seconds(expires),

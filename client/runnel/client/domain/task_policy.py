@@ -59,6 +59,7 @@ class TaskFacts:
         images: of all executors, as they are named.
         databases: labels of those that it selects from or that its containers are to see.
         network: of its containers.
+        central: whether its container asks for sub-tasks, over a network of its own.
         digests: for each image, in the same order, all by which the engine knows it; None: not known yet, so what is
             said of digests is not judged.
     """
@@ -68,6 +69,7 @@ class TaskFacts:
     images: tuple[str, ...]
     databases: frozenset[str] = frozenset()
     network: str = "none"
+    central: bool = False
     digests: tuple[frozenset[str], ...] | None = None
 
 
@@ -91,6 +93,7 @@ class TaskPolicy:
         organisations: who may ask.
         databases: labels of those that tasks may use.
         networks: of the engine, that containers may have.
+        central: whether central functions run here, whose containers reach what this machine serves on all addresses.
         pull: when images are fetched.
         review: whether results wait until somebody at the site has looked at them.
         remote_review: names of tokens whose owners may decide about results without being at the site.
@@ -105,6 +108,7 @@ class TaskPolicy:
     organisations: frozenset[str] | None = None
     databases: frozenset[str] | None = None
     networks: frozenset[str] | None = None
+    central: bool = False
     pull: Pull = Pull.MISSING
     review: bool = False
     remote_review: frozenset[str] = frozenset()
@@ -112,7 +116,7 @@ class TaskPolicy:
     limits: TaskLimits = field(default_factory=TaskLimits)
 
 
-PRESENT_IMAGES = TaskPolicy(pull=Pull.NEVER)
+PRESENT_IMAGES = TaskPolicy(pull=Pull.NEVER, central=True)
 """The rules of a client whose network is on the loopback, if it is given none: any image that is there already."""
 
 
@@ -159,4 +163,6 @@ def _which(policy: TaskPolicy, facts: TaskFacts) -> RuleBroken | None:
     allowed = policy.networks if policy.networks is not None else frozenset({"none"})
     if facts.network not in allowed:
         return RuleBroken(rule="networks", reason=f"the network {facts.network} is not allowed")
+    if facts.central and not policy.central:
+        return RuleBroken(rule="central", reason="central functions, which ask for sub-tasks, do not run here")
     return None

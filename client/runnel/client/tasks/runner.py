@@ -230,6 +230,7 @@ class TaskRunner:
             images=tuple(each.image for each in spec.executors),
             databases=frozenset({*(each.database for each in spec.selections), *spec.databases}),
             network=task_cage(policy, spec.resources).network,
+            central=spec.central,
         )
         self._require(policy.tasks, facts)
         return facts

@@ -1,5 +1,6 @@
 """Container tasks: what is asked of a site."""
 
+from runnel.common.tasks.site_numbers import site_number
 from runnel.common.tasks.spec import (
     MAX_SPEC,
     MAX_WITHIN,
@@ -27,5 +28,6 @@ __all__ = [
     "Resources",
     "Selection",
     "TaskSpec",
+    "site_number",
     "task_spec",
 ]
