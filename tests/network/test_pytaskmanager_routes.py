@@ -143,7 +143,7 @@ async def master_in(folder: Path, *sites: str) -> AsyncIterator[Master]:
                     )
         tasks = TasksOfSites(folder, sites)
         app = create_app(Tokens(folder), insecure=False, ptm=PtmMaster(tasks, journal))
-        async with HttpServer(app, "127.0.0.1:0") as server, httpx.AsyncClient() as http:
+        async with HttpServer(app, "127.0.0.1:0") as server, httpx.AsyncClient(timeout=60, trust_env=False) as http:
             yield Master(server.url, tasks, http)
 
 
@@ -186,32 +186,41 @@ async def test_a_body_is_read_as_json_whatever_it_is_called(tmp_path: Path) -> N
         assert answer.json() == {"success": True, "clientId": 1}
 
 
-@pytest.mark.parametrize(
-    ("path", "body", "told"),
-    [
-        ("/client/add", {"name": "a"}, "email"),
-        ("/client/add", ADD_CLIENT | {"name": 3}, "name"),
-        ("/client/add", [], "not as expected"),
-        ("/client/7/task/add", {"image": "a", "inputString": "", "runId": "1"}, "There is no client 7"),
-        (
-            "/client/99999999999999999999/task/add",
-            {"image": "a", "inputString": "", "runId": "1"},
-            "There is no client",
-        ),
-        ("/client/1/task/add", {"image": "a;id", "inputString": "", "runId": "1"}, "should name an image"),
-        ("/client/1/task/add", {"image": "a", "inputString": "", "runId": ""}, "1 to 255"),
-        ("/client/1/task/add", {"image": "a", "inputString": "\ud800", "runId": "1"}, "not Unicode"),
-        ("/client/1/task/9/result/add", {"response": "", "log": ""}, "has no task 9"),
-        ("/client/one/task/add", {}, "are numbers"),
-    ],
-)
-async def test_errors_have_the_status_200_and_a_message(tmp_path: Path, path: str, body: object, told: str) -> None:
+WRONG: list[tuple[str, object, str]] = [
+    ("/client/add", {"name": "a"}, "email"),
+    ("/client/add", ADD_CLIENT | {"name": 3}, "name"),
+    ("/client/add", [], "not as expected"),
+    ("/client/7/task/add", {"image": "a", "inputString": "", "runId": "1"}, "There is no client 7"),
+    (
+        "/client/99999999999999999999/task/add",
+        {"image": "a", "inputString": "", "runId": "1"},
+        "There is no client",
+    ),
+    ("/client/1/task/add", {"image": "a;id", "inputString": "", "runId": "1"}, "should name an image"),
+    ("/client/1/task/add", {"image": "a", "inputString": "", "runId": ""}, "1 to 255"),
+    ("/client/1/task/add", {"image": "a", "inputString": "\ud800", "runId": "1"}, "not Unicode"),
+    ("/client/1/task/9/result/add", {"response": "", "log": ""}, "has no task 9"),
+    ("/client/one/task/add", {}, "are numbers"),
+]
+
+
+async def test_errors_have_the_status_200_and_a_message(tmp_path: Path) -> None:
     async with master_in(tmp_path) as master:
         await master.post("/client/add", ADD_CLIENT)
-        answer = await master.http.post(f"{master.url}/ptm/{RESEARCHER}{path}", content=json.dumps(body))
-        assert answer.status_code == 200
-        assert answer.json()["success"] is False
-        assert told in answer.json()["message"]
+        for path, body, told in WRONG:
+            answer = await master.http.post(f"{master.url}/ptm/{RESEARCHER}{path}", content=json.dumps(body))
+            assert answer.status_code == 200, path
+            assert answer.json()["success"] is False
+            assert told in answer.json()["message"], path
+
+
+async def test_what_is_too_large_is_refused_in_an_answer_that_arrives(tmp_path: Path) -> None:
+    async with master_in(tmp_path) as master:
+        await master.post("/client/add", ADD_CLIENT)
+        task = {"image": "a", "inputString": "x" * (3 << 20), "runId": "1"}
+        answer = await master.http.post(f"{master.url}/ptm/{RESEARCHER}/client/1/task/add", json=task)
+        assert (answer.status_code, answer.json()["success"]) == (413, False)
+        assert await master.get("/client/1/task") == []
 
 
 async def test_without_a_good_token_nothing_is_told_and_no_token_is_logged(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """The routes of PyTaskManager's master below ``/ptm``, for scripts and clients that were written for it.
 
 They ask for no token, so theirs may be part of the address: ``/ptm/TOKEN/client`` is ``/ptm/client`` with that token.
-An error is told with the status 200, as there, but for a token that is wrong.
+An error is told with the status 200, as there, but for a token that is wrong and a body that is too large.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, ValidationError, field_validator
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from runnel.common.errors import InvalidInput, NotFound, RunnelError, Unauthenticated
+from runnel.common.errors import InvalidInput, NotFound, RunnelError, TooLarge, Unauthenticated
 from runnel.reducer.http.access import CallerDep
 from runnel.reducer.pytaskmanager import PtmMaster, PtmSite, Registration
 from runnel.transport.status import problem_of
@@ -61,7 +61,8 @@ class _Route(APIRoute):
             try:
                 return await handler(request)
             except RunnelError as error:
-                status = problem_of(error)["status"] if isinstance(error, Unauthenticated) else 200
+                # The rest of what is too large is read before an answer, but not before one of 200.
+                status = problem_of(error)["status"] if isinstance(error, (Unauthenticated, TooLarge)) else 200
                 return JSONResponse({"success": False, "message": str(error)}, status_code=status)
             except RequestValidationError:
                 message = f"{request.url.path} has no such clients or tasks: these are numbers."
