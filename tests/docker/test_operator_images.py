@@ -20,7 +20,7 @@ from tests.eventually import eventually_blocking
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(600)]
 
 # What an image may have beside its base.
-MOST_BYTES = {"reducer": 260 << 20, "combiner": 190 << 20, "client": 260 << 20}
+MOST_BYTES = {"reducer": 260 << 20, "combiner": 190 << 20, "client": 360 << 20}
 TRAIN = """
 import os, sys, time
 import numpy as np
