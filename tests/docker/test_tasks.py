@@ -220,3 +220,34 @@ async def test_an_image_that_can_not_be_had_fails_the_run_with_the_reason(tmp_pa
     word = "fetches none" if pull is Pull.NEVER else "could not be fetched: "
     assert word in end.result.failure.message
     assert end.result.exit_code is None
+
+
+async def test_links_that_a_container_leaves_lead_nowhere_outside_of_it(tmp_path: Path) -> None:
+    network, image, outside = TaskNetwork(), base_image(), tmp_path / "outside"
+    outside.mkdir()
+    (outside / "secret").write_text("secret")
+    leave = f"ln -s {outside} /mnt/output/way; ln -s {outside}/secret /v/one; ln -s {outside} /v/all; mkfifo /v/pipe"
+    steps = [
+        {"image": image, "command": ["sh", "-c", f"{leave}; ln -s {outside} /mnt/logs/l; ln -s {outside} /g/l"]},
+        {"image": image, "command": ["echo", "; touch $(id) `id` | & > x"], "stdout": "/mnt/output/way/new"},
+    ]
+    outputs = ["/v/one", "/v/all", "/v/all/secret", "/v/pipe", "/v/none"]
+    spec = plain(image, executors=steps, volumes=["/v", "/g"], outputs=outputs)
+    first = {**steps[0], "command": ["sh", "-c", f"echo first; {leave}"]}
+    reads = plain(image, executors=[first, {"image": image, "command": ["cat"], "stdin": "/v/all/secret"}])
+    reads = reads.model_copy(update={"volumes": ("/v", "/g")})
+    async with site(tmp_path / "s", network, host=engine_host(), client="linker") as tasks:
+        tasks.received(order("run-1", spec))
+        tasks.received(order("run-2", reads))
+        end, refused = await network.ended("run-1"), await network.ended("run-2")
+    assert [path.name for path in outside.iterdir()] == ["secret"]
+    assert end.result is not None
+    assert end.result.failure is not None
+    assert "/mnt/output/way/new" in end.result.failure.message
+    assert network.unzipped(end) == network.unzipped(end, "outputs") == {}
+    assert network.content(end, "stdout") == b"; touch $(id) `id` | & > x\n"
+    assert refused.result is not None
+    assert refused.result.failure is not None
+    assert refused.result.failure.code == "invalid_input"
+    assert network.content(refused, "stdout") == b"first\n"
+    assert not any(b"secret" in data for data in network.files.values())

@@ -16,7 +16,7 @@ from runnel.client.tasks.placement import where
 from runnel.client.tasks.work import Work
 from runnel.common.blobs import in_thread
 from runnel.common.crash_points import CrashPoint, reach
-from runnel.common.errors import InvalidInput, LimitReached
+from runnel.common.errors import InvalidInput, RunnelError
 from runnel.common.protocol import Failure, RunState
 
 _BLOCK_BYTES = 1 << 20
@@ -26,10 +26,6 @@ async def run_executors(work: Work, containers: TaskContainers) -> tuple[int | N
     """Run all of them; return the exit code of the last that ended, and why the run failed, if it did.
 
     Whatever they print is in the run's folder when this returns.
-
-    Raises:
-        EnvironmentFailed: the engine refused, or is gone.
-        InvalidInput: a file that is to be their standard input or output can't be had.
     """
     exit_code: int | None = None
     failure: Failure | None = None
@@ -42,27 +38,34 @@ async def run_executors(work: Work, containers: TaskContainers) -> tuple[int | N
         work.voice.state(RunState.RUNNING, f"executor{which}" if which else "")
         printed = folder / f"printed-{number}"
         await in_thread(printed.mkdir)
-        step = Step(
-            word=word,
-            image=work.images[number],
-            executor=executor,
-            layout=work.layout,
-            cage=work.cage,
-            stdin=None if executor.stdin is None else await in_thread(_stdin, work, executor.stdin, printed),
-            run_id=work.order.run_id,
-        )
         left = None if work.time_s is None else max(0.0, work.time_s - (time.monotonic() - since))
+        ended_by_us = False
         try:
+            step = await in_thread(_step, work, number, word, printed)
             ended = await _one(work, step, containers, printed, left)
             exit_code, failure = ended.exit_code, ended.failure
-        except LimitReached as error:
-            failure = failure_of(error)
+        except RunnelError as error:
+            # What was printed before is kept, whatever went wrong.
+            failure, ended_by_us = failure_of(error), True
         problem = await in_thread(_keep_printed, work, number, printed)
         failure = failure or problem
-        if failure is not None and (not executor.ignore_error or failure.code.endswith("_limit")):
+        if failure is not None and (ended_by_us or not executor.ignore_error):
             break
         failure = None
     return exit_code, failure
+
+
+def _step(work: Work, number: int, word: str, printed: Path) -> Step:
+    executor = work.spec.executors[number]
+    return Step(
+        word=word,
+        image=work.images[number],
+        executor=executor,
+        layout=work.layout,
+        cage=work.cage,
+        stdin=None if executor.stdin is None else _stdin(work, executor.stdin, printed),
+        run_id=work.order.run_id,
+    )
 
 
 async def _one(work: Work, step: Step, containers: TaskContainers, printed: Path, time_s: float | None) -> StepEnd:
@@ -99,6 +102,7 @@ def _keep_printed(work: Work, number: int, printed: Path) -> Failure | None:
     executor = work.spec.executors[number]
     problem = None
     for name, wanted in ((STDOUT, executor.stdout), (STDERR, executor.stderr)):
+        (printed / name).touch()  # it was not begun, where its input can't be had
         with (work.folder / name).open("ab") as target, (printed / name).open("rb") as file:
             left = work.limits.log_bytes - target.tell()
             target.write(file.read(max(0, left)))
