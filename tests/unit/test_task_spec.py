@@ -139,8 +139,9 @@ def test_a_content_is_data_or_a_blob_and_small_within() -> None:
     assert payload.data == bytes(MAX_WITHIN)
 
 
-TEXT = st.text(st.characters(exclude_characters="\0", codec="utf-8"), max_size=30)
-LABEL = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True)
+TEXT = st.text("aZ09 .-_/:\n\t\"'\\$`;|&<>{}\u00e9\u202e\u2603\U0001f600", max_size=12)
+LABEL = st.tuples(st.sampled_from("aZ0"), st.text("bY1._-", max_size=8)).map("".join)
+VARIABLE = st.tuples(st.sampled_from("aZ_"), st.text("bY1_", max_size=8)).map("".join)
 PATH = st.lists(LABEL, min_size=1, max_size=4).map(lambda parts: "/" + "/".join(parts))
 CONTENT = st.one_of(
     st.binary(max_size=200).map(lambda data: {"data": base64.b64encode(data).decode()}),
@@ -151,13 +152,13 @@ EXECUTOR = st.fixed_dictionaries(
     optional={
         "command": st.lists(TEXT, max_size=5),
         "workdir": PATH,
-        "env": st.dictionaries(st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,10}", fullmatch=True), TEXT, max_size=4),
+        "env": st.dictionaries(VARIABLE, TEXT, max_size=3),
         "stdout": PATH,
         "ignore_error": st.booleans(),
     },
 )
 SPEC = st.fixed_dictionaries(
-    {"executors": st.lists(EXECUTOR, min_size=1, max_size=4)},
+    {"executors": st.lists(EXECUTOR, min_size=1, max_size=3)},
     optional={
         "name": TEXT,
         "payload": CONTENT,
