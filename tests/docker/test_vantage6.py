@@ -114,6 +114,21 @@ async def test_a_partial_function_finds_what_it_looks_for_and_reaches_nothing(ne
     assert told["refused"] == ["ConnectionRefusedError"]
 
 
+async def test_a_site_whose_policy_does_not_say_so_runs_no_central_function(net: LocalNetwork, tmp_path: Path) -> None:
+    policy = tmp_path / "policy.toml"
+    policy.write_text('[tasks]\nimages = [".*"]\npull = "never"\n')
+    await net.start_client("strict", policy=policy, docker_host=engine_host())
+    payload = {"data": base64.b64encode(b'{"method": "central"}').decode()}
+    spec = {"executors": [{"image": algorithm_image()}], "contract": "vantage6", "central": True, "payload": payload}
+    task = (await net.http.post("/tasks", json={"spec": spec, "sites": ["strict"]})).json()["task"]
+
+    async def rejected() -> bool:
+        [run] = (await net.http.get(f"/tasks/{task}")).json()["runs"]
+        return run["state"] == "rejected" and "central" in run["error"]
+
+    await eventually(rejected, timeout_s=20)
+
+
 async def test_the_network_of_a_run_that_was_killed_is_removed_at_the_next_start(tmp_path: Path) -> None:
     labels = labels_of(f"client-of-{tmp_path.name}", tmp_path)
     async with Engine(engine_host(), {}) as engine, run_network(engine, "run-1", labels) as place:
