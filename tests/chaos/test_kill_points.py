@@ -38,6 +38,11 @@ UNFINISHED = {CrashPoint.BLOB_HALF_FETCHED, CrashPoint.UPDATE_HALF_KEPT}
 # What a round does not pass by itself, in a test of its own.
 ELSEWHERE = {
     CrashPoint.PACKAGE_UPDATED: "test_kill_points_versions.py",
+    CrashPoint.RUN_ARRIVED: "docker/test_task_kills.py",
+    CrashPoint.RUN_FILE_RECEIVED: "docker/test_task_kills.py",
+    CrashPoint.RUN_FILE_KEPT: "docker/test_task_kills.py",
+    CrashPoint.RUN_END_COMMITTED: "docker/test_task_kills.py",
+    CrashPoint.RUN_SETTLED_ABOVE: "docker/test_task_kills.py",
     CrashPoint.RUN_HELD: "docker/test_task_kills.py",
     CrashPoint.RUN_BEGUN: "docker/test_task_kills.py",
     CrashPoint.RUN_ENDED: "docker/test_task_kills.py",

@@ -24,6 +24,14 @@ ATTEMPTS = {
     CrashPoint.RUN_ENDED: 2,
     CrashPoint.RUN_PUSHED: 1,
 }
+# Who is killed there, above a client that goes on.
+ABOVE = {
+    CrashPoint.RUN_ARRIVED: "c1",
+    CrashPoint.RUN_FILE_RECEIVED: "c1",
+    CrashPoint.RUN_SETTLED_ABOVE: "c1",
+    CrashPoint.RUN_FILE_KEPT: "reducer",
+    CrashPoint.RUN_END_COMMITTED: "reducer",
+}
 SCRIPT = "open('/mnt/output/answer', 'w').write(open('/mnt/input/data.csv').read()); print('said')"
 SELECTION = {"selections": [{"query": "{ data { b } }"}]}
 
@@ -66,6 +74,33 @@ def test_a_killed_client_loses_no_run_and_tells_one_end(tmp_path: Path) -> None:
                 assert_whole(http, run)
                 runs = network.components["site-1"].state / "runs"
                 eventually_blocking(lambda: not any(runs.iterdir()))  # noqa: B023 - called at once
+
+
+def test_a_killed_reducer_or_combiner_loses_no_run_and_keeps_one_result(tmp_path: Path) -> None:
+    with ProcessNetwork(tmp_path) as network:
+        network.start_reducer()
+        network.start_combiner("c1")
+        data = tmp_path / "data.csv"
+        data.write_text("a,b\n1,2\n")
+        network.start_client("site-1", data, "--prefer", "c1", "--docker-host", engine_host())
+        network.until_attached("c1", "site-1")
+        with httpx.Client(base_url=f"http://{network.http}/api/v1", timeout=30) as http:
+            for point, killed in ABOVE.items():
+                network.kill(killed)
+                network.launch(killed, **{VARIABLE: point.value})
+                network.until_ready(killed)
+                network.until_attached("c1", "site-1")
+                task = start(http)
+                network.until_dead(killed, 60)
+                network.launch(killed)
+                network.until_ready(killed)
+                run = ended(http, task)
+                assert run["state"] == "done", (point, run)
+                assert run["attempt"] == 1, point
+                assert_whole(http, run)
+                runs = network.components["site-1"].state / "runs"
+                eventually_blocking(lambda: not any(runs.iterdir()))  # noqa: B023 - called at once
+            assert len(http.get("/tasks").json()["items"]) == len(ABOVE)
 
 
 def assert_whole(http: httpx.Client, run: Any) -> None:

@@ -15,6 +15,7 @@ import structlog
 
 from runnel.combiner.domain import Membership
 from runnel.common.blobs import Leftovers, Spool, SpoolFile
+from runnel.common.crash_points import CrashPoint, reach
 from runnel.common.errors import DeadlineExceeded, Forbidden, RunnelError, StorageFull, Unreachable
 from runnel.common.protocol import ENDED, BlobRef, Downward, TaskNews, TaskOrder, TaskRelease, TaskSettled
 from runnel.transport import NodeIdentity, UplinkLink
@@ -68,8 +69,10 @@ class Runs:
     def down(self, message: TaskOrder | TaskSettled | TaskRelease) -> None:
         """Pass on what is for one client, by all ways that may lead to it."""
         if isinstance(message, TaskOrder):
+            reach(CrashPoint.RUN_ARRIVED)
             self._membership.takes_run(message.client, message.run_id)
         elif isinstance(message, TaskSettled):
+            reach(CrashPoint.RUN_SETTLED_ABOVE)
             self._membership.lets_run_go(message.client, message.run_id)
             self._newest.pop(message.run_id, None)
         for child in self._membership.ways(message.client):
@@ -138,6 +141,7 @@ class Runs:
         Raises:
             RunnelError: it could not be passed on, or those above do not take it.
         """
+        reach(CrashPoint.RUN_FILE_RECEIVED)
         try:
             await self._link.push(run_id, file, ref, deadline_s=_PUSH_DEADLINE_S)
         except (Unreachable, DeadlineExceeded):

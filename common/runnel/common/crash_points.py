@@ -34,10 +34,15 @@ class CrashPoint(Enum):
     SETTLED_RECEIVED = "settled-received"  # client: not yet forgotten
     MODEL_STORED = "model-stored"  # reducer: the new model is a file, nothing points to it
     ROUND_COMMITTED = "round-committed"  # reducer: nobody knows
+    RUN_ARRIVED = "run-arrived"  # combiner: an order of a run is not passed on
     RUN_HELD = "run-held"  # client: a run of a task is in its book, nobody was told
     RUN_BEGUN = "run-begun"  # client: its container runs
     RUN_ENDED = "run-ended"  # client: its files are kept, its end is not
     RUN_PUSHED = "run-pushed"  # client: its files are above, its end was not told
+    RUN_FILE_RECEIVED = "run-file-received"  # combiner: verified, not passed on
+    RUN_FILE_KEPT = "run-file-kept"  # reducer: the file lasts, nothing names it
+    RUN_END_COMMITTED = "run-end-committed"  # reducer: not settled
+    RUN_SETTLED_ABOVE = "run-settled-above"  # combiner: not passed on
     PACKAGE_UPDATED = "package-updated"  # reducer: the session has another package, no round has begun with it
 
 

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import structlog
 
+from runnel.common.crash_points import CrashPoint, reach
 from runnel.common.errors import Forbidden, IllegalState, InvalidInput, StorageFull, Unreachable
 from runnel.common.ids import new_id
 from runnel.common.protocol import (
@@ -260,6 +261,8 @@ class Tasks:
                 elif await self._moves(tx, row, news):
                     moved.append(row)
             below = await self._cancel_below(tx, [row for row in moved if RunState(row.state) in ENDED])
+        if any(RunState(row.state) in ENDED for row in moved):
+            reach(CrashPoint.RUN_END_COMMITTED)
         self._ended([*moved, *below])
         self._tell(over)
         for news in batch:

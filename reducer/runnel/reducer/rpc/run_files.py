@@ -11,6 +11,7 @@ from pathlib import Path
 import structlog
 
 from runnel.common.blobs import Leftovers, Spool, SpoolFile
+from runnel.common.crash_points import CrashPoint, reach
 from runnel.common.errors import IllegalState, NotFound, RunnelError, StorageFull, TooLarge, Unreachable
 from runnel.common.protocol import BlobRef
 from runnel.reducer.engine.tasks import Tasks
@@ -122,6 +123,7 @@ class RunFiles:
         await asyncio.to_thread(self._blobs.files.adopt, file, ref)
         try:
             await self._blobs.keep(ref.sha256)
+            reach(CrashPoint.RUN_FILE_KEPT)
             await self._noted(run_id, ref)
         except NotFound as error:
             raise removed(ref) from error
