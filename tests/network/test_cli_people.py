@@ -78,7 +78,8 @@ async def test_every_option_of_start_arrives(people: People) -> None:
     said = await people.start(
         *("--strategy", "fedavgm", "--min-clients", "2", "--sample", "4", "--round-timeout", "9", "--buffer", "3"),
         *("--validate-every", "2", "--stop-when", "accuracy>=0.97", "--client-settings", '{"lr": 0.1}'),
-        *("--compress", "top-k:0.05+zstd", "--retries", "1", "--random-seed", "7", "--keep-models", "4", "--json"),
+        *("--compress", "top-k:0.05+zstd", "--retries", "1", "--random-seed", "7", "--keep-models", "4"),
+        *("--no-server-functions", "--json"),
     )
     assert said.status == 0, said.err
     document = said.document
@@ -99,6 +100,7 @@ async def test_every_option_of_start_arrives(people: People) -> None:
         "client_settings": {"lr": 0.1},
         "random_seed": 7,
         "keep_models": 4,
+        "server_functions": False,
     }
 
 

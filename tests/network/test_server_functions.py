@@ -147,6 +147,25 @@ async def test_what_fails_is_tried_again_and_then_ends_the_session_with_what_it_
         assert view["model"] == view["seed"]
 
 
+async def test_who_attaches_meanwhile_is_among_those_of_the_next_try(tmp_path: Path) -> None:
+    server = """
+        class ServerFunctions:
+            def client_selection(self, client_ids):
+                return client_ids[1:]
+        """
+    async with network(tmp_path, combiners=0, clients=2) as net:
+        session = await begin(net, server, retries=20, min_clients=2)
+
+        async def failed() -> bool:
+            events = (await net.http.get("/events", headers={"Accept": "application/json"})).json()["items"]
+            return any(each["kind"] == "server_function.failed" for each in events)
+
+        await eventually(failed, timeout_s=30)
+        await net.start_client("site-3")
+        view = await finished(net, session)
+        assert [c["client"] for c in view["rounds"][0]["clients"]] == ["site-2", "site-3"]
+
+
 async def test_stopping_a_session_ends_what_its_package_does(tmp_path: Path) -> None:
     server = """
         class ServerFunctions:

@@ -141,8 +141,11 @@ async def test_the_command_follows_a_task_and_brings_its_files(bench: Bench, tmp
     shown = await bench.runnel("show", task)
     assert "count:1" in shown.out
     assert "done" in shown.out
-    logs = await eventually(lambda: bench.runnel("logs", task))
-    assert "a stdout: hello from a" in logs.out
+
+    async def lines_are_there() -> bool:
+        return "a stdout: hello from a" in (await bench.runnel("logs", task)).out
+
+    await eventually(lines_are_there)  # they are written a moment later
     assert "stdout" in (await bench.runnel("results", task)).out
 
 

@@ -232,7 +232,8 @@ class SessionRunner:
                     hint="Start clients (`runnel client`), look at `runnel node list`, then `runnel session resume`.",
                     session=self.session_id,
                 )
-        beginning = await self._server.begin(chosen)
+        drawn = chosen
+        beginning = await self._server.begin(lambda: self._draw(position.round) or drawn)
         if beginning is not None and beginning.clients is not None:
             chosen = list(beginning.clients)
         await self._transitions.commit(self._asking(position.round, chosen, beginning))

@@ -97,8 +97,11 @@ class ServerRounds:
             self._begins[digest] = code is not None and code.begins
         return self._begins[digest]
 
-    async def begin(self, clients: Sequence[str]) -> Beginning | None:
+    async def begin(self, clients: Callable[[], Sequence[str]]) -> Beginning | None:
         """Ask how the round begins, which has been entered; None: its package has no say in that.
+
+        Args:
+            clients: returns who may be asked, for each try anew: others may have attached meanwhile.
 
         Raises:
             ServerFunctionFailed: it failed as often as the session allows.
@@ -113,7 +116,7 @@ class ServerRounds:
         functions, asked, before = self._require(turn.asked), turn.asked, turn.before
         return await self._tried(
             lambda: functions.begin(
-                asked, clients=clients, least=position.config.min_clients, model=position.model, state=before
+                asked, clients=clients(), least=position.config.min_clients, model=position.model, state=before
             )
         )
 
