@@ -23,7 +23,8 @@ from runnel.common.blobs import in_thread
 from runnel.common.errors import BadSettings
 
 _MOUNTINFO = Path("/proc/self/mountinfo")
-_OWN_CONTAINER = re.compile(r"/containers/([0-9a-f]{64})/(?:hostname|hosts|resolv\.conf)\b")
+# Mounted at its own place: while an engine copies, the files of its containers are mounted elsewhere on its host too.
+_OWN_CONTAINER = re.compile(r"/containers/([0-9a-f]{64})/(hostname|hosts|resolv\.conf) /etc/\2 ")
 # A file takes room even if it is empty.
 _LEAST_FILE_BYTES = 4096
 
@@ -210,9 +211,14 @@ async def host_view(engine: Engine) -> HostView | None:
 def own_container() -> str | None:
     """Return the identity of the container that this process is in, which its mounts tell."""
     try:
-        found = _OWN_CONTAINER.search(_MOUNTINFO.read_text(encoding="utf-8", errors="replace"))
+        return container_of(_MOUNTINFO.read_text(encoding="utf-8", errors="replace"))
     except OSError:  # not Linux
         return None
+
+
+def container_of(mountinfo: str) -> str | None:
+    """Return the identity of the container whose mounts these are, in the form of proc(5); None: it is none."""
+    found = _OWN_CONTAINER.search(mountinfo)
     return found[1] if found else None
 
 
