@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
-import json
 import re
 import tomllib
 from collections.abc import Mapping
@@ -15,7 +13,6 @@ from typing import Annotated, Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
 
 from runnel.client.domain.policy import (
     ANYTHING,
@@ -35,6 +32,7 @@ from runnel.client.domain.task_policy import (
     TaskLimits,
     TaskPolicy,
 )
+from runnel.client.file_problems import problem
 from runnel.common.errors import BadSettings
 from runnel.common.settings import Bytes, checked
 from runnel.compute_package import public_key_of, public_key_text
@@ -65,7 +63,7 @@ def read_policy(path: Path) -> SitePolicy:
     try:
         policy = _File.model_validate(content).policy()
     except ValidationError as error:
-        problems = " ".join(_problem(details) for details in error.errors())
+        problems = " ".join(problem(details, _known) for details in error.errors())
         raise BadSettings(f"The policy file {path} is wrong. {problems}", file=str(path)) from error
     return SitePolicy(policy=policy, source=str(path), fingerprint=hashlib.sha256(data).hexdigest())
 
@@ -332,23 +330,6 @@ _TABLES: Mapping[str, type[BaseModel]] = {
     "tasks": _Tasks,
     "tasks.limits": _TaskLimits,
 }
-
-
-def _problem(details: ErrorDetails) -> str:
-    place = [str(part) for part in details["loc"]]
-    key = ".".join(place)
-    if details["type"] == "extra_forbidden":
-        known = _known(place)
-        near = difflib.get_close_matches(place[-1], known, n=1, cutoff=0.6)
-        like = f"Did you mean {near[0]}?" if near else f"Known are {', '.join(known)}."
-        return f"{key} is no key. {like}"
-    if details["type"] == "missing":
-        return f"{key} is needed."
-    message = details["msg"].removeprefix("Value error, ").rstrip(".")
-    if not place:
-        return f"{message}."
-    shown = json.dumps(details["input"], default=str, ensure_ascii=False)
-    return f"{key} = {shown:.100} is wrong: {message[:1].lower()}{message[1:]}."
 
 
 def _known(place: list[str]) -> list[str]:

@@ -9,7 +9,18 @@ import typer
 
 from runnel.cli.desk import Desk, command, group
 from runnel.cli.task_trial import attempt
-from runnel.cli.task_words import input_entries, key_values, seconds
+from runnel.cli.task_words import (
+    CommandLine,
+    Database,
+    Input,
+    InputFile,
+    Select,
+    Sql,
+    Variables,
+    input_entries,
+    key_values,
+    seconds,
+)
 from runnel.common.errors import InvalidInput, NotFound
 from runnel.common.ids import valid_name
 
@@ -37,26 +48,13 @@ def run(
         typer.Option("--site", metavar="NAME", help="Where it runs; may be repeated. all: all that take tasks now."),
     ],
     name: Annotated[str, typer.Option("--name", help="For people; need not be unique.")] = "",
-    input: Annotated[
-        list[str] | None,
-        typer.Option("--input", metavar="KEY=VALUE", help="Entry of the JSON input; VALUE is JSON, or else text."),
-    ] = None,
-    input_file: Annotated[
-        Path | None, typer.Option("--input-file", metavar="FILE", help="The input as it is, in place of --input.")
-    ] = None,
-    select: Annotated[
-        str | None, typer.Option("--select", metavar="QUERY", help="Of the site's data: { table { field field } }.")
-    ] = None,
-    sql: Annotated[str | None, typer.Option("--sql", metavar="QUERY", help="Of the site's data: one SELECT.")] = None,
-    database: Annotated[
-        str, typer.Option("--database", metavar="LABEL", help="Of which data is selected.")
-    ] = "default",
-    env: Annotated[
-        list[str] | None, typer.Option("--env", metavar="KEY=VALUE", help="Variable of the container.")
-    ] = None,
-    command_line: Annotated[
-        str | None, typer.Option("--command", metavar="WORDS", help="In place of the image's own arguments.")
-    ] = None,
+    input: Input = None,
+    input_file: InputFile = None,
+    select: Select = None,
+    sql: Sql = None,
+    database: Database = "default",
+    env: Variables = None,
+    command_line: CommandLine = None,
     contract: Annotated[
         str, typer.Option("--contract", help="Which files the container finds: plain, pytaskmanager, vantage6.")
     ] = "plain",

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from runnel.cli.desk import Desk
-from runnel.cli.task_words import input_entries, key_values
+from runnel.cli.task_words import (
+    CommandLine,
+    Database,
+    Input,
+    InputFile,
+    Select,
+    Sql,
+    Variables,
+    input_entries,
+    key_values,
+)
 from runnel.common.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -30,24 +40,13 @@ def attempt(
         list[str] | None,
         typer.Option("--data", metavar="NAME=PATH", help="A database, as `runnel client --data` has it."),
     ] = None,
-    select: Annotated[
-        str | None, typer.Option("--select", metavar="QUERY", help="Of the data: { table { field field } }.")
-    ] = None,
-    sql: Annotated[str | None, typer.Option("--sql", metavar="QUERY", help="Of the data: one SELECT.")] = None,
-    database: Annotated[
-        str, typer.Option("--database", metavar="LABEL", help="Of which data is selected.")
-    ] = "default",
-    input: Annotated[
-        list[str] | None,
-        typer.Option("--input", metavar="KEY=VALUE", help="Entry of the JSON input; VALUE is JSON, or else text."),
-    ] = None,
-    input_file: Annotated[
-        Path | None, typer.Option("--input-file", metavar="FILE", help="The input as it is, in place of --input.")
-    ] = None,
-    env: Annotated[list[str] | None, typer.Option("--env", metavar="KEY=VALUE", help="A variable.")] = None,
-    command_line: Annotated[
-        str | None, typer.Option("--command", metavar="WORDS", help="In place of the image's own arguments.")
-    ] = None,
+    select: Select = None,
+    sql: Sql = None,
+    database: Database = "default",
+    input: Input = None,
+    input_file: InputFile = None,
+    env: Variables = None,
+    command_line: CommandLine = None,
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="DIR", help="New folder for what it gives out.")
     ] = Path("trial"),

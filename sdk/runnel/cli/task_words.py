@@ -1,12 +1,32 @@
-"""Words of the commands about tasks, as values."""
+"""Words of the commands about tasks: the options that they share, and what they say as values."""
 
 from __future__ import annotations
 
 import json
 import re
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
 
 from runnel.common.errors import InvalidInput
+
+Select = Annotated[
+    str | None, typer.Option("--select", metavar="QUERY", help="Of the site's data: { table { field field } }.")
+]
+Sql = Annotated[str | None, typer.Option("--sql", metavar="QUERY", help="Of the site's data: one SELECT.")]
+Database = Annotated[str, typer.Option("--database", metavar="LABEL", help="Of which data is selected.")]
+Input = Annotated[
+    list[str] | None,
+    typer.Option("--input", metavar="KEY=VALUE", help="Entry of the JSON input; VALUE is JSON, or else text."),
+]
+InputFile = Annotated[
+    Path | None, typer.Option("--input-file", metavar="FILE", help="The input as it is, in place of --input.")
+]
+Variables = Annotated[list[str] | None, typer.Option("--env", metavar="KEY=VALUE", help="Variable of the container.")]
+CommandLine = Annotated[
+    str | None, typer.Option("--command", metavar="WORDS", help="In place of the image's own arguments.")
+]
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
 

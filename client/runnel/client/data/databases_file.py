@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import json
 import re
 import tomllib
 from collections.abc import Mapping
@@ -13,7 +11,6 @@ from typing import Annotated, Any, Self, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
 
 from runnel.client.data.databases import (
     FILES,
@@ -25,6 +22,7 @@ from runnel.client.data.databases import (
     FieldType,
     TableEntry,
 )
+from runnel.client.file_problems import problem
 from runnel.common.errors import BadSettings
 from runnel.common.tasks import Language
 
@@ -53,7 +51,7 @@ def read_databases(path: Path, environ: Mapping[str, str]) -> dict[str, Database
     try:
         parsed = _File.model_validate(content)
     except ValidationError as error:
-        problems = " ".join(_problem(details) for details in error.errors())
+        problems = " ".join(problem(details, _known) for details in error.errors())
         raise BadSettings(f"The file of databases {path} is wrong. {problems}", file=str(path)) from error
     return {name: _config(name, each, path, environ) for name, each in parsed.databases.items()}
 
@@ -241,23 +239,6 @@ def _secret(name: str, told: _Database, file: Path, environ: Mapping[str, str]) 
 
 
 # ---- what is wrong
-
-
-def _problem(details: ErrorDetails) -> str:
-    place = [str(part) for part in details["loc"]]
-    key = ".".join(place)
-    if details["type"] == "extra_forbidden":
-        known = _known(place)
-        near = difflib.get_close_matches(place[-1], known, n=1, cutoff=0.6)
-        like = f"Did you mean {near[0]}?" if near else f"Known are {', '.join(known)}."
-        return f"{key} is no key. {like}"
-    if details["type"] == "missing":
-        return f"{key} is needed."
-    message = details["msg"].removeprefix("Value error, ").rstrip(".")
-    if details["type"] == "value_error" and isinstance(details["input"], dict):
-        return f"{key}: {message}."
-    shown = json.dumps(details["input"], default=str, ensure_ascii=False)
-    return f"{key} = {shown:.100} is wrong: {message[:1].lower()}{message[1:]}."
 
 
 def _known(place: list[str]) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import aiohttp
 import structlog
@@ -130,3 +130,18 @@ def engine_errors(doing: str) -> Iterator[None]:
             f"The Docker engine was lost where it should {doing}: {error or type(error).__name__}.",
             hint="Look at the engine of this client.",
         ) from error
+
+
+async def inspected(engine: Engine, name: str) -> Mapping[str, Any] | None:
+    """Return what an engine knows of an image; None: it does not have it.
+
+    Raises:
+        EnvironmentFailed: it does not answer.
+    """
+    try:
+        with engine_errors(f"look for the image {name}"):
+            return await engine.docker.images.inspect(name)
+    except EnvironmentFailed as error:
+        if isinstance(error.__cause__, DockerError) and error.__cause__.status == 404:
+            return None
+        raise

@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-from aiodocker.exceptions import DockerError
 
 from runnel.client.runtimes.docker_build_context import BuildContext, dockerfile_context, requirements_context
-from runnel.client.runtimes.docker_engine import Engine, engine_errors
+from runnel.client.runtimes.docker_engine import Engine, engine_errors, inspected
 from runnel.client.runtimes.docker_image_uses import ImageUses
 from runnel.client.runtimes.installs import FednSource, Installs
 from runnel.client.runtimes.log_capture import readable
@@ -224,13 +223,9 @@ class Images:
         return found
 
     async def _find(self, name: str) -> Image | None:
-        try:
-            with engine_errors(f"look for the image {name}"):
-                found = await self._engine.docker.images.inspect(name)
-        except EnvironmentFailed as error:
-            if isinstance(error.__cause__, DockerError) and error.__cause__.status == 404:
-                return None
-            raise
+        found = await inspected(self._engine, name)
+        if found is None:
+            return None
         volumes = (found.get("Config") or {}).get("Volumes") or {}
         return Image(id=str(found["Id"]), volumes=tuple(sorted(volumes)), size_bytes=int(found.get("Size") or 0))
 

@@ -12,7 +12,7 @@ import structlog
 from aiodocker.exceptions import DockerError
 
 from runnel.client.domain.task_policy import Pull
-from runnel.client.runtimes.docker_engine import Engine, engine_errors
+from runnel.client.runtimes.docker_engine import Engine, engine_errors, inspected
 from runnel.client.runtimes.log_capture import readable
 from runnel.common.errors import EnvironmentFailed, ImageUnavailable
 
@@ -130,13 +130,9 @@ class TaskImages:
         )
 
     async def _find(self, name: str) -> TaskImage | None:
-        try:
-            with engine_errors(f"look for the image {name}"):
-                found = await self._engine.docker.images.inspect(name)
-        except EnvironmentFailed as error:
-            if isinstance(error.__cause__, DockerError) and error.__cause__.status == 404:
-                return None
-            raise
+        found = await inspected(self._engine, name)
+        if found is None:
+            return None
         volumes = (found.get("Config") or {}).get("Volumes") or {}
         named = {str(each).partition("@")[2] for each in found.get("RepoDigests") or ()}
         return TaskImage(
