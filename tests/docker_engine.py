@@ -57,6 +57,12 @@ def volumes(client: str) -> list[str]:
     return told.stdout.split()
 
 
+def networks(client: str) -> list[str]:
+    """Return the names of all networks of ``client``."""
+    told = docker("network", "ls", "--filter", f"label=runnel.client={client}", "--format", "{{.Name}}")
+    return told.stdout.split()
+
+
 def inspect(kind: str, name: str) -> Any:
     """Return what the engine knows of the image or container ``name``."""
     return json.loads(docker(kind, "inspect", name).stdout)[0]

@@ -14,6 +14,8 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from runnel.client.domain.cage import NO_NETWORK
+from runnel.client.domain.egress import EgressHost, egress_host
 from runnel.client.domain.policy import (
     ANYTHING,
     DAYS,
@@ -119,6 +121,7 @@ def _tasks_document(tasks: TaskPolicy) -> dict[str, Any]:
         value = getattr(tasks, name)
         told[name] = None if value is None else sorted(value)
     return told | {
+        "egress": [str(host) for host in tasks.egress],
         "central": tasks.central,
         "pull": tasks.pull.value,
         "review": tasks.review,
@@ -194,6 +197,10 @@ def _pull(text: object) -> Pull:
         raise ValueError(f"it is one of {', '.join(each.value for each in Pull)}") from None
 
 
+def _egress(text: object) -> EgressHost:
+    return egress_host(str(text))
+
+
 _Pattern = Annotated[str, AfterValidator(_pattern)]
 _Day = Annotated[int, BeforeValidator(_day)]
 _Count = Annotated[int, Field(gt=0)]
@@ -259,6 +266,7 @@ class _Tasks(_Part):
     organisations: list[str] | None = None
     databases: list[str] | None = None
     networks: list[str] | None = None
+    egress: list[Annotated[EgressHost, BeforeValidator(_egress)]] = Field(default_factory=list)
     central: bool = False
     pull: Annotated[Pull, BeforeValidator(_pull)] = Pull.MISSING
     review: bool = False
@@ -272,11 +280,20 @@ class _Tasks(_Part):
             raise ValueError('tasks has to say which images run: images, digests or registries; images = [".*"] is all')
         return self
 
+    @model_validator(mode="after")
+    def _one_way_out(self) -> _Tasks:
+        if self.egress and set(self.networks or ()) - {NO_NETWORK}:
+            raise ValueError(
+                "tasks has both egress and networks: egress needs no network but the run's own, so leave networks out"
+            )
+        return self
+
     def policy(self) -> TaskPolicy:
         sets = ("digests", "registries", "users", "organisations", "databases", "networks")
         rules = {name: None if (found := getattr(self, name)) is None else frozenset(found) for name in sets}
         return TaskPolicy(
             images=None if self.images is None else tuple(self.images),
+            egress=tuple(self.egress),
             central=self.central,
             pull=self.pull,
             review=self.review,

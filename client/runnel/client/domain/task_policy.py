@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass, field
 from enum import Enum
 
+from runnel.client.domain.egress import EgressHost
+
 DEFAULT_OUTPUT_BYTES = 1 << 30
 DEFAULT_OUTPUT_FILES = 10_000
 DEFAULT_LOG_BYTES = 8 << 20
@@ -93,6 +95,7 @@ class TaskPolicy:
         organisations: who may ask.
         databases: labels of those that tasks may use.
         networks: of the engine, that containers may have.
+        egress: hosts that containers reach by a proxy of the run's own; if there is none, they have no proxy.
         central: whether central functions run here, whose containers reach what this machine serves on all addresses.
         pull: when images are fetched.
         review: whether results wait until somebody at the site has looked at them.
@@ -108,6 +111,7 @@ class TaskPolicy:
     organisations: frozenset[str] | None = None
     databases: frozenset[str] | None = None
     networks: frozenset[str] | None = None
+    egress: tuple[EgressHost, ...] = ()
     central: bool = False
     pull: Pull = Pull.MISSING
     review: bool = False

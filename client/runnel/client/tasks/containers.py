@@ -152,7 +152,7 @@ class TaskContainers:
         if layout.hosts:
             host["ExtraHosts"] = [f"{name}:{address}" for name, address in layout.hosts.items()]
         if layout.network is not None:
-            host["NetworkMode"], config["NetworkDisabled"] = layout.network, False
+            host["NetworkMode"], config["NetworkDisabled"] = layout.network.name, False
         return config
 
     @contextlib.asynccontextmanager

@@ -37,6 +37,14 @@ class Mounted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RunNetwork:
+    """A network of the engine, by name, and the address at which this process is reached from within."""
+
+    name: str
+    address: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
     """What each container of a run finds.
 
@@ -45,14 +53,14 @@ class Layout:
         env: variables; those of an executor go before them. They may hold secrets of the site and are never logged.
         tmpfs: further folders in memory, besides ``/tmp``, which is one unless something is mounted there.
         hosts: names that resolve to these addresses, where the container has a network.
-        network: of the engine; None: the one that the site's policy gives.
+        network: of the run's own; None: the one that the site's policy gives.
     """
 
     mounts: tuple[Mounted, ...]
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
     tmpfs: tuple[str, ...] = ()
     hosts: Mapping[str, str] = field(default_factory=dict)
-    network: str | None = None
+    network: RunNetwork | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

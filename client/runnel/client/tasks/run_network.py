@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Mapping
-from dataclasses import dataclass
 
 import aiohttp
 import structlog
@@ -15,18 +14,11 @@ from aiodocker.networks import DockerNetwork
 from runnel.client.runtimes.docker_container import whole
 from runnel.client.runtimes.docker_engine import Engine, engine_errors
 from runnel.client.runtimes.docker_files import own_container
+from runnel.client.tasks.contract import RunNetwork
 from runnel.common.blobs import in_thread
 from runnel.common.errors import EnvironmentFailed
 
 log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunNetwork:
-    """A network of the engine, by name, and the address at which this process is reached from within."""
-
-    name: str
-    address: str
 
 
 @contextlib.asynccontextmanager
@@ -43,7 +35,7 @@ async def run_network(engine: Engine, run_id: str, labels: Mapping[str, str]) ->
     if own is None and not engine.host.startswith("unix://"):
         raise EnvironmentFailed(
             f"Containers of the Docker engine at {engine.host} do not reach this client.",
-            hint="Central functions need a client on the machine of its engine.",
+            hint="Central functions and ways out (tasks.egress) need a client on the machine of its engine.",
         )
     config = {
         "Name": f"runnel-{run_id}-{secrets.token_hex(4)}",

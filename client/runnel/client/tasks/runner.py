@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import structlog
 
@@ -18,12 +17,12 @@ from runnel.client.audit import AuditLog
 from runnel.client.domain.policy import Policy
 from runnel.client.domain.task_policy import TaskFacts, TaskLimits, TaskPolicy, judge_task
 from runnel.client.elapsed import timed
+from runnel.client.tasks.beside import accompanied
 from runnel.client.tasks.book import Ended, HeldRun
 from runnel.client.tasks.contract import (
     INPUT,
     STDERR,
     STDOUT,
-    Accompanied,
     Database,
     Discreet,
     Layout,
@@ -32,6 +31,7 @@ from runnel.client.tasks.contract import (
     TaskSite,
 )
 from runnel.client.tasks.discretion import Discretion
+from runnel.client.tasks.egress import Traffic
 from runnel.client.tasks.failures import failure_of
 from runnel.client.tasks.surroundings import Fetch, Groups, add_surroundings, collect_outputs, fetch_files
 from runnel.client.tasks.task_cage import task_cage, task_time
@@ -42,9 +42,6 @@ from runnel.common.errors import BadOutput, Expired, InvalidInput, PolicyRefused
 from runnel.common.protocol import Failure, RunState, TaskOrder
 from runnel.common.storage import storage_errors
 from runnel.common.tasks import Contract, Selection, TaskSpec, task_spec
-
-if TYPE_CHECKING:
-    from runnel.client.tasks.open_engine import OpenEngine
 
 MOST_ATTEMPTS = 5
 """How often a run is begun whose client was killed in its midst."""
@@ -192,11 +189,12 @@ class TaskRunner:
         note: dict[str, object] = {"images": list(facts.images), "digests": [image.digest for image in images]}
         note |= {"databases": sorted(facts.databases), "contract": spec.contract.value, "attempt": held.attempt}
         await in_thread(self._audit.append, "task.started", _about(order) | note)
-        end, bytes_out, ended = "killed", 0, None
+        end, bytes_out, ended, traffic = "killed", 0, None, Traffic()
         try:
             with timed(elapsed_s, "run"):
-                async with self._accompanied(contract, work, opened) as accompanied:
-                    exit_code, failure = await opened.run(accompanied)
+                beside = accompanied(contract, work, opened, egress=rules.egress, traffic=traffic)
+                async with beside as whole:
+                    exit_code, failure = await opened.run(whole)
             produced, failure = await self._collected(contract, work, own, task_site, failure, discretion)
             bytes_out = await in_thread(lambda: sum(each.path.stat().st_size for each in produced))
             end = "finished" if failure is None else failure.code
@@ -214,6 +212,8 @@ class TaskRunner:
             end = error.code
             raise
         finally:
+            if rules.egress:
+                self._audit.append("task.egress", {"run": order.run_id, **traffic.note()}, durable=False)
             self._ended(order, end, None if ended is None else ended.exit_code, since, bytes_out)
         return ended
 
@@ -275,15 +275,6 @@ class TaskRunner:
             raise InvalidInput(f"{self._site.name} has no databases that could be selected from.")
         voice.state(RunState.PREPARING, "selecting")
         await self._site.selector(spec.selections, folder / INPUT, minimum_rows=rules.minimum_rows)
-
-    @contextlib.asynccontextmanager
-    async def _accompanied(self, contract: TaskContract, work: Work, opened: OpenEngine) -> AsyncIterator[Work]:
-        if not isinstance(contract, Accompanied):
-            yield work
-            return
-        beside = contract.accompany(work.order, work.spec, work.layout, engine=opened.engine, labels=opened.labels)
-        async with beside as layout:
-            yield dataclasses.replace(work, layout=layout)
 
     async def _collected(
         self,

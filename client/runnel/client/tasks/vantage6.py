@@ -190,7 +190,7 @@ class Vantage6Contract:
             async with run_network(engine, order.run_id, labels) as place, proxy.serving(place.address) as port:
                 where = {"HOST": f"http://{place.address}", "PORT": str(port)}
                 env = {**layout.env, **_as_read(where, profile)}
-                yield dataclasses.replace(layout, network=place.name, env=env)
+                yield dataclasses.replace(layout, network=place, env=env)
         finally:
             self._laid.pop(order.run_id, None)
 
