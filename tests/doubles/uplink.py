@@ -38,6 +38,7 @@ from runnel.transport import (
     UplinkServer,
 )
 from runnel.transport.asking import AskHandler
+from runnel.transport.transfer_queue import TransferQueue
 
 KEY = bytes(range(32))
 TOKEN = "rnl_test"
@@ -243,6 +244,7 @@ class SmallNetwork:
         mailbox_items: int = 4096,
         tls: ServerTls | None = None,
         asks: AskHandler | None = None,
+        queue: TransferQueue | None = None,
     ) -> None:
         self.folder = folder
         folder.mkdir(exist_ok=True)
@@ -255,6 +257,7 @@ class SmallNetwork:
             asks=asks,
             heartbeat_s=heartbeat_s,
             mailbox_items=mailbox_items,
+            queue=queue,
         )
         self._tls = tls
         self.server: RpcServer | None = None

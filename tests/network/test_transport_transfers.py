@@ -29,6 +29,7 @@ from runnel.rpc.v1 import uplink_pb2 as pb
 from runnel.rpc.v1 import uplink_pb2_grpc as pb_grpc
 from runnel.transport import NodeIdentity, UplinkLink, open_channel, rpc_errors
 from runnel.transport.credentials import bearer_metadata
+from runnel.transport.transfer_queue import SMALL_BYTES, TransferQueue
 from tests.doubles.uplink import BreakableProxy, SmallNetwork, attached
 from tests.eventually import eventually
 
@@ -454,3 +455,21 @@ async def test_many_transfers_at_once_keep_apart(network: SmallNetwork, tmp_path
         for order_id, data in payloads.items():
             group.create_task(there_and_back(link, order_id, data))
     assert {order_id: data for (order_id, _), data in network.handler.payloads.items()} == payloads
+
+
+async def test_large_transfers_wait_for_one_another_and_small_ones_for_none(tmp_path: Path) -> None:
+    queue = TransferQueue(look_s=60)
+    data, little = os.urandom(SMALL_BYTES + 1), b"little"
+    source, small = file_with(tmp_path, data), file_with(tmp_path, little, "small")
+    async with SmallNetwork(tmp_path / "red", queue=queue) as network, attached(network) as link:
+        ref, little_ref = network.handler.put(tmp_path, data), network.handler.put(tmp_path, little)
+        async with asyncio.TaskGroup() as group, queue.place(SMALL_BYTES + 1):
+            group.create_task(link.fetch(ref, tmp_path / "fetched", deadline_s=30))
+            await eventually(lambda: queue.waiting == 1)
+            group.create_task(link.push("ord-1", source, ref_of(data), deadline_s=30))
+            await eventually(lambda: queue.waiting == 2)
+            await link.push("ord-2", small, ref_of(little), deadline_s=30)
+            await link.fetch(little_ref, tmp_path / "small back", deadline_s=30)
+            assert queue.waiting == 2
+    assert (tmp_path / "fetched").read_bytes() == data
+    assert network.handler.payloads == {("ord-1", "c1"): data, ("ord-2", "c1"): little}

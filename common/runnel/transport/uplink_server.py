@@ -34,6 +34,7 @@ from runnel.transport.chunks import MAX_CHUNK_BYTES, read_chunks, receive_into
 from runnel.transport.credentials import CredentialVerifier, NodeIdentity, bearer
 from runnel.transport.messages import downward_to_wire, upward_from_wire
 from runnel.transport.status import unexpected
+from runnel.transport.transfer_queue import TransferQueue
 from runnel.transport.wire_values import blob_from_wire, blob_to_wire, id_from_wire
 
 UPLINK_SERVICE = "runnel.rpc.v1.Uplink"
@@ -115,6 +116,7 @@ class UplinkServer(pb_grpc.UplinkServicer):
         heartbeat_s: for nodes that say less than one message in three times this, the stream is ended as ``silent``.
         mailbox_items: most messages that may wait for one child.
         mailbox_bytes: most bytes that may wait for one child.
+        queue: of large transfers that come together.
         clock: monotonic seconds.
     """
 
@@ -127,6 +129,7 @@ class UplinkServer(pb_grpc.UplinkServicer):
         heartbeat_s: float = 10.0,
         mailbox_items: int = 4096,
         mailbox_bytes: int = 16 << 20,
+        queue: TransferQueue | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._handler = handler
@@ -138,6 +141,7 @@ class UplinkServer(pb_grpc.UplinkServicer):
         self._clock = clock
         self._by_name: dict[str, Child] = {}
         self._by_node: dict[str, Child] = {}
+        self._queue = queue or TransferQueue()
         self._pushing: dict[tuple[str, str], _Turn] = {}
         self._pushed: dict[str, deque[tuple[str, str]]] = {}  # orders and digests by node
         self._tasks: asyncio.TaskGroup | None = None
@@ -304,7 +308,11 @@ class UplinkServer(pb_grpc.UplinkServicer):
         offset = request.offset
         if offset > ref.size_bytes:
             raise InvalidInput(f"Field offset must be at most {ref.size_bytes}, not {offset}.", field="offset")
-        async with self._handler.blob_file(ref, identity) as path:
+        # In this order: who has a place has something to send.
+        async with (
+            self._handler.blob_file(ref, identity) as path,
+            self._queue.place(ref.size_bytes - offset),
+        ):
             header = blob_to_wire(ref)
             if offset == ref.size_bytes:
                 await context.write(pb.Chunk(blob=header, offset=offset))
@@ -318,6 +326,7 @@ class UplinkServer(pb_grpc.UplinkServicer):
                     )
                     first = False
                     self.served_bytes += len(data)
+                    self._queue.moved(len(data))
             finally:
                 await chunks.aclose()
 
@@ -339,11 +348,14 @@ class UplinkServer(pb_grpc.UplinkServicer):
                 return pb.Receipt(held_bytes=ref.size_bytes, complete=True)
             # One that begins elsewhere than where ours ends is answered at once, unread.
             if not header.data or header.offset == file.held:
-                chunks = _pushed(header, request_iterator)
+                chunks = _pushed(header, request_iterator, self._queue.moved)
+                # What only asks has nothing to wait for.
+                left = ref.size_bytes - file.held if header.data else 0
                 del header
                 held = file.held
                 try:
-                    await receive_into(file, chunks)
+                    async with self._queue.place(left):
+                        await receive_into(file, chunks)
                 finally:
                     self.received_bytes += max(0, file.held - held)
             if file.held < ref.size_bytes:
@@ -400,7 +412,9 @@ class UplinkServer(pb_grpc.UplinkServicer):
         return self._tasks
 
 
-async def _pushed(header: pb.Chunk, requests: AsyncIterator[pb.Chunk]) -> AsyncGenerator[bytes, None]:
+async def _pushed(
+    header: pb.Chunk, requests: AsyncIterator[pb.Chunk], moved: Callable[[int], None]
+) -> AsyncGenerator[bytes, None]:
     """Yield the data of a push; hold none of it longer than it is used, as many may push at once."""
     chunk: pb.Chunk | None = header
     del header
@@ -409,6 +423,7 @@ async def _pushed(header: pb.Chunk, requests: AsyncIterator[pb.Chunk]) -> AsyncG
         if len(data) > MAX_CHUNK_BYTES:
             raise InvalidInput(f"A chunk has at most {MAX_CHUNK_BYTES} bytes, not {len(data)}.")
         if data:
+            moved(len(data))
             yield data
         del data
         chunk = await anext(requests, None)

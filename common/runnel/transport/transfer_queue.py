@@ -1,0 +1,119 @@
+"""In which order large fetches and pushes that come together are served."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+SMALL_BYTES = 1 << 20
+"""Up to this size a transfer waits for nobody."""
+
+_AT_ONCE = 1
+_BUSY_BYTES_PER_S = 150e6
+_LOOK_S = 0.1
+
+
+class TransferQueue:
+    """Serves few transfers at a time, in the order in which they came, as long as these few keep this process busy.
+
+    A process that moves all it can is as late with the last of many equal transfers whether it serves them side by side
+    or one after another. One after another, whoever was first begins to work while the others fetch, and pushes while
+    they work, and what was pushed is folded while the next one pushes. Side by side all fetch, then all work, then all
+    push, and the processors wait for the one process that serves, or that one for them.
+
+    If those who are served take or give less than this process could move, because their networks are slower or because
+    they hang, twice as many are let in, again and again until it is enough or nobody waits. So nobody waits for a slow
+    one for longer than a few looks, and whoever serves over a line of up to about a gigabit per second serves all at
+    once.
+
+    Args:
+        at_once: how many are served in any case.
+        busy_bytes_per_s: what this process moves at the least when it is busy with nothing else.
+        look_s: between two looks at how much was moved.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        at_once: int = _AT_ONCE,
+        busy_bytes_per_s: float = _BUSY_BYTES_PER_S,
+        look_s: float = _LOOK_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._at_once = at_once
+        self._busy_bytes_per_s = busy_bytes_per_s
+        self._look_s = look_s
+        self._clock = clock
+        self._places = at_once
+        self._served = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._moved_bytes = 0
+        self._looked_at = 0.0
+        self._look: asyncio.TimerHandle | None = None
+
+    @property
+    def waiting(self) -> int:
+        """How many wait for a place."""
+        return len(self._waiting)
+
+    @asynccontextmanager
+    async def place(self, size_bytes: int) -> AsyncIterator[None]:
+        """Wait until it is this one's turn, and have a place while the block runs.
+
+        Args:
+            size_bytes: what is to be moved; little of it waits for nobody and takes no place.
+        """
+        if size_bytes <= SMALL_BYTES:
+            yield
+            return
+        await self._enter()
+        try:
+            yield
+        finally:
+            self._served -= 1
+            self._let_in()
+
+    def moved(self, count: int) -> None:
+        """Note that so many bytes went or came."""
+        self._moved_bytes += count
+
+    async def _enter(self) -> None:
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        self._let_in()
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.cancelled():
+                self._waiting.remove(turn)
+            else:  # it was let in at the same moment
+                self._served -= 1
+            self._let_in()
+            raise
+
+    def _let_in(self) -> None:
+        for turn in [each for each in self._waiting if not each.done()][: max(0, self._places - self._served)]:
+            self._waiting.remove(turn)
+            self._served += 1
+            turn.set_result(None)
+        if not self._waiting:
+            self._places = self._at_once
+            if self._look is not None:
+                self._look.cancel()
+                self._look = None
+        elif self._look is None:
+            self._moved_bytes, self._looked_at = 0, self._clock()
+            self._look = asyncio.get_running_loop().call_later(self._look_s, self._adapt)
+
+    def _adapt(self) -> None:
+        rate = self._moved_bytes / max(self._clock() - self._looked_at, 1e-9)
+        self._look = None
+        if rate < self._busy_bytes_per_s:
+            self._places = max(self._places, 2 * self._served)
+        else:
+            self._places = max(self._at_once, self._places - 1)
+        self._let_in()

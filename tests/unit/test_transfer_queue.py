@@ -1,0 +1,133 @@
+"""Tests for the order in which large transfers that come together are served."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import pytest
+
+from runnel.transport.transfer_queue import SMALL_BYTES, TransferQueue
+from tests.eventually import eventually
+
+pytestmark = pytest.mark.unit
+
+LARGE = SMALL_BYTES + 1
+
+
+class Visitors:
+    """Transfers that stay at their place until they are told to go."""
+
+    def __init__(self, queue: TransferQueue) -> None:
+        self.queue = queue
+        self.served: list[str] = []
+        self._may_go: dict[str, asyncio.Event] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    async def come(self, *names: str, size_bytes: int = LARGE) -> None:
+        for name in names:
+            self._may_go[name] = asyncio.Event()
+            self._tasks[name] = asyncio.create_task(self._visit(name, size_bytes))
+            await asyncio.sleep(0)
+
+    async def go(self, name: str) -> None:
+        self._may_go[name].set()
+        await self._tasks.pop(name)
+        await asyncio.sleep(0)
+
+    async def leave(self, *names: str) -> None:
+        """Cancel them, all at once."""
+        left = [self._tasks.pop(name) for name in names]
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+
+    async def _visit(self, name: str, size_bytes: int) -> None:
+        async with self.queue.place(size_bytes):
+            self.served.append(name)
+            await self._may_go[name].wait()
+
+
+@contextlib.asynccontextmanager
+async def visitors(queue: TransferQueue) -> AsyncIterator[Visitors]:
+    found = Visitors(queue)
+    try:
+        yield found
+    finally:
+        await found.leave(*found._tasks)
+
+
+@contextlib.asynccontextmanager
+async def moving(queue: TransferQueue) -> AsyncIterator[None]:
+    """Move something between any two looks."""
+
+    async def move() -> None:
+        while True:
+            queue.moved(1)
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(move())
+    try:
+        yield
+    finally:
+        task.cancel()
+
+
+async def test_one_after_another_in_the_order_in_which_they_came_while_the_one_keeps_it_busy() -> None:
+    queue = TransferQueue(look_s=0.01, busy_bytes_per_s=1e-6)
+    async with visitors(queue) as those, moving(queue):
+        await those.come("a", "b", "c")
+        await asyncio.sleep(0.05)  # some looks, of which none may change anything
+        assert those.served == ["a"]
+        await those.go("a")
+        assert those.served == ["a", "b"]
+        await those.go("b")
+        await those.go("c")
+        assert those.served == ["a", "b", "c"]
+
+
+async def test_others_are_let_in_beside_those_that_are_slow_or_hang() -> None:
+    async with visitors(TransferQueue(look_s=0.01)) as those:
+        names = [f"client-{n}" for n in range(9)]
+        await those.come(*names)
+        assert those.served == names[:1]
+        await eventually(lambda: those.served == names, timeout_s=5)
+        assert those.queue.waiting == 0
+
+
+async def test_once_nobody_waits_they_go_one_after_another_again() -> None:
+    queue = TransferQueue(look_s=0.01, busy_bytes_per_s=1e-6)
+    async with visitors(queue) as those:
+        await those.come("a", "b")
+        await eventually(lambda: those.served == ["a", "b"], timeout_s=5)
+        async with moving(queue):
+            await those.come("c", "d")
+            await those.go("a")
+            assert those.queue.waiting == 2
+            await those.go("b")
+            assert those.served == ["a", "b", "c"]
+            assert those.queue.waiting == 1
+
+
+async def test_little_waits_for_nobody() -> None:
+    async with visitors(TransferQueue(look_s=60)) as those:
+        await those.come("large", "also large")
+        await those.come("small", size_bytes=SMALL_BYTES)
+        assert those.served == ["large", "small"]
+
+
+async def test_who_is_cancelled_leaves_no_gap_and_keeps_no_place() -> None:
+    async with visitors(TransferQueue(look_s=60)) as those:
+        await those.come("a", "b", "c", "d")
+        await those.leave("b")
+        await those.go("a")
+        assert those.served == ["a", "c"]
+        # d is told that it is its turn, and is gone before it hears of that.
+        gone = asyncio.create_task(those.go("c"))
+        while those.queue.waiting:  # noqa: ASYNC110 - one step of the loop at a time is the point
+            await asyncio.sleep(0)
+        await those.leave("d")
+        await gone
+        await those.come("e")
+        assert those.served == ["a", "c", "e"]
