@@ -172,7 +172,7 @@ async def test_a_full_disk_here_is_named_and_the_part_removed(
     ref = network.handler.put(tmp_path, os.urandom(2 << 20))
     write = SpoolFile.write
 
-    def full(self: SpoolFile, offset: int, data: bytes) -> None:
+    def full(self: SpoolFile, offset: int, data: bytes | memoryview) -> None:
         if offset:
             raise StorageFull("No room in here.")
         write(self, offset, data)

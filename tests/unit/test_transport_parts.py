@@ -372,7 +372,7 @@ class _SlowDisk(SpoolFile):
 
     threads: ClassVar[list[bool]] = []
 
-    def write(self, offset: int, data: bytes) -> None:
+    def write(self, offset: int, data: bytes | memoryview) -> None:
         self.threads.append(threading.current_thread() is not threading.main_thread())
         time.sleep(0.06)  # not a wait for something: it stands for a disk
         super().write(offset, data)

@@ -13,6 +13,7 @@ from runnel.common.errors import CapacityExceeded, DeadlineExceeded, IllegalStat
 from runnel.common.protocol import Assignment, Downward, Drain, Heartbeat, Hello, Progress, Report, Upward, Welcome
 from runnel.rpc.v1 import uplink_pb2 as pb
 from runnel.rpc.v1 import uplink_pb2_grpc as pb_grpc
+from runnel.transport.chunk_wire import BlobCalls
 from runnel.transport.credentials import bearer_metadata
 from runnel.transport.directory import Place
 from runnel.transport.mailbox import Mailbox
@@ -48,6 +49,7 @@ class Attachment:
         self.peer = peer
         self.credential = place.credential
         self.stub = pb_grpc.UplinkStub(channel)
+        self.blobs = BlobCalls(channel)
         self.lost = asyncio.Event()
         self.reason = ""
         self.error: RunnelError | None = None

@@ -14,7 +14,7 @@ from runnel.common.errors import CorruptData
 P = ParamSpec("P")
 R = TypeVar("R")
 
-CHUNK_BYTES = 256 << 10
+CHUNK_BYTES = 512 << 10
 """Bytes of a full chunk: smaller ones cost more calls, larger ones more memory for each of many nodes at once."""
 
 MAX_CHUNK_BYTES = 1 << 20
@@ -43,15 +43,15 @@ class _Hands:
         return result
 
 
-async def read_chunks(source: Source, offset: int, size_bytes: int) -> AsyncGenerator[bytes, None]:
-    """Yield the bytes of ``source`` from ``offset`` up to ``size_bytes`` in chunks of at most 256 KiB.
+async def read_chunks(source: Source, offset: int, size_bytes: int) -> AsyncGenerator[bytes | memoryview, None]:
+    """Yield the bytes of ``source`` from ``offset`` up to ``size_bytes`` in chunks of at most 512 KiB.
 
     Raises:
         CorruptData: the file is shorter than ``size_bytes``.
     """
     if isinstance(source, memoryview):
         for at in range(offset, size_bytes, CHUNK_BYTES):
-            yield bytes(source[at : at + CHUNK_BYTES])
+            yield source[at : min(at + CHUNK_BYTES, size_bytes)]
         return
     hands = _Hands()
     handle = os.open(source, os.O_RDONLY)
@@ -67,7 +67,7 @@ async def read_chunks(source: Source, offset: int, size_bytes: int) -> AsyncGene
         os.close(handle)
 
 
-async def receive_into(file: SpoolFile, chunks: AsyncGenerator[bytes, None]) -> None:
+async def receive_into(file: SpoolFile, chunks: AsyncGenerator[bytes | memoryview, None]) -> None:
     """Append what ``chunks`` yields, from ``file.held`` on. The file is closed in any case, and may be continued.
 
     Raises:

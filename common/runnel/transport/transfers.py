@@ -20,8 +20,8 @@ from runnel.common.errors import (
 )
 from runnel.common.protocol import BlobRef
 from runnel.rpc.v1 import uplink_pb2 as pb
-from runnel.rpc.v1 import uplink_pb2_grpc as pb_grpc
 from runnel.transport.attachment import Attachment
+from runnel.transport.chunk_wire import BlobCalls, join_chunk, split_chunk
 from runnel.transport.chunks import CHUNK_BYTES, read_chunks, receive_into
 from runnel.transport.credentials import bearer_metadata
 from runnel.transport.status import rpc_errors
@@ -54,7 +54,7 @@ async def fetch_blob(present: Callable[[], Awaitable[Attachment]], file: SpoolFi
         held = file.held
         try:
             await attachment.while_attached(
-                fetch_once(attachment.stub, file, credential=attachment.credential, peer=attachment.peer)
+                fetch_once(attachment.blobs, file, credential=attachment.credential, peer=attachment.peer)
             )
             await in_thread(file.finish)
         except CorruptData:
@@ -88,7 +88,7 @@ async def push_blob(attachment: Attachment, order_id: str, source: Source, ref: 
     while True:
         try:
             held, complete = await push_once(
-                attachment.stub,
+                attachment.blobs,
                 order_id,
                 source,
                 ref,
@@ -119,7 +119,7 @@ async def ask_push(attachment: Attachment, order_id: str, ref: BlobRef) -> bool:
         RunnelError: why it does not, or ``Unreachable`` if it is gone.
     """
     _, complete = await push_once(
-        attachment.stub,
+        attachment.blobs,
         order_id,
         memoryview(b""),
         ref,
@@ -130,7 +130,7 @@ async def ask_push(attachment: Attachment, order_id: str, ref: BlobRef) -> bool:
     return complete
 
 
-async def fetch_once(stub: pb_grpc.UplinkStub, file: SpoolFile, *, credential: str, peer: str) -> None:
+async def fetch_once(calls: BlobCalls, file: SpoolFile, *, credential: str, peer: str) -> None:
     """Fetch what is missing of ``file``. Whatever happens, what came stays in it and it can be continued.
 
     Raises:
@@ -139,17 +139,20 @@ async def fetch_once(stub: pb_grpc.UplinkStub, file: SpoolFile, *, credential: s
         RunnelError: what the peer said, or ``StorageFull`` here.
     """
     request = pb.FetchRequest(blob=blob_to_wire(file.ref), offset=file.held)
-    call = stub.Fetch(request, metadata=bearer_metadata(credential))
+    call = calls.fetch(request, metadata=bearer_metadata(credential))
 
-    async def fetched() -> AsyncGenerator[bytes, None]:
+    async def fetched() -> AsyncGenerator[memoryview, None]:
         first = True
-        async for chunk in call:
-            if first and (blob_from_wire(chunk.blob) != file.ref or chunk.offset != request.offset):
-                raise CorruptData(f"{peer} answers another blob or offset than was asked for.", peer=peer)
+        async for message in call:
+            header, data = split_chunk(message)
+            del message  # the data hold it, and are held no longer than they are used
             if not first:
                 reach(CrashPoint.BLOB_HALF_FETCHED)
+            elif header is None or (blob_from_wire(header.blob), header.offset) != (file.ref, request.offset):
+                raise CorruptData(f"{peer} answers another blob or offset than was asked for.", peer=peer)
             first = False
-            yield chunk.data
+            yield data
+            del data
 
     try:
         with rpc_errors(peer):
@@ -161,7 +164,7 @@ async def fetch_once(stub: pb_grpc.UplinkStub, file: SpoolFile, *, credential: s
 
 
 async def push_once(
-    stub: pb_grpc.UplinkStub,
+    calls: BlobCalls,
     order_id: str,
     source: Source,
     ref: BlobRef,
@@ -180,8 +183,8 @@ async def push_once(
         CorruptData: ``source`` is not ``ref``; found here by its length or there by its digest.
         RunnelError: what the peer said; ``Unreachable`` if it is gone.
     """
-    header = pb.Chunk(blob=blob_to_wire(ref), order_id=order_id, offset=offset or 0)
-    call = stub.Push(metadata=bearer_metadata(credential))
+    header = pb.Chunk(blob=blob_to_wire(ref), order_id=order_id, offset=offset or 0).SerializeToString()
+    call = calls.push(metadata=bearer_metadata(credential))
     try:
         with rpc_errors(peer):
             with suppress(asyncio.InvalidStateError):  # it has answered already: the answer tells
@@ -191,9 +194,11 @@ async def push_once(
                     chunks = read_chunks(source, offset, ref.size_bytes)
                     try:
                         async for data in chunks:
-                            header.data = data
-                            await call.write(header)
-                            header = pb.Chunk()
+                            message = join_chunk(data, header)
+                            del data
+                            await call.write(message)
+                            del message
+                            header = b""
                             reach(CrashPoint.PAYLOAD_HALF_PUSHED)
                     finally:
                         await chunks.aclose()

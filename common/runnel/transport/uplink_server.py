@@ -30,14 +30,13 @@ from runnel.rpc.v1 import uplink_pb2_grpc as pb_grpc
 from runnel.transport.asking import AskHandler, answer
 from runnel.transport.authority import require_authority
 from runnel.transport.child import Child
+from runnel.transport.chunk_wire import UPLINK_SERVICE, add_uplink, join_chunk, split_chunk
 from runnel.transport.chunks import MAX_CHUNK_BYTES, read_chunks, receive_into
 from runnel.transport.credentials import CredentialVerifier, NodeIdentity, bearer
 from runnel.transport.messages import downward_to_wire, upward_from_wire
 from runnel.transport.status import unexpected
 from runnel.transport.transfer_queue import TransferQueue
 from runnel.transport.wire_values import blob_from_wire, blob_to_wire, id_from_wire
-
-UPLINK_SERVICE = "runnel.rpc.v1.Uplink"
 
 _FIRST_DEADLINE_S = 10.0
 _REMEMBERED_PUSHES = 16  # of each node; its orders die with its attachment
@@ -161,7 +160,7 @@ class UplinkServer(pb_grpc.UplinkServicer):
 
     def register(self, server: grpc.aio.Server) -> None:
         """Add this servicer to ``server``."""
-        pb_grpc.add_UplinkServicer_to_server(self, server)
+        add_uplink(self, server)
 
     async def __aenter__(self) -> UplinkServer:
         self._tasks = await self._stack.enter_async_context(asyncio.TaskGroup())
@@ -313,29 +312,31 @@ class UplinkServer(pb_grpc.UplinkServicer):
             self._handler.blob_file(ref, identity) as path,
             self._queue.place(ref.size_bytes - offset),
         ):
-            header = blob_to_wire(ref)
+            header = pb.Chunk(blob=blob_to_wire(ref), offset=offset).SerializeToString()
             if offset == ref.size_bytes:
-                await context.write(pb.Chunk(blob=header, offset=offset))
+                await context.write(header)
                 return
-            first = True
             chunks = read_chunks(path, offset, ref.size_bytes)
             try:
                 async for data in chunks:
-                    await context.write(
-                        pb.Chunk(blob=header, offset=offset, data=data) if first else pb.Chunk(data=data)
-                    )
-                    first = False
-                    self.served_bytes += len(data)
-                    self._queue.moved(len(data))
+                    size, message = len(data), join_chunk(data, header)
+                    del data  # not to hold both, for each of many that fetch
+                    await context.write(message)
+                    del message
+                    header = b""
+                    self.served_bytes += size
+                    self._queue.moved(size)
             finally:
                 await chunks.aclose()
 
     # ---- Push
 
-    async def Push(  # noqa: N802, D102 - the name is the wire's, and documented there
-        self, request_iterator: AsyncIterator[pb.Chunk], context: Context
+    async def Push(  # type: ignore[override]  # noqa: N802, D102 - the name is the wire's, and documented there
+        self, request_iterator: AsyncIterator[bytes], context: Context
     ) -> pb.Receipt:
-        header = await self._first(request_iterator)
+        message = await self._first(request_iterator)
+        header, data = (None, memoryview(b"")) if message is None else split_chunk(message)
+        del message
         identity = self._verifier.verify(bearer(context))
         self._group()
         if header is None or not header.HasField("blob"):
@@ -347,11 +348,11 @@ class UplinkServer(pb_grpc.UplinkServicer):
             if file is None or (order_id, ref.sha256) in self._pushed.get(identity.name, ()):
                 return pb.Receipt(held_bytes=ref.size_bytes, complete=True)
             # One that begins elsewhere than where ours ends is answered at once, unread.
-            if not header.data or header.offset == file.held:
-                chunks = _pushed(header, request_iterator, self._queue.moved)
+            if not data or header.offset == file.held:
                 # What only asks has nothing to wait for.
-                left = ref.size_bytes - file.held if header.data else 0
-                del header
+                left = ref.size_bytes - file.held if data else 0
+                chunks = _pushed(data, request_iterator, self._queue.moved)
+                del data, header
                 held = file.held
                 try:
                     async with self._queue.place(left):
@@ -413,17 +414,20 @@ class UplinkServer(pb_grpc.UplinkServicer):
 
 
 async def _pushed(
-    header: pb.Chunk, requests: AsyncIterator[pb.Chunk], moved: Callable[[int], None]
-) -> AsyncGenerator[bytes, None]:
+    data: memoryview, messages: AsyncIterator[bytes], moved: Callable[[int], None]
+) -> AsyncGenerator[memoryview, None]:
     """Yield the data of a push; hold none of it longer than it is used, as many may push at once."""
-    chunk: pb.Chunk | None = header
-    del header
-    while chunk is not None:
-        data, chunk = chunk.data, None
+    rest: memoryview | None = data
+    del data
+    while rest is not None:
+        data, rest = rest, None
         if len(data) > MAX_CHUNK_BYTES:
             raise InvalidInput(f"A chunk has at most {MAX_CHUNK_BYTES} bytes, not {len(data)}.")
         if data:
             moved(len(data))
             yield data
         del data
-        chunk = await anext(requests, None)
+        message = await anext(messages, None)
+        if message is not None:
+            _, rest = split_chunk(message)
+        del message

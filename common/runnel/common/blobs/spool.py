@@ -71,7 +71,7 @@ class SpoolFile:
             self.drop()
             raise
 
-    def write(self, offset: int, data: bytes) -> None:
+    def write(self, offset: int, data: bytes | memoryview) -> None:
         """Append ``data``, whose first byte is at ``offset`` of the payload.
 
         Raises:
