@@ -6,6 +6,7 @@ import io
 import math
 import tokenize
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.lib import format as npy_format
@@ -18,6 +19,7 @@ PREFIX_BYTES = 12
 
 _MAX_HEADER_BYTES = 1 << 14
 _ALIGN = 64
+_REMEMBERED, _REMEMBERED_BYTES = 4096, 256
 
 
 class HeaderFault(ValueError):
@@ -65,6 +67,10 @@ def parse_header(raw: bytes) -> NpyHeader:
     Only plain numbers and booleans pass. Nothing is ever unpickled: the header is a literal, and a dtype with objects
     is refused by its name.
     """
+    return _parse_again(raw) if len(raw) <= _REMEMBERED_BYTES else _parse(raw)
+
+
+def _parse(raw: bytes) -> NpyHeader:
     # No accepted header has an "L" or a backslash. Python 2 wrote "3L", for which numpy warns and parses a second time.
     if b"L" in raw[PREFIX_BYTES:] or b"\\" in raw:
         raise HeaderFault("has a .npy header that Python 2 wrote, or a malformed one")
@@ -89,6 +95,11 @@ def parse_header(raw: bytes) -> NpyHeader:
     if math.prod(max(d, 1) for d in shape) > 1 << 48:
         raise HeaderFault(f"has the shape {shape}, which is larger than any array")
     return NpyHeader(nbytes=len(raw), shape=tuple(shape), dtype=dtype, fortran=fortran and len(shape) > 1)
+
+
+# All models of a session have the same headers, and Python's parser takes longer over one than all else that is done
+# about a small array.
+_parse_again = lru_cache(maxsize=_REMEMBERED)(_parse)
 
 
 def write_header(spec: TensorSpec) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple, Self
@@ -51,9 +52,7 @@ class NpzModel:
     ) -> None:
         self.source = source
         self.schema = ModelSchema(
-            tensors=tuple(
-                TensorSpec(name=m.key, shape=h.shape, dtype=h.dtype.name) for m, h in zip(members, headers, strict=True)
-            )
+            tensors=tuple(_tensor(member.key, header) for member, header in zip(members, headers, strict=True))
         )
         self._file = file
         self._members = members
@@ -263,6 +262,12 @@ def magnitude(values: NDArray[Any], schema: ModelSchema, tensor: int, source: st
         source=source,
         tensor=name,
     )
+
+
+@lru_cache(maxsize=2048)
+def _tensor(key: str, header: NpyHeader) -> TensorSpec:
+    """Return what a member is; remembered, for all models of a session have the same."""
+    return TensorSpec(name=key, shape=header.shape, dtype=header.dtype.name)
 
 
 def _open_member(fd: int, member: Member, source: str, *, check_crc: bool = False) -> MemberBytes:

@@ -40,6 +40,8 @@ MAX_NAME_BYTES = 4096
 MAX_DIMENSIONS = 32
 """Of one tensor; what every supported numpy can hold."""
 
+_CONTROL = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorSpec:
@@ -188,7 +190,7 @@ def name_fault(name: str) -> str | None:
         return "has an empty name, or one with empty, '.' or '..' parts between slashes"
     if "\\" in name or re.match(r"[A-Za-z]:", name):
         return "has a name with a backslash or a drive letter"
-    if any(ord(c) < 32 or ord(c) == 127 or 0xD800 <= ord(c) <= 0xDFFF for c in name):
+    if _CONTROL.search(name):
         return "has a name with control characters"
     if len(name.encode()) > MAX_NAME_BYTES:
         return f"has a name of more than {MAX_NAME_BYTES:,} bytes"

@@ -137,26 +137,29 @@ def _locate(file: BinaryIO, info: zipfile.ZipInfo, source: str) -> Member:
     )
 
 
+def _contradiction(info: zipfile.ZipInfo, source: str) -> BadModel:
+    return refusal(source, "has a header of its own that contradicts the directory", member=info.filename)
+
+
 def _data_offset(file: BinaryIO, info: zipfile.ZipInfo, source: str) -> int:
     """Return where the member's bytes begin, after comparing its own header with the directory."""
-    wrong = refusal(source, "has a header of its own that contradicts the directory", member=info.filename)
     if not 0 <= info.header_offset < 1 << 62:
-        raise wrong
+        raise _contradiction(info, source)
     raw = os.pread(file.fileno(), _LOCAL.size, info.header_offset)
     if len(raw) < _LOCAL.size:
-        raise wrong
+        raise _contradiction(info, source)
     magic, _, flags, method, _, _, crc, raw_nbytes, nbytes, name_nbytes, extra_nbytes = _LOCAL.unpack(raw)
     encoding = "utf-8" if info.flag_bits & _UTF8 else "cp437"
     name = info.orig_filename.encode(encoding)
     if magic != b"PK\x03\x04" or method != info.compress_type or (flags ^ info.flag_bits) & ~0x6:
-        raise wrong
+        raise _contradiction(info, source)
     if name_nbytes != len(name) or os.pread(file.fileno(), len(name), info.header_offset + _LOCAL.size) != name:
-        raise wrong
+        raise _contradiction(info, source)
     told = flags & _SIZES_FOLLOW == 0
     if told and (crc != info.CRC or raw_nbytes not in {info.compress_size, _UNKNOWN}):
-        raise wrong
+        raise _contradiction(info, source)
     if told and nbytes not in {info.file_size, _UNKNOWN}:
-        raise wrong
+        raise _contradiction(info, source)
     return int(info.header_offset + _LOCAL.size + name_nbytes + extra_nbytes)
 
 
