@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
@@ -16,7 +17,7 @@ import structlog
 from runnel.combiner.domain import Membership
 from runnel.common.blobs import Leftovers, Spool, SpoolFile
 from runnel.common.crash_points import CrashPoint, reach
-from runnel.common.errors import DeadlineExceeded, Forbidden, RunnelError, StorageFull, Unreachable
+from runnel.common.errors import DeadlineExceeded, Forbidden, NotFound, RunnelError, StorageFull, Unreachable
 from runnel.common.protocol import ENDED, BlobRef, Downward, TaskNews, TaskOrder, TaskRelease, TaskSettled
 from runnel.transport import NodeIdentity, UplinkLink
 
@@ -30,6 +31,15 @@ _SMALL_BYTES = 64 << 10
 _LOOK_LATER_S = 0.1  # than what was left is over
 
 
+@dataclass(slots=True)
+class _Waiting:
+    """A whole file that could not be passed on: of which node and run, and until when it waits for the next attempt."""
+
+    node: str
+    run_id: str
+    until: float
+
+
 class Runs:
     """See the module.
 
@@ -39,7 +49,8 @@ class Runs:
         link: the way up.
         send_down: sends to a directly attached node, if it is there.
         folder: scratch for files on their way; emptied at the start.
-        keep_s: for how long what a lost node had begun to push waits for it.
+        keep_s: for how long what a lost node had begun to push waits for it, and a whole file that could not be
+            passed on for the next attempt.
     """
 
     def __init__(
@@ -61,7 +72,7 @@ class Runs:
         self._left = Leftovers(self._spool, keep_s)
         self._keep_s = keep_s
         self._begun: dict[str, set[str]] = {}  # runs of which files are under way, by node
-        self._waiting: dict[str, set[Path]] = {}  # whole files that could not be passed on, by node
+        self._waiting: dict[Path, _Waiting] = {}
         self._newest: dict[str, tuple[str, TaskNews]] = {}  # by run: the child that said it, and what
 
     # ---- down
@@ -75,6 +86,7 @@ class Runs:
             reach(CrashPoint.RUN_SETTLED_ABOVE)
             self._membership.lets_run_go(message.client, message.run_id)
             self._newest.pop(message.run_id, None)
+            self._drop(lambda each: each.run_id == message.run_id)
         for child in self._membership.ways(message.client):
             self._send_down(child, message)
 
@@ -102,8 +114,7 @@ class Runs:
     def left(self, child: str) -> None:
         """A node below is gone: its news come by another way now, and what it had begun to push waits a while."""
         self._newest = {run_id: each for run_id, each in self._newest.items() if each[0] != child}
-        for file in self._waiting.pop(child, ()):
-            file.unlink(missing_ok=True)
+        self._drop(lambda each: each.node == child)
         for run_id in self._begun.pop(child, ()):
             self._left.leave(f"{run_id}/{child}", child)
             asyncio.get_running_loop().call_later(self._keep_s + _LOOK_LATER_S, self._left.expire)
@@ -128,6 +139,8 @@ class Runs:
         self._left.take_up(key, identity.name, ref.sha256)
         self._begun.setdefault(identity.name, set()).add(run_id)
         file = await asyncio.to_thread(self._spool.open, key, ref)
+        if (waiting := self._waiting.get(file.whole)) is not None:
+            self._wait(file.whole, waiting.node, waiting.run_id)  # it is about to be passed on
         try:
             await asyncio.to_thread(file.require_room)
         except StorageFull as error:
@@ -142,14 +155,37 @@ class Runs:
             RunnelError: it could not be passed on, or those above do not take it.
         """
         reach(CrashPoint.RUN_FILE_RECEIVED)
+        self._waiting.pop(file, None)
         try:
             await self._link.push(run_id, file, ref, deadline_s=_PUSH_DEADLINE_S)
-        except (Unreachable, DeadlineExceeded):
-            self._waiting.setdefault(identity.name, set()).add(file)  # for the next attempt
+        except (Unreachable, DeadlineExceeded, asyncio.CancelledError):
+            # For the next attempt, be it of who is cut off now; a run that is over has none.
+            if self._membership.holds_run(identity.name, run_id):
+                self._wait(file, identity.name, run_id)
+            else:
+                self._remove(file)
             raise
+        except FileNotFoundError as error:
+            raise NotFound(
+                f"The file of run {run_id} waited here too long and is gone.", hint="It has to be pushed again."
+            ) from error
         except RunnelError:
             await asyncio.to_thread(file.unlink, missing_ok=True)
             raise
         await asyncio.to_thread(file.unlink, missing_ok=True)
         self._begun.get(identity.name, set()).discard(run_id)
-        self._waiting.get(identity.name, set()).discard(file)
+
+    def _wait(self, file: Path, node: str, run_id: str) -> None:
+        loop = asyncio.get_running_loop()
+        self._waiting[file] = _Waiting(node=node, run_id=run_id, until=loop.time() + self._keep_s)
+        loop.call_later(self._keep_s + _LOOK_LATER_S, lambda: self._drop(lambda each: each.until <= loop.time()))
+
+    def _drop(self, over: Callable[[_Waiting], bool]) -> None:
+        """Remove the files for which ``over`` is true; it takes no longer than their directory entries."""
+        for file in [file for file, each in self._waiting.items() if over(each)]:
+            del self._waiting[file]
+            self._remove(file)
+
+    @staticmethod
+    def _remove(file: Path) -> None:
+        file.unlink(missing_ok=True)
