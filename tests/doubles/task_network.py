@@ -139,18 +139,20 @@ async def site(
     parallel: int = 2,
     runner: Carrier | None = None,
     clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    engine: Mapping[str, Any] | None = None,
     **choices: Any,
 ) -> AsyncIterator[SiteTasks]:
     """The tasks of a client whose state is in ``state``, at the engine ``host``; None: there is no engine."""
     await asyncio.to_thread(state.mkdir, parents=True, exist_ok=True)
-    settings = EngineSettings(
-        client=client or f"client-of-{state.name}",
-        state=state,
-        environ={},
-        host=host or f"unix://{state}/no-engine.sock",
-        files=files,
-        grace_s=0.5,
-    )
+    usual: dict[str, Any] = {
+        "client": client or f"client-of-{state.name}",
+        "state": state,
+        "environ": {},
+        "host": host or f"unix://{state}/no-engine.sock",
+        "files": files,
+        "grace_s": 0.5,
+    }
+    settings = EngineSettings(**(usual | dict(engine or {})))
     facts = SiteFacts(
         name=CLIENT,
         policy=lambda: policy,
@@ -158,14 +160,14 @@ async def site(
         groups=Groups(state / "groups"),
         selector=selector,
     )
-    engine, audit = TaskEngine(settings), AuditLog(state / AUDIT_FILE)
-    real = TaskRunner(site=dataclasses.replace(facts, **choices), engine=engine, fetch=network.fetch, audit=audit)
+    door, audit = TaskEngine(settings), AuditLog(state / AUDIT_FILE)
+    real = TaskRunner(site=dataclasses.replace(facts, **choices), engine=door, fetch=network.fetch, audit=audit)
     tasks = SiteTasks(
         name=CLIENT,
         book=await asyncio.to_thread(RunBook, state / RUNS),
         decisions=Decisions(state / RUNS),
         runner=runner or real,
-        engine=engine,
+        engine=door,
         link=network,
         policy=lambda: policy,
         audit=audit,

@@ -39,7 +39,7 @@ class Images:
             "Config": {"Volumes": {"/data": {}}},
         }
 
-    async def pull(self, name: str, *, stream: bool) -> AsyncIterator[dict[str, Any]]:
+    async def pull(self, name: str) -> AsyncIterator[dict[str, Any]]:
         self.pulled.append(name)
         for line in self.says:
             await asyncio.sleep(0)
@@ -53,6 +53,7 @@ class Docker:
     def __init__(self, images: Images) -> None:
         self.docker = self
         self.images = images
+        self.pull = images.pull
 
 
 def images_of(images: Images) -> TaskImages:

@@ -27,6 +27,7 @@ from runnel.client.policy_watch import PolicyWatch, on_hangup
 from runnel.client.reviews import Reviews
 from runnel.client.runtimes import Installs, ProcessRuntime, entry_point_variables, site_variables
 from runnel.client.runtimes.containers import in_containers
+from runnel.client.runtimes.registry_passwords import RegistryPasswords
 from runnel.client.settings import ClientSettings
 from runnel.client.tasks.pytaskmanager_site import read_pytaskmanager
 from runnel.client.tasks.site_graph import site_tasks
@@ -140,6 +141,7 @@ def _runtime(
         state=settings.state,
         environ=environ,
         host=settings.docker_host,
+        config=settings.docker_config,
         base_image=settings.docker_image,
         files=settings.docker_files,
         cage=site_cage(policy),
@@ -244,6 +246,7 @@ async def run_client(
     databases = {name: each.where for name, each in data.items()}
     policy = await asyncio.to_thread(site_policy, settings, data)
     variables = site_variables(settings.env, environ)
+    await asyncio.to_thread(RegistryPasswords(settings.docker_config, environ).require)
     contract_settings = await asyncio.to_thread(site_contracts, settings)
     # Entry points and the installer run in other folders.
     settings = settings.model_copy(update={"state": settings.state.absolute()})
@@ -299,6 +302,7 @@ async def run_client(
                     state=settings.state,
                     environ=environ,
                     host=settings.docker_host,
+                    config=settings.docker_config,
                     files=settings.docker_files,
                 ),
                 policy=lambda: gate.policy.policy,

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from runnel.client.audit import AUDIT_FILE, AuditLog, utc_now
 from runnel.client.policy_file import default_policy, read_policy
 from runnel.client.runtimes.docker_engine import Engine
+from runnel.client.runtimes.registry_passwords import RegistryPasswords
 from runnel.client.tasks.book import read_runs, result_path
 from runnel.client.tasks.exchange_folder import ExchangeFolder
 from runnel.client.tasks.pytaskmanager_site import read_pytaskmanager
@@ -64,6 +65,10 @@ class ExchangeSettings(BaseModel):
     )
     docker_host: str | None = Field(
         None, description="Address of the Docker engine; by default `DOCKER_HOST`, or the engine's usual socket."
+    )
+    docker_config: Path | None = Field(
+        None,
+        description="Passwords of registries; by default `config.json` of `DOCKER_CONFIG`, or of `~/.docker`.",
     )
     docker_files: Literal["mount", "copy"] | None = Field(
         None, description="How files go to containers; by default what the engine can."
@@ -287,6 +292,7 @@ async def run_exchange(
     await in_thread(folder.prepare)
     site = default_policy(loopback=True) if settings.policy is None else await in_thread(read_policy, settings.policy)
     own = {} if settings.pytaskmanager is None else await in_thread(read_pytaskmanager, settings.pytaskmanager)
+    await in_thread(RegistryPasswords(settings.docker_config, environ).require)
     identity = await in_thread(load_or_create_identity, state, kind="exchange", name=None)
     audit = AuditLog(state / AUDIT_FILE)
     note = {"client": identity.name, "folder": str(source), "policy": site.source, "fingerprint": site.fingerprint}
@@ -303,6 +309,7 @@ async def run_exchange(
             environ=environ,
             host=settings.docker_host,
             files=settings.docker_files,
+            config=settings.docker_config,
         ),
         policy=lambda: site.policy,
         audit=audit,

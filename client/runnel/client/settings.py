@@ -72,6 +72,10 @@ class ClientSettings(BaseModel):
     docker_host: str | None = Field(
         None, description="Address of the Docker engine; by default `DOCKER_HOST`, or the engine's usual socket."
     )
+    docker_config: Path | None = Field(
+        None,
+        description="Passwords of registries; by default `config.json` of `DOCKER_CONFIG`, or of `~/.docker`.",
+    )
     docker_image: str = Field(
         "", description="Image for packages that name none; packages with `ARG BASE_IMAGE` are built on it."
     )

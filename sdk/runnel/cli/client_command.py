@@ -84,6 +84,12 @@ def client(
     docker_host: Annotated[
         str | None, typer.Option(metavar="URL", help="The Docker engine. [default: DOCKER_HOST, or its usual socket]")
     ] = None,
+    docker_config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Passwords of registries. [default: config.json of DOCKER_CONFIG or ~/.docker]"
+        ),
+    ] = None,
     docker_image: Annotated[
         str | None,
         typer.Option(metavar="IMAGE", help="For packages that name none; the base of those that ask for it."),
@@ -141,6 +147,7 @@ def client(
         "fedn": fedn,
         "runtime": runtime,
         "docker_host": docker_host,
+        "docker_config": docker_config,
         "docker_image": docker_image,
         "docker_files": docker_files,
         "policy": policy,

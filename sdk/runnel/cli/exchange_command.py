@@ -36,6 +36,12 @@ def exchange(
     docker_host: Annotated[
         str | None, typer.Option(metavar="URL", help="The Docker engine. [default: DOCKER_HOST, or its usual socket]")
     ] = None,
+    docker_config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Passwords of registries. [default: config.json of DOCKER_CONFIG or ~/.docker]"
+        ),
+    ] = None,
     docker_files: Annotated[
         str | None,
         typer.Option(metavar="mount|copy", help="How files go to containers. [default: what the engine can]"),
@@ -66,6 +72,7 @@ def exchange(
             "policy": policy,
             "pytaskmanager": pytaskmanager,
             "docker_host": docker_host,
+            "docker_config": docker_config,
             "docker_files": docker_files,
             "parallel": parallel,
             "interval_s": interval_s,

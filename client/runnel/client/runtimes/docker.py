@@ -71,6 +71,7 @@ class DockerRuntime:
         state: absolute state folder of the client.
         environ: the client's variables.
         host: address of the engine; None: ``DOCKER_HOST`` of ``environ``, or its usual socket.
+        config: file with passwords of registries; None: that of Docker's command.
         cage: of each run.
         base_image: for packages that name no image; see :class:`~runnel.client.runtimes.docker_images.Images`.
         installs: what the site says about what packages require.
@@ -85,13 +86,14 @@ class DockerRuntime:
         state: Path,
         environ: Mapping[str, str],
         host: str | None = None,
+        config: Path | None = None,
         cage: Cage | None = None,
         base_image: str = "",
         installs: Installs | None = None,
         sharing: FileSharing | None = None,
         grace_s: float = DEFAULT_GRACE_S,
     ) -> None:
-        self._engine = Engine(host, environ)
+        self._engine = Engine(host, environ, config)
         self._state = state
         self._labels = labels_of(client, state)
         self._cage = cage or Cage()

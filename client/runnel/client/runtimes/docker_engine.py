@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,6 +15,9 @@ import structlog
 from aiodocker import Docker
 from aiodocker.exceptions import DockerError
 
+from runnel.client.domain.task_policy import registry_of
+from runnel.client.runtimes.registry_passwords import RegistryPasswords
+from runnel.common.blobs import in_thread
 from runnel.common.errors import BadSettings, EnvironmentFailed
 
 DEFAULT_HOST = "unix:///var/run/docker.sock"
@@ -45,10 +49,12 @@ class Engine:
     Args:
         host: its address, ``unix://…`` or ``tcp://…``; None: ``DOCKER_HOST`` of ``environ``, or its usual socket.
         environ: the client's variables.
+        config: file with passwords of registries; see :class:`.registry_passwords.RegistryPasswords`.
     """
 
-    def __init__(self, host: str | None, environ: Mapping[str, str]) -> None:
+    def __init__(self, host: str | None, environ: Mapping[str, str], config: Path | None = None) -> None:
         self.host = host or environ.get("DOCKER_HOST") or DEFAULT_HOST
+        self._passwords = RegistryPasswords(config, environ)
         self._docker: Docker | None = None
         self._facts: EngineFacts | None = None
 
@@ -89,6 +95,20 @@ class Engine:
             raise AssertionError("not entered")
         return self._facts
 
+    async def pull(self, image: str) -> AsyncIterator[dict[str, Any]]:
+        """Have an image fetched, with the site's password for its registry if there is one; yield what is told of it.
+
+        Raises:
+            DockerError: the engine or the registry refused.
+            EnvironmentFailed: the site's passwords can't be read.
+        """
+        auth = await in_thread(self._passwords.of, image)
+        registry = registry_of(image)
+        # With a password the library wants to know whose it is.
+        name = image if auth is None or image.startswith(f"{registry}/") else f"{registry}/{_whole(image)}"
+        async for line in self.docker.images.pull(name, auth=auth, stream=True):
+            yield line
+
     async def _ask(self) -> EngineFacts:
         try:
             async with asyncio.timeout(_CONNECT_S):
@@ -109,6 +129,11 @@ class Engine:
                 host=self.host,
             )
         return facts
+
+
+def _whole(image: str) -> str:
+    """Return the name of an image of Docker's own registry as it is there."""
+    return image if "/" in image else f"library/{image}"
 
 
 @contextmanager

@@ -214,7 +214,7 @@ class Images:
         try:
             with engine_errors(f"fetch the image {name}"):
                 async with asyncio.timeout(self._timeout_s):
-                    async for line in self._engine.docker.images.pull(name, stream=True):
+                    async for line in self._engine.pull(name):
                         _say_progress(line, say)
         except TimeoutError as error:
             raise EnvironmentFailed(f"The image {name} was not there within {self._timeout_s:g} s.") from error

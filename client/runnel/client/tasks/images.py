@@ -108,7 +108,7 @@ class TaskImages:
         try:
             with engine_errors(f"fetch the image {name}"):
                 async with asyncio.timeout(self._timeout_s):
-                    async for line in self._engine.docker.images.pull(name, stream=True):
+                    async for line in self._engine.pull(name):
                         if problem := line.get("error"):
                             raise self._failed(name, readable(str(problem).encode()))
                         how_far, now = progress.told(line), time.monotonic()

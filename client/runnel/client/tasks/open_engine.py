@@ -46,7 +46,7 @@ async def open_engine(settings: EngineSettings) -> AsyncIterator[OpenEngine]:
     """
     labels = labels_of(settings.client, settings.state) | {LABEL_TASKS: "yes"}
     owner = (os.geteuid(), os.getegid())
-    async with Engine(settings.host, settings.environ) as engine:
+    async with Engine(settings.host, settings.environ, settings.config) as engine:
         await sweep(engine, labels)
         way = await choose_way(
             engine,

@@ -26,13 +26,18 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSettings:
-    """Which engine, and how: ``files`` is ``mount``, ``copy`` or None, ``grace_s`` from SIGTERM to SIGKILL."""
+    """Which engine, and how.
+
+    ``files`` is ``mount``, ``copy`` or None, ``config`` a file with passwords of registries, ``grace_s`` from
+    SIGTERM to SIGKILL.
+    """
 
     client: str
     state: Path
     environ: Mapping[str, str]
     host: str | None = None
     files: str | None = None
+    config: Path | None = None
     grace_s: float = 5.0
 
     @property
