@@ -9,8 +9,8 @@ in one folder and with one environment. After a comma there may be:
   ``network: N tasks``: these clients take tasks, and run nothing.
 
 In ``console`` blocks what follows a ``$ `` is run and the lines after it have to have the shape of what it writes:
-numbers, ids and bars may differ, ``…`` stands for anything. ``python -m tests.process.test_docs`` writes the tables of
-settings anew.
+numbers, ids and bars may differ, ``…`` stands for anything. Where R is missing a story ends at its first block of R.
+``python -m tests.process.test_docs`` writes the tables of settings anew.
 """
 
 from __future__ import annotations
@@ -137,6 +137,10 @@ class Story:
             case "python":
                 (self._logs / "block.py").write_text(self._here(block.text))
                 self.run(f"python {shlex.quote(str(self._logs / 'block.py'))}")
+            case "r":
+                needs(has_r(), "Rscript with httr2")
+                (self._logs / "block.R").write_text(self._here(block.text))
+                self.run(f"Rscript {shlex.quote(str(self._logs / 'block.R'))}")
             case other:
                 raise AssertionError(f"how is a block of {other} run?")
 
@@ -264,6 +268,12 @@ def assert_shape(shown: list[str], written: str) -> None:
             pattern += ".*".join(re.escape(shape_of(part)) for part in line.split("…")) + r"\n"
     actual = "".join(f"{shape_of(line)}\n" for line in written.splitlines())
     assert not shown or re.fullmatch(pattern, actual), f"shown:\n{chr(10).join(shown)}\n\nwritten:\n{written}"
+
+
+def has_r() -> bool:
+    """Tell whether R is there with what its blocks load."""
+    asked = ["Rscript", "-e", "library(httr2)"]
+    return bool(shutil.which(asked[0])) and subprocess.run(asked, capture_output=True, check=False).returncode == 0
 
 
 @pytest.mark.parametrize(("page", "story"), STORIES)
