@@ -141,8 +141,11 @@ async def test_for_which_release_an_image_was_made_is_found_in_it(tmp_path: Path
     cases = {
         Profile.V4: ["ENV PYTHON_VERSION=3.11.2"],
         Profile.V3: ["""CMD python -c "from vantage6.tools.docker_wrapper import docker_wrapper" """],
-        Profile.V5: ["ENV PYTHON_VERSION=3.13.1", _version_file("3.13", "5, 0, 3")],
-        Profile.V4_0: ["ENV PYTHON_VERSION=3.10.1", _version_file("3.10", "4, 1, 0")],
+        Profile.V5: ["ENV PYTHON_VERSION=3.13.1", _packages("3.13", "algorithm/decorator/__init__.py", "V5")],
+        Profile.V4_0: [
+            "ENV PYTHON_VERSION=3.10.1",
+            _packages("3.10", "algorithm/client/_version.py", 'version_info = (4, 1, 0, "final", 1, 0)'),
+        ],
     }
     labels = labels_of(f"client-of-{tmp_path.name}", tmp_path)
     async with Engine(engine_host(), {}) as engine:
@@ -157,6 +160,6 @@ async def test_for_which_release_an_image_was_made_is_found_in_it(tmp_path: Path
         assert await sweep(engine, labels) == 0
 
 
-def _version_file(python: str, version: str) -> str:
-    folder = f"/usr/local/lib/python{python}/site-packages/vantage6/algorithm/client"
-    return f"RUN mkdir -p {folder} && echo 'version_info = ({version}, \"final\", 1, 0)' > {folder}/_version.py"
+def _packages(python: str, path: str, content: str) -> str:
+    file = Path(f"/usr/local/lib/python{python}/site-packages/vantage6/{path}")
+    return f"RUN mkdir -p {file.parent} && echo '{content}' > {file}"

@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
+from runnel.client.tasks.vantage6_files import Profile
 from runnel.client.tasks.vantage6_proxy import Vantage6Proxy
 from runnel.client.tasks.vantage6_subtasks import SubTasks
 from runnel.common.blobs import Source
@@ -110,12 +111,12 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
 
 
 @asynccontextmanager
-async def serving(network: ListedNetwork, folder: Path) -> AsyncIterator[Bench]:
+async def serving(network: ListedNetwork, folder: Path, profile: Profile = Profile.V4) -> AsyncIterator[Bench]:
     spec = TaskSpec(
         executors=(Executor(image=IMAGE),), contract=Contract.VANTAGE6, databases=("default",), central=True
     )
     order = TaskOrder(run_id="run-1", client="site-00", task_id="tsk-0", organisation="o", user="u", spec="")
-    subtasks = SubTasks(order=order, spec=spec, site="site-00", labels=["default"])
+    subtasks = SubTasks(order=order, spec=spec, site="site-00", labels=["default"], profile=profile)
     proxy = Vantage6Proxy(
         network,
         subtasks,
@@ -320,6 +321,38 @@ async def test_release_5_sends_its_function_beside_its_arguments(bench: Bench) -
     assert spec.payload is not None
     assert spec.payload.data is not None
     assert json.loads(spec.payload.data) == {"method": "sum", "kwargs": {"column": "Age"}, "action": "a"}
+
+
+async def test_clients_of_release_5_hear_the_two_words_that_they_wait_for(tmp_path: Path) -> None:
+    network = ListedNetwork()
+    async with serving(network, tmp_path, Profile.V5) as bench:
+        number = await _number(bench, "site-01")
+        asked = {"id": number, "arguments": base64.b64encode(b"{}").decode()}
+        groups = [[{"label": "default"}]]
+        task = (await bench.create(asked, method="f", databases=groups))["id"]
+        spec = task_spec(network.asked[0].spec, source="test")
+        assert spec.payload is not None
+        assert json.loads(spec.payload.data or b"")["databases"] == groups
+        assert spec.databases == ("default",)
+        assert (await bench.get(f"/task/{task}"))["status"] == "awaiting"
+        network.ended("site-01")
+        assert await bench.get(f"/task/{task}/status") == {"status": "failed"}
+        other = (await bench.create({**asked, "id": await _number(bench, "site-02")}, method="f"))["id"]
+        network.ended("site-02", b"1")
+        assert await bench.get(f"/task/{other}/status") == {"status": "completed"}
+
+
+async def test_clients_of_releases_2_and_3_get_whole_lists_and_name_one_database(tmp_path: Path) -> None:
+    network = ListedNetwork()
+    async with serving(network, tmp_path, Profile.V3) as bench:
+        whole = await bench.get("/organization", collaboration_id=1)
+        assert [each["name"] for each in sorted(whole, key=lambda each: str(each["name"]))] == sorted(SITES)
+        assert len(await bench.get("/organization", page=2)) == len(SITES) - 10
+        wrapped = await bench.get("/organization", include="metadata", page=2)
+        assert wrapped["data"] == await bench.get("/organization", page=2)
+        await bench.create(site_number("site-01"), database="default")
+        await bench.create(site_number("site-01"), database="another")
+        assert [task_spec(each.spec, source="test").databases for each in network.asked] == [("default",), ()]
 
 
 async def test_tasks_at_once_have_numbers_of_their_own(bench: Bench) -> None:

@@ -130,6 +130,13 @@ def test_releases_2_and_3_find_plain_variables_and_a_prefix(bench: Bench) -> Non
     bench.lay_out(profile="v2")
     claims = jwt.decode(bench.file("token").decode(), options={"verify_signature": False})
     assert claims["identity"]["databases"] == "default"
+    # An image of release 2 is taken for one of release 3, if nobody says otherwise.
+    assert claims["sub"] == claims["identity"]
+    bench.lay_out(profile="v3", central=True)
+    assert json.loads(bench.file("input").removeprefix(b"json.")) == {"master": True, **CALL}
+    bench.databases.clear()
+    with pytest.raises(InvalidInput, match="read a database"):
+        bench.lay_out(profile="v3")
 
 
 def test_releases_before_4_2_find_plain_variables(bench: Bench) -> None:
@@ -147,6 +154,15 @@ def test_release_5_finds_its_function_in_a_variable_and_data_frames_in_its_sessi
     assert env["USER_REQUESTED_DATAFRAMES"] == "mydf"
     assert json.loads(bench.file("input")) == {"column": "Age"}
     assert layout.mounts[1].target == "/app/vantage6/task/session/mydf.parquet"
+    bench.databases["other"] = Database(label="other", kind="parquet", where=bench.data / "other.parquet")
+    assert decoded(bench.lay_out(profile="v5").env)["USER_REQUESTED_DATAFRAMES"] == "mydf;other"
+    groups = [[{"label": "other"}, {"label": "mydf"}], [{"label": "mydf"}]]
+    layout = bench.lay_out(json.dumps(CALL | {"databases": groups}).encode(), profile="v5", central=True)
+    assert layout.env["USER_REQUESTED_DATAFRAMES"] == encoded("other,mydf;mydf")
+    token = jwt.decode(layout.env["CONTAINER_TOKEN"], options={"verify_signature": False})["sub"]
+    assert (token["databases"], token["session_id"]) == (groups, None)
+    with pytest.raises(InvalidInput, match="does not name: none"):
+        bench.lay_out(json.dumps(CALL | {"databases": [{"label": "none"}]}).encode(), profile="v5")
     bench.table("default", "default.csv")
     with pytest.raises(InvalidInput, match="Parquet"):
         bench.lay_out(profile="v5")

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -30,6 +31,7 @@ from runnel.client.tasks.vantage6_files import (
     Shown,
     container_token,
     encoded,
+    frames,
     profile_of,
     read_input,
     require_readable,
@@ -110,12 +112,15 @@ class Vantage6Contract:
             require_readable(spec.executors[0].env)
         if profile is Profile.V5 and (odd := [each.label for each in laid.shown if each.kind != "parquet"]):
             raise InvalidInput(f"vantage6 5 reads data frames from Parquet files only; {', '.join(odd)} are none.")
-        asked = [{"label": each.label, **laid.given.parameters.get(each.label, {})} for each in laid.shown]
-        token = container_token(profile, site=laid.site.name, image=spec.executors[0].image, databases=asked)
+        asked = {each.label: {"label": each.label, **laid.given.parameters.get(each.label, {})} for each in laid.shown}
+        databases: list[Any] = list(asked.values())
+        if profile is Profile.V5:
+            databases = [[asked[label] for label in group] for group in frames(laid.given, laid.shown)]
+        token = container_token(profile, site=laid.site.name, image=spec.executors[0].image, databases=databases)
         folder = laid.folder / _TASK
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        (folder / "input").write_bytes(laid.given.as_file(profile))
+        (folder / "input").write_bytes(laid.given.as_file(profile, central=spec.central))
         (folder / "token").write_text(token, encoding="utf-8")
         (folder / "output").touch()
         env = variables(profile, spec=spec, site=laid.site.name, given=laid.given, databases=laid.shown, token=token)
@@ -127,6 +132,9 @@ class Vantage6Contract:
             if isinstance(database.where, Path):
                 target = f"{SESSION_FOLDER_V5}/{shown.label}.parquet" if profile is Profile.V5 else shown.uri
                 mounts.append(Mounted(source=database.where, target=target))
+                if profile is Profile.V5:  # or the engine makes them, as root
+                    (folder / "session").mkdir(exist_ok=True)
+                    (folder / "session" / f"{shown.label}.parquet").touch()
         tmpfs: tuple[str, ...] = (TEMPORARY_FOLDER,)
         if laid.site.group is not None:
             mounts.append(Mounted(source=laid.site.group, target=TEMPORARY_FOLDER, read_only=False))
@@ -176,7 +184,8 @@ class Vantage6Contract:
                 return
             if self._network is None:
                 raise IllegalState("This client has no network that a central function could ask.")
-            subtasks = SubTasks(order=order, spec=spec, site=laid.site.name, labels=[each.label for each in laid.shown])
+            labels_shown = [each.label for each in laid.shown]
+            subtasks = SubTasks(order=order, spec=spec, site=laid.site.name, labels=labels_shown, profile=profile)
             answers = laid.folder / _ANSWERS
             proxy = Vantage6Proxy(
                 self._network,

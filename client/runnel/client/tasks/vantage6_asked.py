@@ -11,16 +11,24 @@ from typing import Any
 from runnel.common.errors import InvalidInput
 
 
+def named_always(body: Mapping[str, Any]) -> str | None:
+    """Return the database that clients of releases 2 and 3 name, also where there is none of the name."""
+    one = body.get("database")
+    return one if isinstance(one, str) and "databases" not in body else None
+
+
 def databases_of(body: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the databases that a task asks for, each with its label and what else is said of it.
 
     Raises:
         InvalidInput: one has no label.
     """
+    if (one := named_always(body)) is not None:
+        return [{"label": one}]
     said = body.get("databases") or []
-    if isinstance(said, str):  # releases 2 and 3
-        return [{"label": said}]
-    labels = [{"label": each} if isinstance(each, str) else each for each in said] if isinstance(said, list) else [None]
+    listed = said if isinstance(said, list) else [None]
+    flat = [each for group in listed for each in (group if isinstance(group, list) else [group])]  # groups: release 5
+    labels = [{"label": each} if isinstance(each, str) else each for each in flat]
     if not all(isinstance(each, dict) and isinstance(each.get("label"), str) for each in labels):
         raise InvalidInput("Databases are objects with label.")
     return [dict(each) for each in labels if each is not None]
@@ -39,9 +47,10 @@ def input_of(asked: Mapping[str, Any], body: Mapping[str, Any]) -> str:
     if "arguments" in asked:  # release 5 sends the function beside its arguments
         call = {"method": body.get("method"), "kwargs": _object(data), "action": body.get("action")}
         data = json.dumps({key: value for key, value in call.items() if value is not None}).encode()
-    databases = databases_of(body)
-    if any(set(each) - {"label"} for each in databases):
-        data = _with_parameters(data, databases)
+    databases: Sequence[Any] = databases_of(body)
+    grouped = "arguments" in asked and body.get("databases")
+    if grouped or any(set(each) - {"label"} for each in databases):
+        data = _with_parameters(data, body["databases"] if grouped else databases)
     return base64.b64encode(data).decode()
 
 
@@ -52,7 +61,7 @@ def _object(data: bytes) -> Any:
         raise InvalidInput(f"The arguments of an organization are no JSON: {error}.") from None
 
 
-def _with_parameters(data: bytes, databases: Sequence[Mapping[str, Any]]) -> bytes:
+def _with_parameters(data: bytes, databases: Sequence[Any]) -> bytes:
     try:
         said = json.loads(data)
     except (ValueError, RecursionError):  # a pickle, which nobody reads here

@@ -82,24 +82,28 @@ class Input:
     """The payload of a task: JSON ``{"method", "args", "kwargs", …}``, or bytes that only the algorithm can read.
 
     ``parameters``: what the task says of databases besides their labels, ``{label: {query, sheet_name, …}}``.
+    ``groups``: labels of the data frames that each parameter of a function of release 5 gets; empty: one for each.
     """
 
     raw: bytes = field(repr=False)
     said: Mapping[str, Any] | None = field(repr=False)
     parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    groups: tuple[tuple[str, ...], ...] = ()
 
     @property
     def method(self) -> str:
         """The function that is called; empty: it is not to be seen."""
         return str(self.said.get("method", "")) if self.said else ""
 
-    def as_file(self, profile: Profile) -> bytes:
+    def as_file(self, profile: Profile, *, central: bool = False) -> bytes:
         """Return the content of ``INPUT_FILE``."""
         if self.said is None:
             return self.raw
         if profile is Profile.V5:
             return json.dumps(self.said.get("kwargs", {})).encode()
-        plain = json.dumps({key: value for key, value in self.said.items() if key not in ("databases", "action")})
+        # Releases 2 and 3 tell a central function from others by this word of the input.
+        said = {"master": True, **self.said} if central and profile.legacy else self.said
+        plain = json.dumps({key: value for key, value in said.items() if key not in ("databases", "action")})
         return f"json.{plain}".encode() if profile.legacy else plain.encode()
 
 
@@ -120,13 +124,22 @@ def read_input(payload: bytes) -> Input:
         )
     if not isinstance(said.get("args", []), list) or not isinstance(said.get("kwargs", {}), dict):
         raise InvalidInput('In the payload of a vantage6 task "args" is a list and "kwargs" an object.')
-    databases = said.get("databases", [])
-    if not isinstance(databases, list) or not all(
-        isinstance(each, dict) and isinstance(each.get("label"), str) for each in databases
-    ):
-        raise InvalidInput('In the payload of a vantage6 task "databases" is a list of objects with "label".')
+    groups = _groups(said.get("databases", []))
+    databases = [each for group in groups for each in group]
     parameters = {each["label"]: {key: each[key] for key in _PARAMETERS if key in each} for each in databases}
-    return Input(raw=payload, said=said, parameters=parameters)
+    labels = tuple(tuple(each["label"] for each in group) for group in groups)
+    return Input(raw=payload, said=said, parameters=parameters, groups=labels)
+
+
+def _groups(databases: Any) -> list[list[dict[str, Any]]]:
+    """Return what is said of databases in groups, as clients of release 5 write them; others have one in each."""
+    listed = databases if isinstance(databases, list) else [databases]
+    groups = [each if isinstance(each, list) else [each] for each in listed]
+    if not all(isinstance(each, dict) and isinstance(each.get("label"), str) for group in groups for each in group):
+        raise InvalidInput(
+            'In the payload of a vantage6 task "databases" is a list of objects with "label", or of lists of these.'
+        )
+    return groups
 
 
 def shown_databases(wanted: Sequence[Database]) -> tuple[Shown, ...]:
@@ -197,6 +210,11 @@ def variables(
     if profile is Profile.V5:
         return _variables_v5(spec, site, given, databases, token)
     labels = [each.label for each in databases]
+    if profile.legacy and not databases:
+        raise InvalidInput(
+            "Algorithms of vantage6 2 and 3 read a database before anything else; this task names none.",
+            hint="Name one in databases (--whole-database), or select some data.",
+        )
     env = {
         "INPUT_FILE": f"{TASK_FOLDER}/input",
         "OUTPUT_FILE": f"{TASK_FOLDER}/output",
@@ -236,11 +254,23 @@ def _variables_v5(spec: TaskSpec, site: str, given: Input, databases: Sequence[S
         env |= {"DATABASE_URI": databases[0].uri, "DATABASE_TYPE": databases[0].kind}
         env |= {f"DB_PARAM_{key.upper()}": value for key, value in databases[0].options.items()}
     else:
-        env["USER_REQUESTED_DATAFRAMES"] = ",".join(each.label for each in databases)
+        env["USER_REQUESTED_DATAFRAMES"] = ";".join(",".join(group) for group in frames(given, databases))
     return env
 
 
-def container_token(profile: Profile, *, site: str, image: str, databases: Sequence[Mapping[str, Any]]) -> str:
+def frames(given: Input, databases: Sequence[Shown]) -> tuple[tuple[str, ...], ...]:
+    """Return the labels of the data frames that each parameter of a function of release 5 gets.
+
+    Raises:
+        InvalidInput: the payload speaks of one that the task does not name.
+    """
+    labels = {each.label for each in databases}
+    if unknown := sorted({label for group in given.groups for label in group} - labels):
+        raise InvalidInput(f"The payload speaks of databases that the task does not name: {', '.join(unknown)}.")
+    return given.groups or tuple((each.label,) for each in databases)
+
+
+def container_token(profile: Profile, *, site: str, image: str, databases: Sequence[Any]) -> str:
     """Return a token of one run: what algorithms read in it is true, and nobody but the run's own server takes it."""
     number = site_number(site)
     container = {
@@ -252,10 +282,13 @@ def container_token(profile: Profile, *, site: str, image: str, databases: Seque
         "store_id": None,
         "task_id": OWN_TASK,
         "image": image,
-        "databases": [dict(each) for each in databases],
+        "databases": list(databases),
     }
+    claims: dict[str, Any] = {"sub": container, "jti": secrets.token_hex(16)}
+    if profile is Profile.V5:
+        container["session_id"] = None
     if profile.legacy:
         container |= {"database": databases[0]["label"] if databases else "default"}
         container["databases"] = container["database"]
-    claims = {"identity" if profile is Profile.V2 else "sub": container, "jti": secrets.token_hex(16)}
+        claims["identity"] = container  # where release 2 looks, whose images nothing tells from those of release 3
     return jwt.encode(claims, secrets.token_bytes(32), algorithm="HS256")

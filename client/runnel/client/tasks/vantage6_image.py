@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from aiodocker.containers import DockerContainer
 from aiodocker.exceptions import DockerError
 
 from runnel.client.runtimes.docker_engine import Engine, engine_errors
 from runnel.client.tasks.vantage6_files import Profile
 from runnel.common.blobs import in_thread
 
+_ONLY_IN_V5 = "vantage6/algorithm/decorator/__init__.py"
 _VERSION_FILE = "vantage6/algorithm/client/_version.py"
 _VERSION = re.compile(rb"version_info = \((\d+), (\d+)")
 _PYTHON = re.compile(r"PYTHON_VERSION=(\d+\.\d+)")
@@ -35,32 +37,36 @@ async def detect_profile(engine: Engine, image: str, labels: Mapping[str, str]) 
     python = next((found[1] for each in config.get("Env") or () if (found := _PYTHON.match(each))), None)
     if python is None:
         return Profile.V4
-    path = f"/usr/local/lib/python{python}/site-packages/{_VERSION_FILE}"
-    text = await _file_of(engine, image, path, labels)
-    version = _VERSION.search(text)
-    if version is None:
-        return Profile.V4
-    major, minor = int(version[1]), int(version[2])
-    if major >= 5:
+    packages = f"/usr/local/lib/python{python}/site-packages"
+    version, only_in_v5 = await _files_of(
+        engine, image, [f"{packages}/{each}" for each in (_VERSION_FILE, _ONLY_IN_V5)], labels
+    )
+    if only_in_v5:  # which has no file with its version
         return Profile.V5
-    return Profile.V4_0 if (major, minor) < (4, 2) else Profile.V4
+    number = _VERSION.search(version)
+    return Profile.V4_0 if number is not None and (int(number[1]), int(number[2])) < (4, 2) else Profile.V4
 
 
-async def _file_of(engine: Engine, image: str, path: str, labels: Mapping[str, str]) -> bytes:
-    """Return a small file of an image, by a container that is never started; empty: it is not there."""
+async def _files_of(engine: Engine, image: str, paths: Sequence[str], labels: Mapping[str, str]) -> list[bytes]:
+    """Return small files of an image, by a container that is never started; empty: it is not there."""
     name = f"runnel-look-{secrets.token_hex(8)}"
     config: dict[str, Any] = {"Image": image, "Labels": dict(labels), "NetworkDisabled": True, "Cmd": ["-"]}
     with engine_errors(f"look into the image {image}"):
         container = await engine.docker.containers.create(config, name=name)
         try:
-            archive = await container.get_archive(path)
-            return await in_thread(_only_file, archive)
-        except DockerError as error:
-            if error.status != 404:
-                raise
-            return b""
+            return [await _file_of(container, path) for path in paths]
         finally:
             await container.delete(force=True)
+
+
+async def _file_of(container: DockerContainer, path: str) -> bytes:
+    try:
+        archive = await container.get_archive(path)
+    except DockerError as error:
+        if error.status != 404:
+            raise
+        return b""
+    return await in_thread(_only_file, archive)
 
 
 def _only_file(archive: Any) -> bytes:

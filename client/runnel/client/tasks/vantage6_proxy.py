@@ -12,7 +12,6 @@ import contextlib
 import errno
 import hashlib
 import hmac
-import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +21,7 @@ from aiohttp import web
 
 from runnel.client.tasks.vantage6_asked import decoded
 from runnel.client.tasks.vantage6_files import COLLABORATION, OWN_TASK
+from runnel.client.tasks.vantage6_pages import UNPAGED, integer, page, page_asked
 from runnel.client.tasks.vantage6_subtasks import SubTask, SubTasks
 from runnel.common.blobs import Source, in_thread
 from runnel.common.errors import (
@@ -42,7 +42,6 @@ from runnel.transport.status import status_of, unexpected
 VERSION = "4.15.2"
 """Of the interface that is spoken here."""
 
-_PER_PAGE, _MOST_PER_PAGE = 10, 100
 _BODY_BYTES = 256 << 20
 _ANSWER_S = 300.0  # for a network that was lost to come back
 _WAIT_S = 25.0  # of one question for the end of a task
@@ -110,6 +109,7 @@ class Vantage6Proxy:
             EnvironmentFailed: that is no address of this machine.
         """
         app = web.Application(middlewares=[self._guarded], client_max_size=_BODY_BYTES)
+        app[UNPAGED] = self._subtasks.profile.legacy
         app.add_routes(self._routes())
         runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
         await runner.setup()
@@ -184,14 +184,14 @@ class Vantage6Proxy:
         return web.json_response({"addresses": []})
 
     async def _nothing(self, request: web.Request) -> web.Response:
-        return _page(request, [])
+        return page(request, [])
 
     async def _know(self) -> None:
         self._subtasks.know((await self._ask(SitesAsk())).sites)
 
     async def _organizations(self, request: web.Request) -> web.Response:
         await self._know()
-        return _page(request, self._subtasks.organizations())
+        return page(request, self._subtasks.organizations())
 
     async def _organization(self, request: web.Request) -> web.Response:
         number = _number(request)
@@ -221,7 +221,7 @@ class Vantage6Proxy:
 
     async def _nodes(self, request: web.Request) -> web.Response:
         await self._know()
-        return _page(request, self._subtasks.nodes())
+        return page(request, self._subtasks.nodes())
 
     async def _node(self, request: web.Request) -> web.Response:
         number = _number(request)
@@ -274,7 +274,7 @@ class Vantage6Proxy:
         tasks = self._subtasks.tasks
         for task in tasks:
             await self._look(task)
-        return _page(request, [*(self._subtasks.show(task) for task in tasks), self._subtasks.own()])
+        return page(request, [*(self._subtasks.show(task) for task in tasks), self._subtasks.own()])
 
     async def _task(self, request: web.Request) -> web.Response:
         number = _number(request)
@@ -290,7 +290,7 @@ class Vantage6Proxy:
             return web.json_response({"status": self._subtasks.own()["status"]})
         task = self._subtasks.find(number)
         await self._look(task, _WAIT_S)
-        return web.json_response({"status": task.status})
+        return web.json_response({"status": self._subtasks.status(task)})
 
     async def _look(self, task: SubTask, wait_s: float = 0.0) -> None:
         """Ask what has become of a sub-task, until it has ended or for so long."""
@@ -309,7 +309,7 @@ class Vantage6Proxy:
         text = request.query.get("task_id")
         if text is None:
             return self._subtasks.tasks
-        number = _integer(text, "task_id")
+        number = integer(text, "task_id")
         return [] if number == OWN_TASK else [self._subtasks.find(number)]
 
     async def _listed(self, request: web.Request) -> list[tuple[int, SubTask, str]]:
@@ -321,7 +321,7 @@ class Vantage6Proxy:
 
     async def _runs(self, request: web.Request) -> web.Response:
         runs = await self._listed(request)
-        return _page(request, [self._subtasks.show_run(task, site) for _, task, site in runs])
+        return page(request, [self._subtasks.show_run(task, site) for _, task, site in runs])
 
     async def _run(self, request: web.Request) -> web.Response:
         task, site = self._subtasks.find_run(_number(request))
@@ -335,13 +335,13 @@ class Vantage6Proxy:
 
     async def _results(self, request: web.Request) -> web.Response:
         runs = await self._listed(request)
-        page, size = _page_asked(request)
+        number, size = page_asked(request, len(runs))
         # What is not on the page is not fetched.
         shown: list[Any] = [self._subtasks.show_result(task, site) for _, task, site in runs]
-        for place in range((page - 1) * size, min(page * size, len(runs))):
+        for place in range((number - 1) * size, min(number * size, len(runs))):
             _, task, site = runs[place]
             shown[place] = await self._with_result(task, site)
-        return _page(request, shown)
+        return page(request, shown)
 
     async def _results_of_task(self, request: web.Request) -> web.Response:
         task = self._subtasks.find(_number(request))
@@ -404,36 +404,5 @@ def _as_base64(path: Path) -> str:
     return base64.b64encode(path.read_bytes()).decode()
 
 
-def _integer(text: str, name: str) -> int:
-    if not (text.isascii() and text.isdecimal() and len(text) < 12):
-        raise InvalidInput(f"{name} is a number, not {text!r:.40}.")
-    return int(text)
-
-
 def _number(request: web.Request) -> int:
-    return _integer(request.match_info["id"], "An id")
-
-
-def _page_asked(request: web.Request) -> tuple[int, int]:
-    page = _integer(request.query.get("page", "1"), "page")
-    size = _integer(request.query.get("per_page", str(_PER_PAGE)), "per_page")
-    if page < 1 or not 0 < size <= _MOST_PER_PAGE:
-        raise InvalidInput(f"Pages count from 1, and have 1 to {_MOST_PER_PAGE} entries.")
-    return page, size
-
-
-def _page(request: web.Request, entries: Sequence[Any]) -> web.Response:
-    """Return one page of a listing; as long as there is a next one, ``links`` has it."""
-    page, size = _page_asked(request)
-    last = max(1, math.ceil(len(entries) / size))
-
-    def to(number: int) -> str:
-        return str(request.rel_url.update_query({"page": str(number)}))
-
-    links = {"first": to(1), "self": to(page), "last": to(last)}
-    if page > 1:
-        links["previous"] = to(page - 1)
-    if page < last:
-        links["next"] = to(page + 1)
-    data = list(entries[(page - 1) * size : page * size])
-    return web.json_response({"data": data, "links": links}, headers={"total-count": str(len(entries))})
+    return integer(request.match_info["id"], "An id")

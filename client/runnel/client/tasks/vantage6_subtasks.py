@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from runnel.client.tasks.vantage6_asked import databases_of, input_of
-from runnel.client.tasks.vantage6_files import COLLABORATION, OWN_RUN, OWN_TASK
+from runnel.client.tasks.vantage6_asked import databases_of, input_of, named_always
+from runnel.client.tasks.vantage6_files import COLLABORATION, OWN_RUN, OWN_TASK, Profile
 from runnel.common.errors import InvalidInput, NotFound
 from runnel.common.ids import valid_name
 from runnel.common.protocol import TaskOrder
@@ -108,9 +108,19 @@ class SubTasks:
         spec: its task, whose image, databases and limits its sub-tasks have.
         site: where it runs.
         labels: of the databases that it was given.
+        profile: the release in whose words it is told.
     """
 
-    def __init__(self, *, order: TaskOrder, spec: TaskSpec, site: str, labels: Sequence[str]) -> None:
+    def __init__(
+        self,
+        *,
+        order: TaskOrder,
+        spec: TaskSpec,
+        site: str,
+        labels: Sequence[str],
+        profile: Profile = Profile.V4,
+    ) -> None:
+        self.profile = profile
         self._order = order
         self._spec = spec
         self._site = site
@@ -203,7 +213,7 @@ class SubTasks:
             site = self._site_asked(each.get("id"))
             inputs[site] = input_of(each, body)
         databases = databases_of(body)
-        if isinstance(body.get("databases"), str):  # said always, also where there are none
+        if named_always(body) is not None:
             databases = [each for each in databases if each["label"] in self._labels]
         if unknown := sorted({each["label"] for each in databases} - self._labels):
             raise InvalidInput(f"The task has no database {', '.join(unknown)} to give on.")
@@ -300,9 +310,19 @@ class SubTasks:
             "databases": [{"label": label} for label in sorted(self._labels)],
         }
 
+    def status(self, task: SubTask) -> str:
+        """Return the status of a sub-task; clients of release 5 wait for two words only."""
+        if self.profile is not Profile.V5:
+            return task.status
+        if not task.ended:
+            return "awaiting"
+        return _COMPLETED if task.status == _COMPLETED else "failed"
+
     def show(self, task: SubTask) -> dict[str, Any]:
         """Return a sub-task."""
-        return self._task(task.number, task.name, task.description, task.status, parent=link("task", OWN_TASK)) | {
+        return self._task(
+            task.number, task.name, task.description, self.status(task), parent=link("task", OWN_TASK)
+        ) | {
             "created_at": moment(task.created_at),
             "finished_at": moment(task.finished_at),
             "complete": task.ended,
