@@ -321,7 +321,7 @@ class InMemoryReducer(InMemoryTasks):
 
     async def events(self, caller: Caller, session: str | None, after: int, limit: int) -> Page[EventView]:
         self._may(caller)
-        if session is not None:
+        if session is not None and session not in self._tasks:
             session = _one(self._sessions, session, "session").session
         found = [e for e in self.log if e.seq > after and session in {None, e.session}]
         return Page(items=tuple(found[:limit]), next_cursor=str(found[limit - 1].seq) if len(found) > limit else None)
@@ -330,7 +330,7 @@ class InMemoryReducer(InMemoryTasks):
         queue: asyncio.Queue[Mapping[str, Any]] = asyncio.Queue()
         self._followers.append(queue)
         self.following += 1
-        if session is not None:
+        if session is not None and session not in self._tasks:
             session = _one(self._sessions, session, "session").session
         try:
             for event in [e for e in self.log if e.seq > after]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from types import TracebackType
@@ -49,6 +50,7 @@ class TaskClient:
         prefer: the combiner to attach to.
         produce: makes the files of a run; raises RunnelError when the run fails.
         review: results wait for a decision.
+        kinds: media types of files that are no plain text, by name.
         token: by which it joins; None: the network asks for none.
     """
 
@@ -61,6 +63,7 @@ class TaskClient:
         prefer: str = "",
         produce: Produce = says_its_name,
         review: bool = False,
+        kinds: Mapping[str, str] | None = None,
         token: str | None = None,
     ) -> None:
         self.name = name
@@ -75,7 +78,7 @@ class TaskClient:
         self.link: UplinkLink
         self._decided: dict[str, asyncio.Future[bool]] = {}
         self._network, self._slots, self._prefer, self._token = network, slots, prefer, token
-        self._produce, self._review = produce, review
+        self._produce, self._review, self._kinds = produce, review, kinds or {}
         self._at_work: dict[str, asyncio.Task[None]] = {}
         self._room = asyncio.Semaphore(slots)
 
@@ -173,7 +176,7 @@ class TaskClient:
                 try:
                     self.say(run_id, RunState.PREPARING, detail="looking for the image")
                     self.say(run_id, RunState.RUNNING)
-                    line = LogLine(at_ms=1000, stream="stdout", text=f"hello from {self.name}")
+                    line = LogLine(at_ms=time.time_ns() // 1_000_000, stream="stdout", text=f"hello from {self.name}")
                     self.link.send(TaskNews(run_id=run_id, client=self.name, state=RunState.RUNNING, lines=(line,)))
                     await self.gate.wait()
                 finally:
@@ -216,7 +219,10 @@ class TaskClient:
             return
         result = RunResult(
             exit_code=0,
-            files=tuple(ResultFile(name=name, media_type="text/plain", blob=ref) for name, _, ref in files),
+            files=tuple(
+                ResultFile(name=name, media_type=self._kinds.get(name, "text/plain"), blob=ref)
+                for name, _, ref in files
+            ),
             elapsed_s={"run": 0.5},
             image_digest="sha256:1",
         )

@@ -8,6 +8,7 @@ import re
 import shutil
 import socket
 import subprocess
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,19 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from runnel.client.metrics import CLIENT_METRICS
 from runnel.combiner.metrics import COMBINER_METRICS
-from runnel.common.errors import BadSettings, Conflict
+from runnel.common.errors import BadSettings, Conflict, EntryPointFailed, RunnelError
 from runnel.common.metrics import LoopLag, Metric, MetricsPage, MetricsServer, Sample, folder_samples
 from runnel.common.metrics.values import MetricKind
+from runnel.common.protocol import TaskOrder
 from runnel.reducer.domain.values import DEFAULT_ORGANISATION, Role
 from runnel.reducer.http.metrics import metrics_route
 from runnel.reducer.metrics import REDUCER_METRICS
 from runnel.reducer.service import Caller
 from tests.doubles.reducer_service import InMemoryReducer
 from tests.doubles.serving import serving
+from tests.doubles.task_client import TaskClient
 from tests.eventually import eventually
-from tests.network.local_network import network, write_package
+from tests.network.local_network import LocalNetwork, network, write_package
 
 pytestmark = [pytest.mark.network, pytest.mark.timeout(60)]
 
@@ -119,6 +122,65 @@ async def test_a_session_shows_in_the_metrics_of_every_component(tmp_path: Path)
     assert (
         value(combiner, "runnel_received_bytes_total") == 2 * value(client, "runnel_pushed_bytes_total") > 4 * 160_000
     )
+
+
+async def test_tasks_show_in_the_metrics_and_no_client_adds_to_their_labels(tmp_path: Path) -> None:
+    def fails(order: TaskOrder) -> dict[str, bytes]:
+        if "with a code of its own" in order.spec:
+            raise Invented("A code that only this client knows.")
+        raise EntryPointFailed("It ended with 3.")
+
+    async with LocalNetwork(tmp_path) as net, AsyncExitStack() as stack:
+
+        async def client(name: str, **how: Any) -> TaskClient:
+            return await stack.enter_async_context(TaskClient(net.reducer.rpc_address, name, **how))
+
+        good = await client("good", produce=lambda _: {"output": bytes(300), "stdout": b"x"})
+        await client("bad", produce=fails)
+        await client("careful", review=True)
+        await net.until_attached("good", "bad", "careful")
+        async with TaskClient(net.reducer.rpc_address, "away"):
+            await net.until_attached("away")
+        good.gate.clear()
+
+        async def start(name: str, *sites: str) -> None:
+            wanted = {"spec": {"name": name, "executors": [{"image": "a:1"}]}, "sites": sites}
+            assert (await net.http.post("/tasks", json=wanted)).status_code == 201
+
+        await start("everywhere", "good", "bad", "careful", "away")
+        await start("with a code of its own", "bad")
+
+        async def values_when(name: str, number: float, **labels: str) -> Values:
+            async def look() -> Values | None:
+                values = parsed(await scrape(f"{net.reducer.url}/metrics"))
+                return values if values.get((name, frozenset(labels.items()))) == number else None
+
+            found = await eventually(look, timeout_s=20)
+            assert found is not None
+            return found
+
+        await values_when("runnel_open_runs", 1, state="running")
+        await values_when("runnel_runs_ended_total", 1, state="failed", code="other")
+        before = await values_when("runnel_open_runs", 1, state="awaiting-release")
+        good.gate.set()
+        after = await values_when("runnel_runs_ended_total", 1, state="done", code="")
+    assert value(before, "runnel_open_runs", state="queued") == 1
+    assert value(before, "runnel_open_tasks") == 1
+    assert 0 < value(before, "runnel_oldest_waiting_run_seconds") < 60
+    assert value(before, "runnel_runs_begun_total") == value(before, "runnel_run_wait_seconds_count") == 4
+    assert value(before, "runnel_runs_ended_total", state="failed", code="exit_status") == 1
+    assert value(after, "runnel_run_seconds_count") == 3
+    assert value(after, "runnel_result_bytes_total") == 301
+    codes = {
+        label for name, pairs in after if name == "runnel_runs_ended_total" for label in pairs if label[0] == "code"
+    }
+    assert codes == {("code", ""), ("code", "exit_status"), ("code", "other")}
+
+
+class Invented(RunnelError):
+    """Of a client that has codes of its own."""
+
+    code = "invented_by_a_client"
 
 
 def lint(text: str) -> None:

@@ -27,7 +27,7 @@ from runnel.client.runtimes import Runtime
 from runnel.client.tasks.site_tasks import SiteTasks
 from runnel.common.blobs import in_thread
 from runnel.common.crash_points import CrashPoint, reach
-from runnel.common.metrics import Tally
+from runnel.common.metrics import Sample, Tally
 from runnel.common.protocol import (
     Assignment,
     AssignmentKey,
@@ -217,6 +217,10 @@ class ClientAgent:
     def working(self) -> int:
         """Number of pieces of work, and of runs of tasks, that go on."""
         return len(self._running) + (0 if self._tasks is None else self._tasks.working)
+
+    def task_samples(self) -> list[Sample]:
+        """Return what is measured of the runs of tasks, for Prometheus."""
+        return [] if self._tasks is None else self._tasks.samples()
 
     @property
     def link(self) -> UplinkLink:

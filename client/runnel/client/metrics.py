@@ -8,6 +8,7 @@ from pathlib import Path
 
 from runnel.client.agent import ClientAgent
 from runnel.client.domain.jobs import JobState
+from runnel.client.tasks.measures import TASK_METRICS
 from runnel.common.metrics import (
     PROCESS_METRICS,
     LoopLag,
@@ -38,7 +39,7 @@ SETTLED = Metric(
     help="What became of finished work: counted, late or discarded.",
     labels=("settlement",),
 )
-CLIENT_METRICS = (*PROCESS_METRICS, *UPWARD_METRICS, JOBS, WORK, SETTLED)
+CLIENT_METRICS = (*PROCESS_METRICS, *UPWARD_METRICS, JOBS, WORK, SETTLED, *TASK_METRICS)
 
 
 def client_page(agent: ClientAgent, state: Path, lag: LoopLag) -> MetricsPage:
@@ -62,6 +63,7 @@ def client_page(agent: ClientAgent, state: Path, lag: LoopLag) -> MetricsPage:
             *(JOBS.sample(states[each], each.value) for each in JobState),
             *agent.work.samples(WORK),
             *agent.settlements.samples(SETTLED),
+            *agent.task_samples(),
         ]
 
     return MetricsPage(CLIENT_METRICS, read)

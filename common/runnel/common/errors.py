@@ -295,3 +295,10 @@ class Cancelled(RunnelError):
     """The work was called off by the network or by the site."""
 
     code = "cancelled"
+
+
+def error_codes() -> frozenset[str]:
+    """Return the codes of all errors of this module."""
+    return frozenset(
+        each.code for each in globals().values() if isinstance(each, type) and issubclass(each, RunnelError)
+    )

@@ -19,12 +19,13 @@ from runnel.common.metrics.values import MetricKind
 from runnel.common.protocol import NodeKind
 from runnel.reducer.engine.engine import Engine
 from runnel.reducer.engine.measures import ENGINE_METRICS
+from runnel.reducer.engine.run_measures import RUN_METRICS
 from runnel.transport import UplinkServer
 from runnel.transport.traffic import NODES, RECEIVED, SERVED
 
 ORDERS = Metric(name="runnel_open_orders", kind=MetricKind.GAUGE, help="Orders whose report is waited for.")
 SESSIONS = Metric(name="runnel_sessions_running", kind=MetricKind.GAUGE, help="Sessions that run.")
-REDUCER_METRICS = (*PROCESS_METRICS, *ENGINE_METRICS, NODES, ORDERS, SESSIONS, SERVED, RECEIVED)
+REDUCER_METRICS = (*PROCESS_METRICS, *ENGINE_METRICS, *RUN_METRICS, NODES, ORDERS, SESSIONS, SERVED, RECEIVED)
 
 
 def reducer_page(engine: Engine, uplink: UplinkServer, state: Path, lag: LoopLag) -> MetricsPage:
@@ -49,6 +50,7 @@ def reducer_page(engine: Engine, uplink: UplinkServer, state: Path, lag: LoopLag
             *process_samples("reducer", lag),
             *await asyncio.to_thread(folder_samples, state, folders),
             *engine.measures.samples(),
+            *engine.tasks.measures.samples(),
             *(NODES.sample(kinds[kind], kind.value) for kind in NodeKind),
             ORDERS.sample(engine.open_orders),
             SESSIONS.sample(engine.running),

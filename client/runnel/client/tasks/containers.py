@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,16 +72,25 @@ class TaskContainers:
         labels: of what is made.
         owner: uid and gid of the client's own processes.
         grace_s: seconds between SIGTERM and SIGKILL.
+        took: is told how long each start took, in seconds.
     """
 
     def __init__(
-        self, engine: Engine, files: FileWay, *, labels: Mapping[str, str], owner: tuple[int, int], grace_s: float
+        self,
+        engine: Engine,
+        files: FileWay,
+        *,
+        labels: Mapping[str, str],
+        owner: tuple[int, int],
+        grace_s: float,
+        took: Callable[[float], None],
     ) -> None:
         self._engine = engine
         self._files = files
         self._labels = labels
         self._owner = owner
         self._grace_s = grace_s
+        self._took = took
 
     async def run(self, step: Step, capture: Capture, *, time_s: float | None, started: Callable[[], None]) -> StepEnd:
         """Run ``step`` to its end; whoever cancels this gets the cancellation when nothing of it is alive.
@@ -104,8 +114,10 @@ class TaskContainers:
             )
             try:
                 try:
+                    since = time.monotonic()
                     await container.create()
                     await container.start()
+                    self._took(time.monotonic() - since)
                     started()
                     async with self._fed(container, step.stdin):
                         stop = await container.wait(time_s)

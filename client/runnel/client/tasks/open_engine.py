@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -37,8 +37,10 @@ class OpenEngine:
 
 
 @asynccontextmanager
-async def open_engine(settings: EngineSettings) -> AsyncIterator[OpenEngine]:
+async def open_engine(settings: EngineSettings, *, started: Callable[[float], None]) -> AsyncIterator[OpenEngine]:
     """Connect, and remove what an earlier start of this client left of its tasks.
+
+    ``started`` is told how long each start of a container took, in seconds.
 
     Raises:
         BadSettings: no engine answers, or it can't have the files of this client.
@@ -58,6 +60,6 @@ async def open_engine(settings: EngineSettings) -> AsyncIterator[OpenEngine]:
         yield OpenEngine(
             engine=engine,
             images=TaskImages(engine),
-            containers=TaskContainers(engine, way, labels=labels, owner=owner, grace_s=settings.grace_s),
+            containers=TaskContainers(engine, way, labels=labels, owner=owner, grace_s=settings.grace_s, took=started),
             labels=labels,
         )

@@ -13,6 +13,7 @@ from runnel.client.domain.policy import Policy
 from runnel.client.tasks.book import RunBook
 from runnel.client.tasks.contract import TaskContract
 from runnel.client.tasks.ends import WayUp
+from runnel.client.tasks.measures import TaskMeasures
 from runnel.client.tasks.plain import PlainContract
 from runnel.client.tasks.pytaskmanager import PyTaskManagerContract
 from runnel.client.tasks.release import RUNS, Decisions
@@ -81,7 +82,8 @@ def site_tasks(
     """
     groups = Groups(state / "groups")
     groups.sweep()
-    door = TaskEngine(engine)
+    measures = TaskMeasures()
+    door = TaskEngine(engine, started=measures.started.observe)
 
     async def fetch(ref: BlobRef, target: Path) -> None:
         await link.fetch(ref, target, deadline_s=_FETCH_DEADLINE_S)
@@ -110,5 +112,6 @@ def site_tasks(
         policy=policy,
         audit=audit,
         parallel=parallel,
+        measures=measures,
         clock=clock,
     )

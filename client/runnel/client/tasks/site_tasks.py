@@ -19,6 +19,7 @@ from runnel.client.domain.policy import Policy
 from runnel.client.tasks.book import Ended, HeldRun, RunBook
 from runnel.client.tasks.ends import RunEnds, WayUp
 from runnel.client.tasks.failures import failure_of
+from runnel.client.tasks.measures import TaskMeasures
 from runnel.client.tasks.news import RunNews
 from runnel.client.tasks.release import Decision, Decisions, record_decision
 from runnel.client.tasks.task_engine import TaskEngine
@@ -33,6 +34,7 @@ from runnel.common.errors import (
     RunnelError,
     StorageFull,
 )
+from runnel.common.metrics import Sample
 from runnel.common.protocol import RunState, TaskOrder, TaskRelease, TaskSettled
 
 _LOOK_S = 1.0
@@ -64,6 +66,7 @@ class SiteTasks:
         audit: the site's log.
         parallel: how many runs may go on at once; 0: this client takes none. Runs that other runs have asked for have
             the same number for themselves, for who asks waits for them.
+        measures: what is counted of them.
         clock: the present time.
     """
 
@@ -79,6 +82,7 @@ class SiteTasks:
         policy: Callable[[], Policy],
         audit: AuditLog,
         parallel: int = 2,
+        measures: TaskMeasures | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._name = name
@@ -87,6 +91,7 @@ class SiteTasks:
         self._runner = runner
         self._engine = engine
         self._link = link
+        self.measures = measures or TaskMeasures()
         self._policy = policy
         self._audit = audit
         self._parallel = parallel
@@ -145,6 +150,10 @@ class SiteTasks:
     def working(self) -> int:
         """Number of runs that go on."""
         return len(self._running)
+
+    def samples(self) -> list[Sample]:
+        """Return what is measured of runs, for Prometheus."""
+        return self.measures.samples(self._book.held(), self._running, self.slots)
 
     # ---- what the client hears
 
@@ -265,6 +274,7 @@ class SiteTasks:
             held = await self._kept(held)
         finally:
             self._running.pop(run_id, None)
+        self.measures.ended(held)
         self._tell(held)
         self._begin()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,10 +47,16 @@ class EngineSettings:
 
 
 class TaskEngine:
-    """Connects when it is first asked to, and again after a failure; an async context manager."""
+    """Connects when it is first asked to, and again after a failure; an async context manager.
 
-    def __init__(self, settings: EngineSettings) -> None:
+    Args:
+        settings: which engine.
+        started: is told how long each start of a container took, in seconds.
+    """
+
+    def __init__(self, settings: EngineSettings, *, started: Callable[[float], None] = lambda _: None) -> None:
         self._settings = settings
+        self._started = started
         self._open: OpenEngine | None = None
         self._stack = AsyncExitStack()
         self._turn = asyncio.Lock()
@@ -94,6 +100,6 @@ class TaskEngine:
                 f"Tasks need the module {error.name}, which is not installed; pip install 'runnel[client]' has it."
             ) from error
         async with AsyncExitStack() as undo:
-            opened = await undo.enter_async_context(open_engine(self._settings))
+            opened = await undo.enter_async_context(open_engine(self._settings, started=self._started))
             self._stack = undo.pop_all()
             return opened

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from runnel.common.errors import IllegalState
@@ -45,7 +45,7 @@ class OpenRun:
     """A run that has not ended.
 
     ``submitter``: for whom it is; a site's room is shared evenly among them. ``expires_at``: Unix time in seconds;
-    None: never. ``sub``: of a sub-task.
+    None: never. ``sub``: of a sub-task. ``asked_at``: Unix time at which somebody asked for it; None: not known.
     """
 
     run_id: str
@@ -55,6 +55,7 @@ class OpenRun:
     state: RunState = RunState.QUEUED
     expires_at: float | None = None
     sub: bool = False
+    asked_at: float | None = None
 
 
 @dataclass(slots=True)
@@ -113,6 +114,9 @@ class RunBook:
 
     def __contains__(self, run_id: str) -> bool:
         return run_id in self._runs
+
+    def __iter__(self) -> Iterator[OpenRun]:
+        return iter(self._runs.values())
 
     def find(self, run_id: str) -> OpenRun | None:
         """Return a run that has not ended."""

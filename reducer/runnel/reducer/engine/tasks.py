@@ -31,6 +31,7 @@ from runnel.reducer.domain.tasks import OpenRun, RunBook
 from runnel.reducer.engine.endings import Endings
 from runnel.reducer.engine.log_writer import LogWriter
 from runnel.reducer.engine.retention import Retention
+from runnel.reducer.engine.run_measures import RunMeasures
 from runnel.reducer.engine.task_clock import TaskClock
 from runnel.reducer.store import task_ledger
 from runnel.reducer.store.journal import Journal, Transaction
@@ -83,6 +84,7 @@ class Tasks:
     ) -> None:
         self.book = RunBook()
         self.endings = Endings()
+        self.measures = RunMeasures(self.book, clock=clock)
         self.keep = keep
         self._journal = journal
         self._network = network
@@ -248,6 +250,7 @@ class Tasks:
     async def _commit(self, batch: Sequence[TaskNews]) -> None:
         moved: list[RunRow] = []
         over: list[TaskSettled] = []
+        sizes: list[int] = []
         async with self._journal.transaction() as tx:
             rows = await task_ledger.runs_by_id(tx.session, (news.run_id for news in batch))
             for news in batch:
@@ -260,9 +263,11 @@ class Tasks:
                     over.append(_settled(row))
                 elif await self._moves(tx, row, news):
                     moved.append(row)
+                    sizes += () if news.result is None else (file.blob.size_bytes for file in news.result.files)
             below = await self._cancel_below(tx, [row for row in moved if RunState(row.state) in ENDED])
         if any(RunState(row.state) in ENDED for row in moved):
             reach(CrashPoint.RUN_END_COMMITTED)
+        self.measures.gave_out(sizes)
         self._ended([*moved, *below])
         self._tell(over)
         for news in batch:
@@ -282,6 +287,7 @@ class Tasks:
         clients = set()
         for row in rows:
             state = RunState(row.state)
+            self.measures.moved(row)
             self.book.moved(row.id, state)
             if state in ENDED:
                 self._pace.arrived(row.id)
@@ -297,7 +303,8 @@ class Tasks:
             self._send_down(message)
 
     def _show(self, row: RunRow, news: TaskNews) -> None:
-        if RunState(row.state) in ENDED or not news.detail:
+        # Of what came together the last decides: an earlier detail is none of the state that the run is in by now.
+        if RunState(row.state) in ENDED or not news.detail or RunState(row.state) is not news.state:
             return
         sites = self._details.setdefault(row.task_id, {})
         told = f"{row.state}: {news.detail}"

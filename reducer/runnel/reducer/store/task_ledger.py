@@ -53,6 +53,7 @@ def open_run(run: RunRow, task: TaskRow) -> OpenRun:
         state=RunState(run.state),
         expires_at=None if task.expires_at is None else task.expires_at.timestamp(),
         sub=bool(task.parent_run),
+        asked_at=run.created_at.timestamp(),
     )
 
 
