@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from playwright.async_api import expect
 
+from runnel.common.protocol import RunState
+from runnel.reducer.domain.task_views import RunLineView
 from runnel.reducer.domain.values import ClientContribution, LogView, NodeView
 from runnel.reducer.http import round_document
 from tests.browser.browsing import browser, visit
@@ -20,6 +22,7 @@ from tests.doubles.serving import Served, serving
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 
+TASK = "tasks/tsk-0000000000?run=run-0000000002"
 LONG = "a-client-with-a-very-long-name-that-goes-on-and-on-and-on-0123456789"
 
 
@@ -70,6 +73,15 @@ async def filled(served: Served) -> str:
         for n in range(1, 5)
     ]
     await served.http.post("/tokens", json={"role": "client", "name": LONG})
+    reducer.sites = [LONG, "site-1", "site-2", "site-3", "site-4"]
+    described = {"name": "y" * 100, "description": LONG, "executors": [{"image": f"registry.example.org/{LONG}:1"}]}
+    task = (await served.http.post("/tasks", json={"spec": described, "sites": reducer.sites})).json()
+    ends = (RunState.FAILED, RunState.DONE, RunState.AWAITING_RELEASE, RunState.REJECTED, RunState.RUNNING)
+    for run, state in zip(task["runs"], ends, strict=True):
+        reducer.give_out(run["run"], "output", b"3", "application/zip")
+        reducer.move(run["run"], state, error=f"{LONG} failed " * 10, exit_code=3, elapsed_s={"run": 3.0})
+    line = RunLineView(id=1, run=task["runs"][2]["run"], at=NOW, stream="stdout", text="word " * 60)
+    reducer.lines_of_runs[line.run] = [line]
     return session
 
 
@@ -78,6 +90,8 @@ def views(session: str, model: str) -> list[str]:
         "",
         "sessions",
         f"sessions/{session}?round=1",
+        "tasks",
+        TASK,
         "models",
         f"models/{model}",
         "packages",
@@ -139,7 +153,7 @@ CONTRAST = """() => {
 async def test_text_stands_out_from_its_ground(served: Served, scheme: Any) -> None:
     session = await filled(served)
     async with browser() as started:
-        for view in ("", f"sessions/{session}?round=1", "nodes", "tokens"):
+        for view in ("", f"sessions/{session}?round=1", "tasks", TASK, "nodes", "tokens"):
             async with visit(started, f"{served.url}/#/{view}", color_scheme=scheme) as look:
                 await expect(look.page.get_by_text("Asking …")).to_have_count(0)
                 assert await look(CONTRAST) == [], view

@@ -12,12 +12,16 @@ import { NodesView } from "./view_nodes.js";
 import { PackagesView } from "./view_packages.js";
 import { SessionView } from "./view_session.js";
 import { SessionsView } from "./view_sessions.js";
+import { TaskView } from "./view_task.js";
+import { TasksView } from "./view_tasks.js";
 import { TokensView } from "./view_tokens.js";
 
 const ROUTES = [
   [/^$/, NetworkView],
   [/^sessions$/, SessionsView],
   [/^sessions\/([^/]+)$/, SessionView],
+  [/^tasks$/, TasksView],
+  [/^tasks\/([^/]+)$/, TaskView],
   [/^models$/, ModelsView],
   [/^models\/([^/]+)$/, ModelView],
   [/^packages$/, PackagesView],

@@ -5,6 +5,7 @@ import { h } from "./dom.js";
 const WAYS = [
   ["", "Network"],
   ["sessions", "Sessions"],
+  ["tasks", "Tasks"],
   ["models", "Models"],
   ["packages", "Packages"],
   ["nodes", "Nodes"],

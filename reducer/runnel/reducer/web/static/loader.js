@@ -50,9 +50,10 @@ export class Loader {
     this.#set({ bearings });
     // What passed while nobody listened is told by no event: everything is read anew.
     this.state.progress.clear();
+    this.state.stages.clear();
     this.state.suspect = new Set(this.state.detailed);
     await Promise.all([...[...this.reads.values()].map((read) => read()), this.#readHistory(bearings.newest_event)]);
-    this.changed(null, new Set(["nodes", "sessions", "models", "packages", "tokens"]));
+    this.changed(null, new Set(["nodes", "sessions", "tasks", "models", "packages", "tokens"]));
     return bearings.newest_event;
   }
 

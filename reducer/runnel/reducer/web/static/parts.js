@@ -9,7 +9,7 @@ export function status(word) {
 
 const STATUSES = new Set([
   "running", "finished", "stopped", "failed", "attached", "away", "counted", "awaiting", "late", "open", "committed", "revoked",
-  "expired", "valid",
+  "expired", "valid", "queued", "assigned", "preparing", "awaiting-release", "pushing", "done", "rejected", "cancelled",
 ]);
 
 function known(word) {

@@ -22,6 +22,34 @@ export function coalesced(work) {
   };
 }
 
+const PAUSE_MS = 1000;
+const PAUSE_TIMES = 3;
+
+/**
+ * Make a function that has `work` run for as often as it is called, but at most once a second, and for a quarter of the
+ * time: what is large is read less often.
+ */
+export function paced(work) {
+  let busy = false;
+  let again = false;
+  const run = async () => {
+    do {
+      again = false;
+      const since = performance.now();
+      await work();
+      const pause = Math.max(PAUSE_MS, PAUSE_TIMES * (performance.now() - since));
+      await new Promise((resolve) => setTimeout(resolve, pause));
+    } while (again);
+    busy = false;
+  };
+  return () => {
+    again = true;
+    if (busy) return;
+    busy = true;
+    run();
+  };
+}
+
 /** Something at a path. `load()` reads it; `value` is null until then. */
 export class Resource {
   constructor(app, path, query = {}) {

@@ -13,6 +13,7 @@ export function lookOf(stage) {
 
 export const PHASES = ["selecting", "training", "reducing", "validating"];
 const TOLD_BY_OTHERS = new Set(["session.phase", "progress", "model.removed", "api.call"]);
+const TOLD_RUNS = new Set(["awaiting-release", "failed", "rejected"]);
 
 export class State {
   constructor() {
@@ -25,6 +26,7 @@ export class State {
     this.listed = null; // ids, newest first
     this.moreSessions = null; // cursor
     this.progress = new Map(); // session id → {round, work, asked, counted, failed, stages}; the newest news last
+    this.stages = new Map(); // task id → {site: "state: what it does"}
     this.activity = []; // events, newest first
     this.live = false;
     this.wasLive = false;
@@ -33,6 +35,17 @@ export class State {
 
   get maySteer() {
     return ["operator", "initiator"].includes(this.bearings?.role);
+  }
+
+  /** Whether this person starts tasks, and so may cancel them and have their results. */
+  get mayAsk() {
+    return ["operator", "initiator", "researcher"].includes(this.bearings?.role);
+  }
+
+  /** How far the run of a task is at a site, as it said last: "state: what it does", or null. */
+  stageOf(task, site) {
+    const stages = this.stages.get(task) ?? {};
+    return Object.hasOwn(stages, site) ? stages[site] : null; // a site may be called like what every object has
   }
 
   get isOperator() {
@@ -83,6 +96,10 @@ export class State {
     const { kind, session, data } = event;
     switch (kind) {
       case "progress":
+        if (data.task) {
+          this.stages.set(data.task, data.stages);
+          return [];
+        }
         this.progress.delete(session);
         this.progress.set(session, data);
         return [];
@@ -100,6 +117,13 @@ export class State {
       case "session.extended":
       case "session.updated":
         return [session, "sessions", "status"];
+      case "task.ended":
+        this.stages.delete(session);
+        return ["tasks"];
+      case "task.created":
+      case "run.state":
+      case "run.release":
+        return ["tasks"];
       case "node.attached":
       case "node.left":
         return ["nodes", "status"];
@@ -120,7 +144,7 @@ export class State {
 
   /** Add events, oldest first, to what happened lately. */
   remember(events) {
-    const told = events.filter((event) => !TOLD_BY_OTHERS.has(event.kind)).reverse();
+    const told = events.filter((event) => isNews(event)).reverse();
     this.activity = [...told, ...this.activity].slice(0, ACTIVITY_KEPT);
   }
 
@@ -140,6 +164,10 @@ export class State {
     this.sessions.set(id, { ...known, rounds, model: round.model ?? known.model });
     return ["models"];
   }
+}
+
+function isNews({ kind, data }) {
+  return kind === "run.state" ? TOLD_RUNS.has(data.state) : !TOLD_BY_OTHERS.has(kind);
 }
 
 export function committed(session) {

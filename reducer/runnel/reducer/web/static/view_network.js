@@ -1,7 +1,8 @@
 import { h } from "./dom.js";
-import { bytes, short, time } from "./format.js";
+import { bytes, plural, short, time } from "./format.js";
 import { empty, joinEnd, sessionLink } from "./parts.js";
 import { picture } from "./picture.js";
+import { taskLink } from "./run_states.js";
 import { sessionsTable } from "./session_rows.js";
 import { noSessions } from "./view_sessions.js";
 
@@ -126,6 +127,10 @@ function told(state, { kind, session, data }) {
     "round.retried": () => [link, ` opened round ${data.round} again: ${data.failed} failed, ${data.late} did not answer`],
     "client.awaiting": () => [`${data.client}'s site does not take the work of `, link, ` yet`, failureOf(data)],
     "client.failed": () => [`${data.client} failed in `, link, failureOf(data)],
+    "task.created": () => [taskLink(session, data.name || session), ` is asked of ${plural(data.sites?.length ?? 0, "site")}`],
+    "run.state": () => [taskLink(session), ` is ${data.state} at ${data.site}`, data.error_code ? `: ${data.error_code}` : ""],
+    "run.release": () => [`${data.user || "somebody"} decided from afar on the results of `, taskLink(session), ` at ${data.site}`],
+    "task.ended": () => [taskLink(session), ` ended: ${data.status}`],
     "node.attached": () => `${data.name} attached`,
     "node.left": () => `${data.name} left`,
     "package.signed": () => `package ${String(data.digest).slice(0, 12)} was signed by the key ${data.key_id}`,
