@@ -68,6 +68,7 @@ async def test_a_task_is_watched_and_its_results_are_approved(tmp_path: Path) ->
             await expect(row(look, "Sites", "oslo")).not_to_contain_text("looking for the image")
 
             await page.get_by_role("link", name="bergen ▸").click()
+            await expect(page.get_by_role("heading", name="At bergen running")).to_be_focused()
             await expect(page.get_by_role("table", name="Log lines")).to_contain_text("hello from bergen")
             await expect(page.get_by_role("button", name="Approve")).to_have_count(0)
             line = LogLine(at_ms=1000, stream="stderr", text="<b>half</b> of it")

@@ -108,7 +108,7 @@ export class RunCard {
       h(
         "div",
         { class: "head" },
-        h("div", null, h("h2", { id: "run" }, `At ${run.site} `, status(run.state)), h("code", { class: "mute" }, run.run)),
+        h("div", null, h("h2", { id: "run", tabindex: "-1" }, `At ${run.site} `, status(run.state)), h("code", { class: "mute" }, run.run)),
         h("a", { href: `#/tasks/${encodeURIComponent(task.task)}`, class: "close" }, "Close"),
       ),
       this.#reason(task, run),

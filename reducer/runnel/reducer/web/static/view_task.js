@@ -24,6 +24,7 @@ export class TaskView {
     this.shown = RUNS_SHOWN;
     this.state = null; // only runs that are so are listed
     this.card = null; // of the run that is looked at
+    this.opened = false; // and that somebody has just opened, far below perhaps
   }
 
   get task() {
@@ -49,6 +50,11 @@ export class TaskView {
 
   drawn() {
     this.card?.drawn();
+    const heading = this.opened ? document.getElementById("run") : null;
+    if (!heading) return;
+    this.opened = false;
+    heading.focus({ preventScroll: true });
+    heading.scrollIntoView({ block: "nearest" });
   }
 
   query(query) {
@@ -57,6 +63,7 @@ export class TaskView {
     const run = query.get("run");
     if (run === (this.card?.id ?? null)) return;
     this.card?.stop();
+    this.opened = run !== null && this.task !== null;
     this.card = run === null ? null : new RunCard(this.app, this.path, run, () => this.refresh());
     this.card?.start();
   }
