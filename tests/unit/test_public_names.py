@@ -29,6 +29,7 @@ PUBLIC: dict[str, list[str]] = {
         "Selected",
         "SiteSelector",
         "TableEntry",
+        "catalogue_of",
         "database_of",
         "find_database",
         "open_tables",

@@ -9,11 +9,14 @@ from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 
+from runnel.common.catalogue import MAX_CATALOGUE_BYTES
 from runnel.common.errors import Forbidden, InvalidInput
 from runnel.common.protocol import (
     ENDED,
     MAX_DETAIL,
     BlobRef,
+    CatalogueNews,
+    CatalogueWanted,
     Downward,
     Failure,
     Hello,
@@ -92,8 +95,10 @@ upward: st.SearchStrategy[Upward] = st.one_of(
             kind=st.sampled_from(NodeKind),
             runs=st.lists(ids, max_size=3).map(tuple),
             task_slots=st.integers(0, (1 << 32) - 1),
+            catalogue=st.just("") | st.binary(min_size=32, max_size=32).map(bytes.hex),
         ),
     ),
+    st.builds(CatalogueNews, client=names, document=texts),
 )
 downward: st.SearchStrategy[Downward] = st.one_of(
     st.builds(
@@ -109,6 +114,7 @@ downward: st.SearchStrategy[Downward] = st.one_of(
     ),
     st.builds(TaskSettled, run_id=ids, client=names, cancelled=st.booleans(), reason=texts),
     st.builds(TaskRelease, run_id=ids, client=names, release=st.booleans(), user=texts, reason=texts),
+    st.builds(CatalogueWanted, client=names),
 )
 
 
@@ -173,8 +179,22 @@ def test_an_order_is_no_larger_than_a_description_may_be() -> None:
     assert caught.value.fields["field"] == "task_order.spec"
 
 
-def test_a_client_tells_news_of_its_own_runs_alone() -> None:
-    news = TaskNews(run_id="run-1", client="a", state=RunState.RUNNING)
+def test_a_catalogue_is_no_larger_than_it_may_be_and_its_digest_is_one() -> None:
+    news = pb.CatalogueNews(client="c", document="ä" * (MAX_CATALOGUE_BYTES // 2 + 1))
+    with pytest.raises(InvalidInput) as caught:
+        upward_from_wire(pb.Upward(catalogue_news=news))
+    assert caught.value.fields["field"] == "catalogue_news.document"
+    hello = upward_to_wire(Hello(member=Member(name="c", node_id="1", kind=NodeKind.CLIENT)))
+    getattr(hello.hello, "self").catalogue = b"short"  # noqa: B009
+    with pytest.raises(InvalidInput) as caught:
+        upward_from_wire(hello)
+    assert caught.value.fields["field"] == "hello.self.catalogue"
+
+
+@pytest.mark.parametrize(
+    "news", [TaskNews(run_id="run-1", client="a", state=RunState.RUNNING), CatalogueNews(client="a", document="{}")]
+)
+def test_a_client_tells_news_of_its_own_alone(news: TaskNews | CatalogueNews) -> None:
     for kind, name in ((NodeKind.CLIENT, "a"), (NodeKind.COMBINER, "m1")):
         require_authority(NodeIdentity(name=name, node_id="1", kind=kind), news)
     with pytest.raises(Forbidden, match="speaks for a"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import hashlib
 import platform
 import shutil
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -26,6 +27,7 @@ from runnel.client.package_cache import PackageCache
 from runnel.client.runtimes import Runtime
 from runnel.client.tasks.site_tasks import SiteTasks
 from runnel.common.blobs import in_thread
+from runnel.common.catalogue import Catalogue
 from runnel.common.crash_points import CrashPoint, reach
 from runnel.common.metrics import Sample, Tally
 from runnel.common.protocol import (
@@ -33,6 +35,8 @@ from runnel.common.protocol import (
     AssignmentKey,
     BlobRef,
     Cancel,
+    CatalogueNews,
+    CatalogueWanted,
     Downward,
     Hello,
     Member,
@@ -68,6 +72,7 @@ class ClientAgent:
         parallel: how many pieces of work may run at once.
         run_timeout_s: the site's own limit for one run of an entry point; None: only the network's.
         tasks: makes what holds the runs of tasks, given the way up; None: this client takes none.
+        catalogue: what is published of its data; None: nothing.
         on_attachment: is told the name of the node to which it attached, and the empty name when that is over.
     """
 
@@ -86,10 +91,12 @@ class ClientAgent:
         parallel: int = 1,
         run_timeout_s: float | None = None,
         tasks: Callable[[UplinkLink], SiteTasks] | None = None,
+        catalogue: Catalogue | None = None,
         on_attachment: Callable[[str], Awaitable[None]] | None = None,
     ) -> None:
         self._name = name
         self._on_attachment = on_attachment
+        self._catalogue = catalogue.as_json() if catalogue is not None and catalogue.datasets else ""
         self._node_id = node_id
         self._version = version
         self._gate = gate
@@ -157,6 +164,7 @@ class ClientAgent:
             holding=self._book.holding(),
             runs=() if self._tasks is None else self._tasks.holding(),
             task_slots=0 if self._tasks is None else self._tasks.slots,
+            catalogue=hashlib.sha256(self._catalogue.encode()).hexdigest() if self._catalogue else "",
         )
         return Hello(member=member)
 
@@ -247,6 +255,8 @@ class ClientAgent:
                 self._apply(self._book.dropped(key))
             case TaskOrder() | TaskSettled() | TaskRelease() if self._tasks is not None:
                 self._tasks.received(message)
+            case CatalogueWanted():
+                self._link.send(CatalogueNews(client=self._name, document=self._catalogue))
             case _:
                 pass
 

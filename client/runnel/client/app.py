@@ -17,7 +17,7 @@ import structlog
 
 from runnel.client.agent import ClientAgent
 from runnel.client.audit import AUDIT_FILE, AuditLog, utc_now
-from runnel.client.data import DatabaseConfig, database_of, read_databases
+from runnel.client.data import DatabaseConfig, catalogue_of, database_of, read_databases
 from runnel.client.domain.cage import NO_NETWORK, Cage
 from runnel.client.domain.policy import Policy
 from runnel.client.gate import Gate
@@ -244,6 +244,7 @@ async def run_client(
         require_loopback(settings.network)
     data = await asyncio.to_thread(site_data, settings.data, settings.databases, environ)
     databases = {name: each.where for name, each in data.items()}
+    catalogue = catalogue_of(data.values())
     policy = await asyncio.to_thread(site_policy, settings, data)
     variables = site_variables(settings.env, environ)
     await asyncio.to_thread(RegistryPasswords(settings.docker_config, environ).require)
@@ -314,6 +315,7 @@ async def run_client(
                 time_s=settings.run_timeout_s,
                 clock=clock,
             ),
+            catalogue=catalogue,
             on_attachment=functools.partial(note_attachment, settings.state),
         )
         await asyncio.to_thread(gate.begin, client=identity.name, version=version("runnel"), network=settings.network)
@@ -328,6 +330,7 @@ async def run_client(
             name=identity.name,
             network=settings.network,
             databases=sorted(databases),
+            published=[each.id for each in catalogue.datasets],
             policy=policy.source,
         )
         try:

@@ -30,6 +30,8 @@ from runnel.common.protocol import (
     Assignment,
     BlobRef,
     Cancel,
+    CatalogueNews,
+    CatalogueWanted,
     Close,
     Downward,
     Drain,
@@ -185,7 +187,7 @@ class Combiner:
                             await self._on_attachment(event.via)
                     case Received(message=Assignment() as order):
                         self._from_above(await with_small_model(order, self._cache))
-                    case Received(message=TaskOrder() | TaskSettled() | TaskRelease() as message):
+                    case Received(message=TaskOrder() | TaskSettled() | TaskRelease() | CatalogueWanted() as message):
                         self._runs.down(message)
                     case Received(message=message):
                         self._from_above(message)
@@ -382,6 +384,10 @@ class Combiner:
                 self._apply(self._book.released(name, message))
             case TaskNews():
                 self._runs.news(name, message)
+            case CatalogueNews():
+                # What is lost here, as there is no way up or no room on it, is asked for again.
+                if name in self._membership.ways(message.client):
+                    self._link.offer(message)
             case Roster():
                 self._tell(self._membership.leave(name, message.left))
                 self._tell(self._membership.join(name, message.joined))

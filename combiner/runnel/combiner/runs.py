@@ -18,7 +18,16 @@ from runnel.combiner.domain import Membership
 from runnel.common.blobs import Leftovers, Spool, SpoolFile
 from runnel.common.crash_points import CrashPoint, reach
 from runnel.common.errors import DeadlineExceeded, Forbidden, NotFound, RunnelError, StorageFull, Unreachable
-from runnel.common.protocol import ENDED, BlobRef, Downward, TaskNews, TaskOrder, TaskRelease, TaskSettled
+from runnel.common.protocol import (
+    ENDED,
+    BlobRef,
+    CatalogueWanted,
+    Downward,
+    TaskNews,
+    TaskOrder,
+    TaskRelease,
+    TaskSettled,
+)
 from runnel.transport import NodeIdentity, UplinkLink
 
 log = structlog.get_logger()
@@ -77,7 +86,7 @@ class Runs:
 
     # ---- down
 
-    def down(self, message: TaskOrder | TaskSettled | TaskRelease) -> None:
+    def down(self, message: TaskOrder | TaskSettled | TaskRelease | CatalogueWanted) -> None:
         """Pass on what is for one client, by all ways that may lead to it."""
         if isinstance(message, TaskOrder):
             reach(CrashPoint.RUN_ARRIVED)

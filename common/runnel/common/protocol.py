@@ -149,7 +149,10 @@ class AssignmentKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
-    """A node somewhere below the receiver. ``runs``: those of tasks that a client holds; ``task_slots``: its room."""
+    """A node somewhere below the receiver. ``runs``: those of tasks that a client holds; ``task_slots``: its room.
+
+    ``catalogue``: SHA-256 in hex of what a client publishes of its data; empty: it publishes nothing.
+    """
 
     name: str
     node_id: str
@@ -163,6 +166,7 @@ class Member:
     tls: bool = False
     runs: tuple[str, ...] = ()
     task_slots: int = 0
+    catalogue: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -305,7 +309,15 @@ class TaskNews:
     lines: tuple[LogLine, ...] = ()
 
 
-Upward = Hello | Heartbeat | Roster | Progress | LogLines | Report | Released | TaskNews
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CatalogueNews:
+    """What a client publishes of its data: JSON of a :class:`runnel.common.catalogue.Catalogue`, not yet checked."""
+
+    client: str
+    document: str
+
+
+Upward = Hello | Heartbeat | Roster | Progress | LogLines | Report | Released | TaskNews | CatalogueNews
 
 # ---- down
 
@@ -415,4 +427,13 @@ class TaskRelease:
     reason: str = ""
 
 
-Downward = Welcome | Assignment | Close | Cancel | Settled | Drain | TaskOrder | TaskSettled | TaskRelease
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CatalogueWanted:
+    """The client is to say what it publishes of its data."""
+
+    client: str
+
+
+Downward = (
+    Welcome | Assignment | Close | Cancel | Settled | Drain | TaskOrder | TaskSettled | TaskRelease | CatalogueWanted
+)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from runnel.common.errors import Forbidden, InvalidInput
 from runnel.common.protocol import (
+    CatalogueNews,
     Hello,
     LogLines,
     NodeKind,
@@ -48,7 +49,7 @@ def _require_client(name: str, message: Upward) -> None:
             raise _forbidden(name, f"sent a message {kind} about others", "Only a combiner may.")
         case Progress(clients=clients) if others := sorted({*clients} - {name}):
             raise _forbidden(name, f"speaks for {', '.join(others[:5])}", "A client speaks for itself alone.")
-        case LogLines(client=client) | TaskNews(client=client) if client != name:
+        case LogLines(client=client) | TaskNews(client=client) | CatalogueNews(client=client) if client != name:
             raise _forbidden(name, f"speaks for {client}", "A client speaks for itself alone.")
         case Progress(stage=stage) if stage in _SAID_BY_COMBINERS:
             raise _forbidden(name, f"says that its work is {stage.value}", "That is for those above to say.")

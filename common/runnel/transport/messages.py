@@ -16,6 +16,8 @@ from runnel.common.protocol import (
     Assignment,
     BlobRef,
     Cancel,
+    CatalogueNews,
+    CatalogueWanted,
     Close,
     Downward,
     Drain,
@@ -41,6 +43,8 @@ from runnel.common.protocol import (
 )
 from runnel.rpc.v1 import uplink_pb2 as pb
 from runnel.transport.task_messages import (
+    catalogue_from_wire,
+    catalogue_to_wire,
     lines_from_wire,
     lines_to_wire,
     news_from_wire,
@@ -51,6 +55,8 @@ from runnel.transport.task_messages import (
     release_to_wire,
     settled_from_wire,
     settled_to_wire,
+    wanted_from_wire,
+    wanted_to_wire,
 )
 from runnel.transport.wire_values import (
     bad_field,
@@ -113,6 +119,8 @@ def upward_to_wire(message: Upward) -> pb.Upward:
             return pb.Upward(released=pb.Released(order_id=message.order_id, clients=message.clients))
         case TaskNews():
             return news_to_wire(message)
+        case CatalogueNews():
+            return catalogue_to_wire(message)
 
 
 def _report_to_wire(report: Report) -> pb.Report:
@@ -201,6 +209,7 @@ _UPWARD: Mapping[str, Callable[[Any], Upward]] = {
     "report": _report_from_wire,
     "released": _released_from_wire,
     "task_news": news_from_wire,
+    "catalogue_news": catalogue_from_wire,
 }
 
 
@@ -253,6 +262,8 @@ def downward_to_wire(message: Downward) -> pb.Downward:
             return settled_to_wire(message)
         case TaskRelease():
             return release_to_wire(message)
+        case CatalogueWanted():
+            return wanted_to_wire(message)
 
 
 def _milliseconds(seconds: float) -> int:
@@ -360,6 +371,7 @@ _DOWNWARD: Mapping[str, Callable[[Any], Downward]] = {
     "task_order": order_from_wire,
     "task_settled": settled_from_wire,
     "task_release": release_from_wire,
+    "catalogue_wanted": wanted_from_wire,
 }
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from runnel.common.catalogue import MAX_CATALOGUE_BYTES
 from runnel.common.protocol import (
     ENDED,
     MAX_DETAIL,
     MAX_LINE,
+    CatalogueNews,
+    CatalogueWanted,
     LogLine,
     ResultFile,
     RunResult,
@@ -200,3 +203,28 @@ def release_from_wire(wire: pb.TaskRelease) -> TaskRelease:
         user=text_from_wire(wire.user, "task_release.user", MAX_DETAIL),
         reason=text_from_wire(wire.reason, "task_release.reason", MAX_DETAIL),
     )
+
+
+def catalogue_to_wire(news: CatalogueNews) -> pb.Upward:
+    """Return the message that says what a client publishes of its data."""
+    return pb.Upward(catalogue_news=pb.CatalogueNews(client=news.client, document=news.document))
+
+
+def catalogue_from_wire(wire: pb.CatalogueNews) -> CatalogueNews:
+    """Return what a client publishes; the document itself is not looked into."""
+    client = name_from_wire(wire.client, "catalogue_news.client")
+    if (size := len(wire.document.encode())) > MAX_CATALOGUE_BYTES:
+        raise bad_field(
+            "catalogue_news.document", f"a document of at most {MAX_CATALOGUE_BYTES:,} bytes", f"one of {size:,}"
+        )
+    return CatalogueNews(client=client, document=wire.document)
+
+
+def wanted_to_wire(wanted: CatalogueWanted) -> pb.Downward:
+    """Return the message that asks a client what it publishes."""
+    return pb.Downward(catalogue_wanted=pb.CatalogueWanted(client=wanted.client))
+
+
+def wanted_from_wire(wire: pb.CatalogueWanted) -> CatalogueWanted:
+    """Return which client is asked."""
+    return CatalogueWanted(client=name_from_wire(wire.client, "catalogue_wanted.client"))

@@ -203,6 +203,7 @@ def member_to_wire(member: Member) -> pb.Member:
         tls=member.tls,
         runs=member.runs,
         task_slots=member.task_slots,
+        catalogue=bytes.fromhex(member.catalogue),
     )
 
 
@@ -212,6 +213,8 @@ def member_from_wire(wire: pb.Member, field: str) -> Member:
         raise bad_field(f"{field}.holding", f"at most {_HOLDING:,} keys", f"{len(wire.holding):,} of them")
     if len(wire.runs) > _HOLDING:
         raise bad_field(f"{field}.runs", f"at most {_HOLDING:,} runs", f"{len(wire.runs):,} of them")
+    if len(wire.catalogue) not in (0, 32):
+        raise bad_field(f"{field}.catalogue", "32 bytes, or none", f"{len(wire.catalogue)} bytes")
     return Member(
         name=name_from_wire(wire.name, f"{field}.name"),
         node_id=id_from_wire(wire.node_id, f"{field}.node_id"),
@@ -225,6 +228,7 @@ def member_from_wire(wire: pb.Member, field: str) -> Member:
         tls=wire.tls,
         runs=tuple(id_from_wire(run, f"{field}.runs") for run in wire.runs),
         task_slots=wire.task_slots,
+        catalogue=wire.catalogue.hex(),
     )
 
 

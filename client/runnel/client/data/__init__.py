@@ -5,14 +5,15 @@ from runnel.client.data.databases import (
     DatabaseConfig,
     DatabaseKind,
     FieldEntry,
-    FieldType,
     TableEntry,
     database_of,
     find_database,
 )
 from runnel.client.data.databases_file import read_databases
 from runnel.client.data.interruption import Interruption
+from runnel.client.data.publication import catalogue_of
 from runnel.client.data.selection import Selected, SelectLimits, SiteSelector, open_tables, select, selected
+from runnel.common.catalogue import FieldType
 
 __all__ = [
     "Constraints",
@@ -25,6 +26,7 @@ __all__ = [
     "Selected",
     "SiteSelector",
     "TableEntry",
+    "catalogue_of",
     "database_of",
     "find_database",
     "open_tables",

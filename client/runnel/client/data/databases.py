@@ -9,6 +9,7 @@ from enum import Enum
 from pathlib import Path
 
 from runnel.client.data.near import unknown
+from runnel.common.catalogue import FieldType
 from runnel.common.tasks import Language
 
 
@@ -39,19 +40,6 @@ LANGUAGES: Mapping[DatabaseKind, frozenset[Language]] = {
 """How a selection of each kind may be written."""
 
 
-class FieldType(Enum):
-    """What a field holds, in the words of data dictionaries."""
-
-    INTEGER = "integer"
-    DECIMAL = "decimal"
-    TEXT = "text"
-    BOOLEAN = "boolean"
-    DATE = "date"
-    DATETIME = "datetime"
-    TIME = "time"
-    OTHER = "other"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Constraints:
     """What the values of a field keep to; None or False: anything goes. Lengths are characters."""
@@ -68,13 +56,14 @@ class Constraints:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FieldEntry:
-    """What the dictionary says of one field."""
+    """What the dictionary says of one field; ``lookup``: which of the database's lookups its values are from."""
 
     name: str
     type: FieldType
     label: str = ""
     description: str = ""
     constraints: Constraints = Constraints()
+    lookup: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +90,10 @@ class DatabaseConfig:
         minimum_rows: a selection with fewer rows gives nothing.
         languages: in which a selection may be written; None: :func:`default_languages`.
         dictionary: tables by name.
+        lookups: by name, values and what they mean.
+        publish: whether the network is told of it: name, title, what its dictionary says; never where it is or what
+            is in it.
+        creator: who made it; ``contact``: whom to ask; ``license``, ``version``: of the data.
     """
 
     name: str
@@ -115,6 +108,12 @@ class DatabaseConfig:
     title: str = ""
     description: str = ""
     dictionary: Mapping[str, TableEntry] = field(default_factory=dict)
+    lookups: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    publish: bool = False
+    creator: str = ""
+    contact: str = ""
+    license: str = ""
+    version: str = ""
 
     @property
     def where(self) -> Path | str:

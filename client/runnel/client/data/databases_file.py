@@ -19,10 +19,10 @@ from runnel.client.data.databases import (
     DatabaseConfig,
     DatabaseKind,
     FieldEntry,
-    FieldType,
     TableEntry,
 )
 from runnel.client.file_problems import problem
+from runnel.common.catalogue import FieldType
 from runnel.common.errors import BadSettings
 from runnel.common.tasks import Language
 
@@ -115,17 +115,24 @@ class _Field(_Part):
     label: str = ""
     description: str = ""
     constraints: _Constraints = Field(default_factory=_Constraints)
+    lookup: str | None = None
 
-    def entry(self) -> FieldEntry:
-        told = self.constraints.model_dump() | {
-            "one_of": None if self.constraints.one_of is None else tuple(self.constraints.one_of)
-        }
+    @model_validator(mode="after")
+    def _one_list(self) -> Self:
+        if self.lookup is not None and self.constraints.one_of is not None:
+            raise ValueError("a field has a lookup or one_of, which both say what its values are")
+        return self
+
+    def entry(self, lookups: Mapping[str, Mapping[str, str]]) -> FieldEntry:
+        one_of = self.constraints.one_of if self.lookup is None else list(lookups[self.lookup])
+        told = self.constraints.model_dump() | {"one_of": None if one_of is None else tuple(one_of)}
         return FieldEntry(
             name=self.name,
             type=self.type,
             label=self.label,
             description=self.description,
             constraints=Constraints(**told),
+            lookup=self.lookup,
         )
 
 
@@ -148,6 +155,21 @@ class _Database(_Part):
     title: str = ""
     description: str = ""
     dictionary: dict[str, _Table] = Field(default_factory=dict)
+    lookups: dict[str, dict[str, str]] = Field(default_factory=dict)
+    publish: bool = False
+    creator: str = ""
+    contact: str = ""
+    license: str = ""
+    version: str = ""
+
+    @model_validator(mode="after")
+    def _known_lookups(self) -> Self:
+        for table, each in self.dictionary.items():
+            for one in each.fields:
+                if one.lookup is not None and one.lookup not in self.lookups:
+                    known = ", ".join(self.lookups) or "none"
+                    raise ValueError(f"the field {one.name} of {table} names the lookup {one.lookup}; there is {known}")
+        return self
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -211,9 +233,17 @@ def _config(name: str, told: _Database, file: Path, environ: Mapping[str, str]) 
         title=told.title,
         description=told.description,
         dictionary={
-            table: TableEntry(description=each.description, fields=tuple(field.entry() for field in each.fields))
+            table: TableEntry(
+                description=each.description, fields=tuple(field.entry(told.lookups) for field in each.fields)
+            )
             for table, each in told.dictionary.items()
         },
+        lookups=told.lookups,
+        publish=told.publish,
+        creator=told.creator,
+        contact=told.contact,
+        license=told.license,
+        version=told.version,
     )
 
 

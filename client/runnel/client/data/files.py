@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 from sqlglot import exp
 
-from runnel.client.data.databases import DatabaseConfig, DatabaseKind, FieldType, table_kind, table_name
+from runnel.client.data.databases import DatabaseConfig, DatabaseKind, table_kind, table_name
 from runnel.client.data.tables import Field, Rows, Statement
+from runnel.common.catalogue import FieldType
 from runnel.common.errors import QueryFailed
 
 if TYPE_CHECKING:

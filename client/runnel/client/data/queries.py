@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 from graphql import GraphQLError, parse
 from graphql.language import ast
 
-from runnel.client.data.databases import FieldType
 from runnel.client.data.near import unknown
 from runnel.client.data.tables import Field, Statement, Tables, find_name
 from runnel.client.data.values import comparable
+from runnel.common.catalogue import FieldType
 from runnel.common.errors import BadQuery
 
 if TYPE_CHECKING:

@@ -19,8 +19,9 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlch
 from sqlalchemy.pool import NullPool
 from sqlglot import exp
 
-from runnel.client.data.databases import DatabaseConfig, FieldType
+from runnel.client.data.databases import DatabaseConfig
 from runnel.client.data.tables import Field, Rows, Statement
+from runnel.common.catalogue import FieldType
 from runnel.common.errors import QueryFailed
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from runnel.client.data.databases import FieldType
 from runnel.client.data.near import unknown
+from runnel.common.catalogue import FieldType
 
 if TYPE_CHECKING:
     from sqlglot import exp

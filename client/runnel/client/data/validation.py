@@ -15,11 +15,12 @@ from datetime import date, datetime, time
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from runnel.client.data.databases import DatabaseConfig, FieldEntry, FieldType, TableEntry
+from runnel.client.data.databases import DatabaseConfig, FieldEntry, TableEntry
 from runnel.client.data.interruption import Interruption
 from runnel.client.data.selection import open_tables
 from runnel.client.data.tables import Statement, Tables
 from runnel.client.data.values import plain
+from runnel.common.catalogue import FieldType
 from runnel.common.errors import QueryFailed
 
 if TYPE_CHECKING:

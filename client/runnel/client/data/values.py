@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal, InvalidOperation
 
-from runnel.client.data.databases import FieldType
+from runnel.common.catalogue import FieldType
 from runnel.common.errors import BadQuery
 
 _INTEGERS = 2**63

@@ -16,6 +16,7 @@ from runnel.common.errors import IllegalState, RunnelError, StorageFull, Unauthe
 from runnel.common.ids import new_id
 from runnel.common.protocol import (
     AssignmentKey,
+    CatalogueNews,
     Downward,
     Heartbeat,
     Hello,
@@ -36,6 +37,7 @@ from runnel.common.protocol import (
 )
 from runnel.reducer.domain.collection import Collection, Order, SlotState
 from runnel.reducer.domain.roster import Roster
+from runnel.reducer.engine.catalogues import Catalogues
 from runnel.reducer.engine.exchange import Exchange
 from runnel.reducer.engine.log_writer import LogWriter
 from runnel.reducer.engine.measures import Measures
@@ -103,7 +105,8 @@ class Engine:
         self._owners: dict[str, str] = {}  # organisation by name of a node
         self._logs = LogWriter(journal.database)
         self.tasks = Tasks(journal, network=self, retention=self._retention, lines=self._logs, keep=keep_results)
-        self._at_tasks: asyncio.Task[None] | None = None
+        self._catalogues = Catalogues(journal, network=self)
+        self._own: list[asyncio.Task[None]] = []
         self._group = asyncio.TaskGroup()
 
     async def __aenter__(self) -> Engine:
@@ -114,9 +117,13 @@ class Engine:
         await self._blobs.sweep_payloads(self._partials, wanted)
         await self._retention.remove_files()
         await self.tasks.open()
+        await self._catalogues.open()
         await self._group.__aenter__()
         self._group.create_task(self._logs.run(), name="log writer")
-        self._at_tasks = self._group.create_task(self.tasks.run(), name="tasks")
+        self._own = [
+            self._group.create_task(self.tasks.run(), name="tasks"),
+            self._group.create_task(self._catalogues.run(), name="catalogues"),
+        ]
         for session_id in running:
             self.launch(session_id)
         return self
@@ -125,10 +132,8 @@ class Engine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         # Sessions are left where they are; the next start goes on from there.
-        for task in self._tasks.values():
+        for task in (*self._tasks.values(), *self._own):
             task.cancel()
-        if self._at_tasks is not None:
-            self._at_tasks.cancel()
         self._logs.close()
         await self._group.__aexit__(kind, error, trace)
 
@@ -315,6 +320,8 @@ class Engine:
                     self._logs.add(message)
             case TaskNews():
                 await self.tasks.heard(child, message)
+            case CatalogueNews():
+                await self._catalogues.heard(child, message)
             case Hello() | Heartbeat():
                 pass
 
@@ -375,9 +382,11 @@ class Engine:
         for member in members:
             for key in member.holding:
                 await self._reconcile(member.name, key)
-        self.tasks.arrived(member for member in members if member.kind is NodeKind.CLIENT)
+        clients = [member for member in members if member.kind is NodeKind.CLIENT]
+        self.tasks.arrived(clients)
+        await self._catalogues.arrived(clients)
         for runner in self._runners.values():
-            runner.exchanges.arrived([member.name for member in members if member.kind is NodeKind.CLIENT])
+            runner.exchanges.arrived([member.name for member in clients])
 
     async def _left(self, names: list[str]) -> None:
         if not names:

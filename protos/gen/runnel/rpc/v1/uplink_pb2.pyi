@@ -344,6 +344,7 @@ class Upward(_message.Message):
     REPORT_FIELD_NUMBER: _builtins.int
     RELEASED_FIELD_NUMBER: _builtins.int
     TASK_NEWS_FIELD_NUMBER: _builtins.int
+    CATALOGUE_NEWS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello: ...
     @_builtins.property
@@ -360,6 +361,8 @@ class Upward(_message.Message):
     def released(self) -> Global___Released: ...
     @_builtins.property
     def task_news(self) -> Global___TaskNews: ...
+    @_builtins.property
+    def catalogue_news(self) -> Global___CatalogueNews: ...
     def __init__(
         self,
         *,
@@ -371,12 +374,13 @@ class Upward(_message.Message):
         report: Global___Report | None = ...,
         released: Global___Released | None = ...,
         task_news: Global___TaskNews | None = ...,
+        catalogue_news: Global___CatalogueNews | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "heartbeat", b"heartbeat", "hello", b"hello", "log", b"log", "progress", b"progress", "released", b"released", "report", b"report", "roster", b"roster", "task_news", b"task_news"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "catalogue_news", b"catalogue_news", "heartbeat", b"heartbeat", "hello", b"hello", "log", b"log", "progress", b"progress", "released", b"released", "report", b"report", "roster", b"roster", "task_news", b"task_news"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "heartbeat", b"heartbeat", "hello", b"hello", "log", b"log", "progress", b"progress", "released", b"released", "report", b"report", "roster", b"roster", "task_news", b"task_news"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "catalogue_news", b"catalogue_news", "heartbeat", b"heartbeat", "hello", b"hello", "log", b"log", "progress", b"progress", "released", b"released", "report", b"report", "roster", b"roster", "task_news", b"task_news"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["hello", "heartbeat", "roster", "progress", "log", "report", "released", "task_news"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["hello", "heartbeat", "roster", "progress", "log", "report", "released", "task_news", "catalogue_news"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -430,6 +434,7 @@ class Member(_message.Message):
     TLS_FIELD_NUMBER: _builtins.int
     RUNS_FIELD_NUMBER: _builtins.int
     TASK_SLOTS_FIELD_NUMBER: _builtins.int
+    CATALOGUE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """unique in the network"""
     node_id: _builtins.str
@@ -449,6 +454,8 @@ class Member(_message.Message):
     """combiners: whether `address` speaks TLS"""
     task_slots: _builtins.int
     """clients: how many runs of tasks it has room for at once; 0: it takes none"""
+    catalogue: _builtins.bytes
+    """clients: SHA-256 of what it publishes of its data; empty: it publishes nothing"""
     @_builtins.property
     def holding(self) -> _containers.RepeatedCompositeFieldContainer[Global___AssignmentKey]:
         """clients: work under way or finished and not yet settled"""
@@ -472,10 +479,11 @@ class Member(_message.Message):
         tls: _builtins.bool = ...,
         runs: _abc.Iterable[_builtins.str] | None = ...,
         task_slots: _builtins.int = ...,
+        catalogue: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "capacity", b"capacity", "holding", b"holding", "kind", b"kind", "name", b"name", "node_id", b"node_id", "parent", b"parent", "platform", b"platform", "runs", b"runs", "task_slots", b"task_slots", "tls", b"tls", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "capacity", b"capacity", "catalogue", b"catalogue", "holding", b"holding", "kind", b"kind", "name", b"name", "node_id", b"node_id", "parent", b"parent", "platform", b"platform", "runs", b"runs", "task_slots", b"task_slots", "tls", b"tls", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -990,6 +998,31 @@ class ResultFile(_message.Message):
 Global___ResultFile: _TypeAlias = ResultFile  # noqa: Y015
 
 @_typing.final
+class CatalogueNews(_message.Message):
+    """What a site publishes of its data, in answer to CatalogueWanted: descriptions of tables and fields, no data."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLIENT_FIELD_NUMBER: _builtins.int
+    DOCUMENT_FIELD_NUMBER: _builtins.int
+    client: _builtins.str
+    document: _builtins.str
+    """JSON: runnel.common.catalogue.Catalogue, at most 256 KiB; its SHA-256 is Member.catalogue"""
+    def __init__(
+        self,
+        *,
+        client: _builtins.str = ...,
+        document: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client", b"client", "document", b"document"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CatalogueNews: _TypeAlias = CatalogueNews  # noqa: Y015
+
+@_typing.final
 class Downward(_message.Message):
     """---- down ----------------------------------------------------------------------------------------------------------"""
 
@@ -1004,6 +1037,7 @@ class Downward(_message.Message):
     TASK_ORDER_FIELD_NUMBER: _builtins.int
     TASK_SETTLED_FIELD_NUMBER: _builtins.int
     TASK_RELEASE_FIELD_NUMBER: _builtins.int
+    CATALOGUE_WANTED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___Welcome: ...
     @_builtins.property
@@ -1022,6 +1056,8 @@ class Downward(_message.Message):
     def task_settled(self) -> Global___TaskSettled: ...
     @_builtins.property
     def task_release(self) -> Global___TaskRelease: ...
+    @_builtins.property
+    def catalogue_wanted(self) -> Global___CatalogueWanted: ...
     def __init__(
         self,
         *,
@@ -1034,12 +1070,13 @@ class Downward(_message.Message):
         task_order: Global___TaskOrder | None = ...,
         task_settled: Global___TaskSettled | None = ...,
         task_release: Global___TaskRelease | None = ...,
+        catalogue_wanted: Global___CatalogueWanted | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment", "body", b"body", "cancel", b"cancel", "close", b"close", "drain", b"drain", "settled", b"settled", "task_order", b"task_order", "task_release", b"task_release", "task_settled", b"task_settled", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment", "body", b"body", "cancel", b"cancel", "catalogue_wanted", b"catalogue_wanted", "close", b"close", "drain", b"drain", "settled", b"settled", "task_order", b"task_order", "task_release", b"task_release", "task_settled", b"task_settled", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment", "body", b"body", "cancel", b"cancel", "close", b"close", "drain", b"drain", "settled", b"settled", "task_order", b"task_order", "task_release", b"task_release", "task_settled", b"task_settled", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment", "body", b"body", "cancel", b"cancel", "catalogue_wanted", b"catalogue_wanted", "close", b"close", "drain", b"drain", "settled", b"settled", "task_order", b"task_order", "task_release", b"task_release", "task_settled", b"task_settled", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["welcome", "assignment", "close", "cancel", "settled", "drain", "task_order", "task_settled", "task_release"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["welcome", "assignment", "close", "cancel", "settled", "drain", "task_order", "task_settled", "task_release", "catalogue_wanted"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -1406,6 +1443,27 @@ class TaskRelease(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TaskRelease: _TypeAlias = TaskRelease  # noqa: Y015
+
+@_typing.final
+class CatalogueWanted(_message.Message):
+    """What this client publishes is not known above under the digest that it told: it is to say it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLIENT_FIELD_NUMBER: _builtins.int
+    client: _builtins.str
+    def __init__(
+        self,
+        *,
+        client: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client", b"client"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CatalogueWanted: _TypeAlias = CatalogueWanted  # noqa: Y015
 
 @_typing.final
 class TaskAsk(_message.Message):

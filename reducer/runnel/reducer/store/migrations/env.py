@@ -2,7 +2,7 @@
 
 from alembic import context
 
-from runnel.reducer.store import pytaskmanager_tables  # noqa: F401 (its tables are part of the schema)
+from runnel.reducer.store import catalogues, pytaskmanager_tables  # noqa: F401 (their tables are part of the schema)
 from runnel.reducer.store.tables import Base
 
 connection = context.config.attributes.get("connection")
