@@ -57,6 +57,7 @@ class HostileNode:
         at: address to attach to; None: where the directory says.
         kind: of this node.
         below: members that its hello claims.
+        catalogue: digest of what it says that it publishes.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class HostileNode:
         kind: NodeKind = NodeKind.CLIENT,
         token: str | None = None,
         below: tuple[Member, ...] = (),
+        catalogue: str = "",
     ) -> None:
         self.name = name
         self.kind = kind
@@ -78,13 +80,14 @@ class HostileNode:
         self._at = at
         self._token = token
         self._below = below
+        self._catalogue = catalogue
         self._call: Any = None
         self._writing = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
     def member(self) -> Member:
-        return Member(name=self.name, node_id=f"id-{self.name}", kind=self.kind)
+        return Member(name=self.name, node_id=f"id-{self.name}", kind=self.kind, catalogue=self._catalogue)
 
     async def __aenter__(self) -> Self:
         directory = open_channel(self._network, tls=None)
@@ -130,6 +133,12 @@ class HostileNode:
             await self.ended.wait()
         assert self.error is not None, "the stream ended without an error"
         return self.error
+
+    async def until(self, kind: type[Downward], timeout_s: float = 20.0) -> None:
+        """Wait until a message of this kind was heard."""
+        await eventually(
+            lambda: any(isinstance(each, kind) for each in self.heard), timeout_s=timeout_s, state=lambda: self.error
+        )
 
     async def assignment(self, timeout_s: float = 20.0) -> Assignment:
         """Return the newest order."""

@@ -11,9 +11,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from runnel.common.catalogue import Catalogue
 from runnel.common.errors import IllegalState, InvalidInput, NotFound
 from runnel.common.protocol import ENDED, RunState
 from runnel.common.tasks import TaskSpec
+from runnel.reducer.domain.datasets import DatasetDetails, DatasetView, together
 from runnel.reducer.domain.task_views import (
     BlobView,
     RunFileView,
@@ -32,12 +34,13 @@ BEGAN = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 class InMemoryTasks:
     """Implements :class:`runnel.reducer.service.TaskService`; a test moves the runs by :meth:`move`.
 
-    ``sites`` are the clients that there are.
+    ``sites`` are the clients that there are, ``published`` what they tell of their data.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.sites = ["site-1", "site-2", "site-3"]
+        self.published: dict[str, Catalogue] = {}
         self.blobs: dict[str, int] = {}
         self.lines_of_runs: dict[str, list[RunLineView]] = {}
         self._tasks: dict[str, TaskView] = {}
@@ -73,6 +76,22 @@ class InMemoryTasks:
             runs=runs,
         )
         return self._tasks[task]
+
+    async def datasets(self, caller: Caller) -> Sequence[DatasetView]:
+        ids = sorted({each.id for told in self.published.values() for each in told.datasets})
+        found = [await self.dataset(caller, dataset) for dataset in ids]
+        return [
+            DatasetView(
+                id=each.id, title=each.title, creator=each.creator, description=each.description, sites=each.sites
+            )
+            for each in found
+        ]
+
+    async def dataset(self, caller: Caller, dataset: str) -> DatasetDetails:
+        at_sites = {site: each for site, told in self.published.items() for each in told.datasets if each.id == dataset}
+        if not at_sites:
+            raise NotFound(f"There is no dataset {dataset!r}.")
+        return together(dataset, at_sites)
 
     async def tasks(self, caller: Caller, wanted: TaskFilter, cursor: str | None, limit: int) -> Page[TaskView]:
         found = [each for each in reversed(self._tasks.values()) if _fits(each, wanted)]

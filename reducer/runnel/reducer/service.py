@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from runnel.common.protocol import PackageSignature
 from runnel.common.tasks import TaskSpec
+from runnel.reducer.domain.datasets import DatasetDetails, DatasetView
 from runnel.reducer.domain.task_views import BlobView, RunFileView, RunLineView, RunView, TaskFilter, TaskView
 from runnel.reducer.domain.values import (
     EventView,
@@ -121,6 +122,12 @@ class ReducerService(TaskService, Protocol):
 
     async def note_call(self, caller: Caller, *, method: str, path: str, status: int, calls: int) -> None:
         """Record what was called and how it was answered; ``calls``: how many, equal in all that, since the last."""
+
+    async def datasets(self, caller: Caller) -> Sequence[DatasetView]:
+        """List what sites of the caller's organisation publish of their data, by id."""
+
+    async def dataset(self, caller: Caller, dataset: str) -> DatasetDetails:
+        """Return a dataset as its sites describe it. Raises NotFound."""
 
     async def status(self, caller: Caller) -> StatusView:
         """Return the network at a glance."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -16,11 +17,12 @@ from runnel.common.ids import new_id
 from runnel.common.protocol import BlobRef, NodeKind
 from runnel.common.tasks import MAX_SPEC, TaskSpec
 from runnel.reducer.authority import READERS, RESEARCHERS, require
+from runnel.reducer.domain.datasets import DatasetDetails, DatasetView, together, usual
 from runnel.reducer.domain.task_views import BlobView, RunFileView, RunLineView, RunView, TaskFilter, TaskView
 from runnel.reducer.domain.values import Page, Role
 from runnel.reducer.engine.engine import Engine
 from runnel.reducer.service import ALL_SITES, Caller
-from runnel.reducer.store import access, registry, run_files, run_lines, task_lists
+from runnel.reducer.store import access, catalogues, registry, run_files, run_lines, task_lists
 from runnel.reducer.store.blobs import Blobs
 from runnel.reducer.store.journal import Journal
 from runnel.reducer.store.tables import RunRow
@@ -180,3 +182,29 @@ class TaskOperations:
             user = await access.token_name(tx, caller.token_id)
         await self._engine.tasks.release(run_id, release=release, user=user, reason=reason, once=once)
         return await self.run(caller, run_id)
+
+    async def datasets(self, caller: Caller) -> Sequence[DatasetView]:
+        """List what sites publish of their data."""
+        require(caller, READERS)
+        async with self._journal.database.read() as tx:
+            found = await catalogues.listed(tx, caller.organisation)
+        return [
+            DatasetView(
+                id=dataset,
+                title=usual(each.title for each in said),
+                creator=usual(each.creator for each in said),
+                description=usual(each.description for each in said),
+                sites=tuple(each.site for each in said),
+            )
+            for dataset, group in itertools.groupby(found, lambda each: each.id)
+            for said in [list(group)]
+        ]
+
+    async def dataset(self, caller: Caller, dataset: str) -> DatasetDetails:
+        """Return a dataset as its sites describe it."""
+        require(caller, READERS)
+        async with self._journal.database.read() as tx:
+            at_sites = await catalogues.at_sites(tx, caller.organisation, dataset)
+        if not at_sites:
+            raise registry.not_there("dataset", dataset[:100])
+        return await asyncio.to_thread(together, dataset, at_sites)

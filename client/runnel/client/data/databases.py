@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
-from runnel.client.data.near import unknown
 from runnel.common.catalogue import FieldType
+from runnel.common.near import unknown
 from runnel.common.tasks import Language
 
 

@@ -221,7 +221,8 @@ def _answers(
             statement = check_statement(selection.query, tables)
             yield selection.name or database.name, tables.answer(statement, interruption)
             return
-        from runnel.client.data.queries import read_query, statement_of
+        from runnel.client.data.queries import statement_of
+        from runnel.common.tasks.queries import read_query
 
         # Every table is found before the first is read: a name that is wrong costs nothing.
         statements = [(each.file, statement_of(each, tables)) for each in read_query(selection.query)]

@@ -16,10 +16,10 @@ from sqlglot.optimizer.normalize_identifiers import normalize_identifiers
 from sqlglot.optimizer.qualify_columns import quote_identifiers
 from sqlglot.optimizer.scope import Scope, traverse_scope
 
-from runnel.client.data.near import unknown
 from runnel.client.data.sql_words import FUNCTIONS, PARTS, TYPES
 from runnel.client.data.tables import Statement, Tables
 from runnel.common.errors import BadQuery
+from runnel.common.near import unknown
 
 MAX_STATEMENT = 20_000
 """Characters of a statement."""

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from runnel.client.data.near import unknown
 from runnel.common.catalogue import FieldType
 
 if TYPE_CHECKING:
@@ -81,26 +79,3 @@ class Tables(Protocol):
     def close(self) -> None:
         """Close what is open."""
         ...
-
-
-def query_name(name: str) -> str:
-    """Return how a query of the first kind writes a name that has other characters than letters, digits and ``_``.
-
-    >>> query_name("public.body-mass")
-    'public_body_mass'
-    """
-    return re.sub(r"\W", "_", name)
-
-
-def find_name(kind: str, name: str, there: Collection[str], *, inside: str) -> str:
-    """Return which of the names ``there`` is meant: that name, or the only one written so in a query.
-
-    Raises:
-        UnknownData: none is.
-    """
-    if name in there:
-        return name
-    alike = [each for each in there if query_name(each) == name]
-    if len(alike) == 1:
-        return alike[0]
-    raise unknown(kind, name, there, inside=inside)

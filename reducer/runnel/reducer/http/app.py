@@ -9,7 +9,18 @@ from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 
 from runnel.common.metrics import MetricsPage
-from runnel.reducer.http import bearings, events, models, network, packages, problems, pytaskmanager, sessions, tasks
+from runnel.reducer.http import (
+    bearings,
+    datasets,
+    events,
+    models,
+    network,
+    packages,
+    problems,
+    pytaskmanager,
+    sessions,
+    tasks,
+)
 from runnel.reducer.http.fds import mount_sharing
 from runnel.reducer.http.idempotency import Calls
 from runnel.reducer.http.metrics import metrics_route
@@ -35,6 +46,7 @@ tokens and events.
 _TAGS = [
     {"name": "sessions", "description": "Federated training, round after round."},
     {"name": "tasks", "description": "Container images at chosen sites, and what comes of them."},
+    {"name": "datasets", "description": "What sites publish of their data."},
     {"name": "packages", "description": "The code that travels to the data."},
     {"name": "models", "description": "Seeds, and the trail of what came of them."},
     {"name": "network", "description": "Nodes, tokens and the state of things."},
@@ -81,7 +93,7 @@ def create_app(
         BodyGate, limit_bytes=MAX_JSON_BYTES, unlimited=(f"{PREFIX}/packages", f"{PREFIX}/models", f"{PREFIX}/blobs")
     )
     api = APIRouter(prefix=PREFIX)
-    for part in (sessions, packages, models, network, events, bearings, tasks):
+    for part in (sessions, packages, models, network, events, bearings, tasks, datasets):
         api.include_router(part.router)
 
     @api.get("/healthz", tags=["network"], summary="Tell that the server answers")

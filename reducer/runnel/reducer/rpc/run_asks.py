@@ -204,6 +204,7 @@ def _require_within(asker: _Asker, spec: TaskSpec) -> None:
         what
         for what, beyond in (
             ("another contract", spec.contract is not own.contract),
+            ("data instead of an image", not spec.executors),
             ("other images", {each.image for each in spec.executors} - {each.image for each in own.executors}),
             ("other databases", set(spec.databases) - set(own.databases)),
             ("other selections", [each for each in spec.selections if each not in own.selections]),
