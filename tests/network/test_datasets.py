@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import zipfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from runnel.common.protocol import CatalogueNews, CatalogueWanted, NodeKind
-from tests.doubles.fds_documents import Datasets, DcatEntry, Dictionaries, Dictionary
+from tests.doubles.fds_documents import Datasets, DcatEntry, Dictionaries, Dictionary, SelectionSuccess
 from tests.doubles.hostile_node import HostileNode
 from tests.eventually import eventually
 from tests.network.local_network import LocalNetwork
@@ -161,3 +163,94 @@ async def test_what_a_combiner_says_of_clients_elsewhere_is_not_kept(net: LocalN
                 await combiner.say(CatalogueNews(client=client, document=document))
             await eventually(lambda: [refused(logs, client) for client in ("site", "nobody", "m1")] == [1, 1, 1])
             assert await listed(net) == {}
+
+
+# ---- selections
+
+
+def policy_file(folder: Path, name: str, **rules: str) -> Path:
+    file = folder / f"{name}.policy.toml"
+    said = {"images": "[]", "select": "true"} | rules
+    file.write_text("[tasks]\n" + "".join(f"{key} = {value}\n" for key, value in said.items()))
+    return file
+
+
+@pytest.fixture
+async def selecting(net: LocalNetwork) -> AsyncIterator[httpx.AsyncClient]:
+    """A network with two sites that let data be selected out, and one that does not let this caller."""
+    await net.start_combiner("c1")
+    for name, rules in (("a", {}), ("b", {"review": "true"}), ("closed", {"users": '["nobody"]'})):
+        await net.start_client(
+            name,
+            prefer="c1",
+            databases=databases_file(net.folder, name),
+            policy=policy_file(net.folder, name, **rules),
+        )
+    await until_listed(net, heart=["a", "b", "closed"])
+    async with httpx.AsyncClient(base_url=net.reducer.url, trust_env=False, timeout=40) as http:
+        yield http
+
+
+async def test_selections_by_federated_data_sharing(selecting: httpx.AsyncClient) -> None:
+    query = "{ patients { age sex } }"
+    good = await selecting.post("/selection/validate", json={"type": "graphql", "query": query})
+    assert (good.status_code, good.json()) == (200, {"success": True, "type": "graphql", "query": query})
+    SelectionSuccess.model_validate(good.json())
+    for wrong, named in (
+        ("{ visits { day } }", "visits"),
+        ("patients { age, weight }", "weight"),
+        ("{ patients(weight: {gt: 1}) { age } }", "weight"),
+        ("{ patients { age ", "can't be read"),
+    ):
+        for path in ("validate", "select"):
+            answer = await selecting.post(f"/selection/{path}", content=wrong, headers={"Content-Type": "text/plain"})
+            assert (answer.status_code, named in answer.json()["message"]) == (400, True), answer.text
+    assert (await selecting.post("/selection/validate", json={"query": "x", "dataset_id": "no"})).status_code == 404
+    assert (await selecting.post("/selection/validate", json={"query": "x", "sites": ["z"]})).status_code == 400
+    assert (await selecting.post("/selection/validate", json={"query": "{ t { a } }", "odd": 1})).status_code == 400
+    sql = {"type": "sql", "query": "SELECT count(*) AS n FROM patients"}
+    for path, body in (("validate", sql), ("beacon", {}), ("preview", {}), ("profile", {})):
+        answer = await selecting.post(f"/selection/{path}", json=body)
+        assert (answer.status_code, answer.json()["code"]) == (501, "unsupported"), answer.text
+    given = await selecting.post("/selection/select?site=a", content='patients(sex: "f") { age }')
+    assert (given.status_code, given.text) == (200, "age\r\n61\r\n"), given.text
+    assert given.headers["content-type"].startswith("text/csv")
+    assert 'filename="patients.csv"' in given.headers["content-disposition"]
+    counted = await selecting.post("/selection/select", json=sql | {"sites": ["a"]})
+    assert (counted.status_code, counted.text) == (200, "n\r\n2\r\n"), counted.text
+    refused = await selecting.post("/selection/select?site=closed", content=query)
+    assert (refused.status_code, refused.json()["code"]) == (403, "forbidden"), refused.text
+    assert "users" in refused.json()["message"]
+    waits = await selecting.post("/selection/select", json={"query": query, "sites": ["b"]})
+    assert (waits.status_code, waits.json()["status"]) == (202, "Pending Review"), waits.text
+    assert (await selecting.get(waits.headers["location"])).status_code == 400
+    several = await selecting.post("/selection/select?site=a&site=closed", content=query)
+    assert several.status_code == 200
+    with zipfile.ZipFile(io.BytesIO(several.content)) as archive:
+        assert archive.read("a/patients.csv") == b"age,sex\r\n61,f\r\n62,m\r\n"
+        assert {each["site"]: each["state"] for each in json.loads(archive.read("sites.json"))} == {
+            "a": "done",
+            "closed": "rejected",
+        }
+    shown = (await selecting.get(f"/tasks/{waits.json()['id']}?view=FULL")).json()
+    assert (shown["state"], shown["executors"], shown["inputs"][0]["content"]) == ("PAUSED", [], query)
+
+
+async def test_a_task_is_validated_against_what_its_sites_publish(selecting: httpx.AsyncClient) -> None:
+    def task(query: str, sites: str = "a") -> dict[str, Any]:
+        return {
+            "executors": [{"image": "a:1", "command": ["x"]}],
+            "inputs": [{"content": query}],
+            "tags": {"sites": sites, "dataset_id": "heart"},
+        }
+
+    async def validated(body: dict[str, Any]) -> Any:
+        answer = await selecting.post("/tasks/validate", json=body)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    assert await validated(task("{ patients { age } }")) == {"success": "true"}
+    assert await validated(task("{ patients { age } }", "a,b")) == {"success": "true"}
+    wrong = await validated(task("{ patients { weight } }"))
+    assert (wrong["success"], "'weight'" in wrong["message"]) == ("false", True)
+    assert await validated(task("{ anything { at all } }", "elsewhere")) == {"success": "true"}

@@ -54,6 +54,10 @@ def facts(**choices: Any) -> TaskFacts:
         (TaskPolicy(), facts(central=True), "central"),
         (TaskPolicy(central=True), facts(central=True), None),
         (PRESENT_IMAGES, facts(central=True), None),
+        (PRESENT_IMAGES, facts(images=(), selects=True), "select"),
+        (TaskPolicy(), facts(images=(), selects=True), "select"),
+        (TaskPolicy(images=(), select=True), facts(images=(), selects=True, network="bridge"), None),
+        (TaskPolicy(images=(), select=True), facts(), "images"),
     ],
 )
 def test_each_rule_speaks_for_itself(policy: TaskPolicy | None, seen: TaskFacts, rule: str | None) -> None:
@@ -90,6 +94,7 @@ def test_the_table_of_the_file(tmp_path: Path) -> None:
             databases = []
             pull = "always"
             central = true
+            select = true
             review = true
             remote_review = ["custodian"]
             minimum_rows = 5
@@ -106,6 +111,7 @@ def test_the_table_of_the_file(tmp_path: Path) -> None:
     assert tasks.pull is Pull.ALWAYS
     assert tasks.review
     assert tasks.central
+    assert tasks.select
     assert tasks.remote_review == frozenset({"custodian"})
     assert (tasks.minimum_rows, tasks.limits.memory_bytes, tasks.limits.output_files) == (5, 1 << 30, 3)
     document = policy_document(site.policy)["tasks"]

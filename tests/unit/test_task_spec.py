@@ -179,3 +179,14 @@ def test_a_description_is_the_same_after_every_way(fields: dict[str, object]) ->
     again = task_spec(once.as_json(), source="a test")
     assert again == once
     assert again.as_json() == once.as_json()
+
+
+def test_a_task_without_executors_selects_and_has_nothing_for_containers() -> None:
+    selects = {"executors": [], "selections": [{"query": "{ t { a } }"}]}
+    told = task_spec(json.dumps(selects | {"profile": None, "resources": {"output_bytes": 9}}), source="a test")
+    assert told.selects
+    assert task_spec(told.as_json(), source="a test") == told
+    assert not task_spec(spec(), source="a test").selects
+    for more in ({"databases": ["x"]}, {"central": True}, {"contract": "vantage6"}, {"outputs": ["/out"]}):
+        with pytest.raises(InvalidInput, match=f"has no {next(iter(more))}: those are for containers"):
+            task_spec(json.dumps(selects | more), source="a test")

@@ -123,6 +123,7 @@ def _tasks_document(tasks: TaskPolicy) -> dict[str, Any]:
     return told | {
         "egress": [str(host) for host in tasks.egress],
         "central": tasks.central,
+        "select": tasks.select,
         "pull": tasks.pull.value,
         "review": tasks.review,
         "minimum_rows": tasks.minimum_rows,
@@ -268,6 +269,7 @@ class _Tasks(_Part):
     networks: list[str] | None = None
     egress: list[Annotated[EgressHost, BeforeValidator(_egress)]] = Field(default_factory=list)
     central: bool = False
+    select: bool = False
     pull: Annotated[Pull, BeforeValidator(_pull)] = Pull.MISSING
     review: bool = False
     remote_review: list[str] = Field(default_factory=list)
@@ -295,6 +297,7 @@ class _Tasks(_Part):
             images=None if self.images is None else tuple(self.images),
             egress=tuple(self.egress),
             central=self.central,
+            select=self.select,
             pull=self.pull,
             review=self.review,
             remote_review=frozenset(self.remote_review),

@@ -87,6 +87,12 @@ class BadQuery(InvalidInput):
     code = "bad_query"
 
 
+class Unsupported(RunnelError):
+    """What was asked for is part of an interface, and not of this implementation of it."""
+
+    code = "unsupported"
+
+
 class UnknownData(InvalidInput):
     """A selection names a database, table or field that is not there for it; the message says what there is."""
 

@@ -57,6 +57,7 @@ STATUS: Mapping[type[RunnelError], tuple[grpc.StatusCode, int]] = {
     errors.TooFewRows: (grpc.StatusCode.PERMISSION_DENIED, 403),
     errors.QueryFailed: (grpc.StatusCode.FAILED_PRECONDITION, 422),
     errors.Cancelled: (grpc.StatusCode.CANCELLED, 409),
+    errors.Unsupported: (grpc.StatusCode.UNIMPLEMENTED, 501),
 }
 """gRPC code and HTTP status of each class of error; a class that is not listed has those of its nearest base."""
 

@@ -48,8 +48,10 @@ def event_line(event: Event) -> str | None:
 
 
 def images(task: Task) -> str:
-    """Return the images of a task, in a row."""
+    """Return the images of a task, in a row; of one without any, that it selects data."""
     executors = list((task.spec or {}).get("executors", ()))
+    if task.spec is not None and not executors:
+        return "selects data"
     named = [str(each.get("image", "")) for each in executors[:_IMAGES_SHOWN] if isinstance(each, Mapping)]
     return ", ".join(named) + (" …" if len(executors) > _IMAGES_SHOWN else "")
 

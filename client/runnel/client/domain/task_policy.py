@@ -62,6 +62,7 @@ class TaskFacts:
         databases: labels of those that it selects from or that its containers are to see.
         network: of its containers.
         central: whether its container asks for sub-tasks, over a network of its own.
+        selects: whether it runs nothing, and what it selects leaves the site.
         digests: for each image, in the same order, all by which the engine knows it; None: not known yet, so what is
             said of digests is not judged.
     """
@@ -72,6 +73,7 @@ class TaskFacts:
     databases: frozenset[str] = frozenset()
     network: str = "none"
     central: bool = False
+    selects: bool = False
     digests: tuple[frozenset[str], ...] | None = None
 
 
@@ -97,6 +99,8 @@ class TaskPolicy:
         networks: of the engine, that containers may have.
         egress: hosts that containers reach by a proxy of the run's own; if there is none, they have no proxy.
         central: whether central functions run here, whose containers reach what this machine serves on all addresses.
+        select: whether data may be selected out, by tasks that run nothing (levels 0 and 1 of Federated Data Sharing; a
+            site of level 2 gives out only what containers make of its data).
         pull: when images are fetched.
         review: whether results wait until somebody at the site has looked at them.
         remote_review: names of tokens whose owners may decide about results without being at the site.
@@ -113,6 +117,7 @@ class TaskPolicy:
     networks: frozenset[str] | None = None
     egress: tuple[EgressHost, ...] = ()
     central: bool = False
+    select: bool = False
     pull: Pull = Pull.MISSING
     review: bool = False
     remote_review: frozenset[str] = frozenset()
@@ -164,6 +169,9 @@ def _what(policy: TaskPolicy, facts: TaskFacts) -> RuleBroken | None:
 def _which(policy: TaskPolicy, facts: TaskFacts) -> RuleBroken | None:
     if policy.databases is not None and (unknown := sorted(facts.databases - policy.databases)):
         return RuleBroken(rule="databases", reason=f"the database {', '.join(unknown)} is not for tasks")
+    if facts.selects:
+        reason = "this site (level 2) lets no data be selected out; it runs containers on selections of them"
+        return None if policy.select else RuleBroken(rule="select", reason=reason)
     allowed = policy.networks if policy.networks is not None else frozenset({"none"})
     if facts.network not in allowed:
         return RuleBroken(rule="networks", reason=f"the network {facts.network} is not allowed")

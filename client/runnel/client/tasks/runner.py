@@ -33,6 +33,7 @@ from runnel.client.tasks.contract import (
 from runnel.client.tasks.discretion import Discretion
 from runnel.client.tasks.egress import Traffic
 from runnel.client.tasks.failures import failure_of
+from runnel.client.tasks.selected_output import selected_output
 from runnel.client.tasks.surroundings import Fetch, Groups, add_surroundings, collect_outputs, fetch_files
 from runnel.client.tasks.task_cage import task_cage, task_time
 from runnel.client.tasks.task_engine import TaskEngine
@@ -154,6 +155,8 @@ class TaskRunner:
         policy = site.policy()
         facts = self._judged(policy, order, spec)
         rules = policy.tasks or TaskPolicy()
+        if spec.selects:
+            return await self._select_out(held, spec, facts, folder, rules, voice, elapsed_s)
         opened = await self._engine.open()
         with timed(elapsed_s, "pull"):
             images = [
@@ -217,6 +220,37 @@ class TaskRunner:
             self._ended(order, end, None if ended is None else ended.exit_code, since, bytes_out)
         return ended
 
+    async def _select_out(
+        self,
+        held: HeldRun,
+        spec: TaskSpec,
+        facts: TaskFacts,
+        folder: Path,
+        rules: TaskPolicy,
+        voice: Voice,
+        elapsed_s: dict[str, float],
+    ) -> Ended:
+        """Give out what a task selects that runs nothing; the policy lets it, or this is not reached."""
+        order, limits, wished = held.order, rules.limits, spec.resources.output_bytes
+        note = {"databases": sorted(facts.databases), "selects": True, "attempt": held.attempt}
+        await in_thread(self._audit.append, "task.started", _about(order) | note)
+        since, end, bytes_out = time.monotonic(), "killed", 0
+        try:
+            with timed(elapsed_s, "select"):
+                await self._select(spec, folder, rules, voice)
+            most = limits.output_bytes if wished is None else min(limits.output_bytes, wished)
+            produced = await in_thread(selected_output, folder, most_bytes=most, most_files=limits.output_files)
+            bytes_out, end = produced.path.stat().st_size, "finished"
+            return Ended(produced=[produced], reviewed=rules.review)
+        except asyncio.CancelledError:
+            end = "called off"
+            raise
+        except RunnelError as error:
+            end = error.code
+            raise
+        finally:
+            self._ended(order, end, None, since, bytes_out)
+
     def _ended(self, order: TaskOrder, end: str, exit_code: int | None, since: float, bytes_out: int) -> None:
         note = {"end": end, "exit_status": exit_code, "elapsed_s": round(time.monotonic() - since, 3)}
         # Here and not in a thread, so that a cancellation has it too: it does not wait for the disk.
@@ -231,6 +265,7 @@ class TaskRunner:
             databases=frozenset({*(each.database for each in spec.selections), *spec.databases}),
             network=task_cage(policy, spec.resources).network,
             central=spec.central,
+            selects=spec.selects,
         )
         self._require(policy.tasks, facts)
         return facts

@@ -143,8 +143,9 @@ class SiteTasks:
 
     @property
     def slots(self) -> int:
-        """How many runs there is room for at once."""
-        return self._parallel if self._engine.is_open else 0
+        """How many runs there is room for at once: without an engine, only where data may be selected out."""
+        rules = self._policy().tasks
+        return self._parallel if self._engine.is_open or (rules is not None and rules.select) else 0
 
     @property
     def working(self) -> int:

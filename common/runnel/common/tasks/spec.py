@@ -92,6 +92,11 @@ Variable = Annotated[str, AfterValidator(_variable)]
 Text = Annotated[str, AfterValidator(_text)]
 
 
+_OF_CONTAINERS = frozenset(
+    {"contract", "profile", "payload", "inputs", "databases", "outputs", "volumes", "group", "central"}
+)
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -167,6 +172,9 @@ class Resources(_Strict):
 class TaskSpec(_Strict):
     """What is to run at each site of a task.
 
+    Without ``executors`` it runs nothing: the files that its selections fill are its results, at sites that let data
+    be selected out.
+
     Args:
         contract: what the containers expect; ``profile`` names a variant of it, such as ``plural`` folders.
         payload: the input that the contract hands over: ``input.json`` of a plain task, the input text of the others.
@@ -181,7 +189,7 @@ class TaskSpec(_Strict):
 
     name: Text = Field(default="", max_length=200)
     description: Text = Field(default="", max_length=10_000)
-    executors: tuple[Executor, ...] = Field(min_length=1, max_length=MAX_EXECUTORS)
+    executors: tuple[Executor, ...] = Field(max_length=MAX_EXECUTORS)
     contract: Contract = Contract.PLAIN
     profile: Label | None = None
     payload: Content | None = None
@@ -194,6 +202,23 @@ class TaskSpec(_Strict):
     central: bool = False
     resources: Resources = Resources()
     tags: dict[Text, Text] = Field(default_factory=dict, max_length=200)
+
+    @model_validator(mode="after")
+    def _runs_or_selects(self) -> Self:
+        if self.executors:
+            return self
+        if not self.selections:
+            raise ValueError("a task has executors, or selections whose files are its results")
+        if pointless := sorted(self.model_fields_set & _OF_CONTAINERS):
+            given = [name for name in pointless if getattr(self, name) != type(self).model_fields[name].get_default()]
+            if given:
+                raise ValueError(f"a task without executors has no {', '.join(given)}: those are for containers")
+        return self
+
+    @property
+    def selects(self) -> bool:
+        """Whether it runs nothing and its selections themselves are its results."""
+        return not self.executors
 
     def as_json(self) -> str:
         """Return what travels and is stored: only what was said."""

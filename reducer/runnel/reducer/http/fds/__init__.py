@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 
-from runnel.reducer.http.fds import datasets, results, tasks, tokens
+from runnel.reducer.http.fds import datasets, results, selections, tasks, tokens
 from runnel.reducer.http.fds.access import CallLog
 
 PREFIXES = ("", "/v1", tasks.STANDARD)
@@ -19,5 +19,6 @@ def mount_sharing(app: FastAPI) -> None:
         app.include_router(tasks.standard, prefix=prefix)
     app.include_router(results.router)
     app.include_router(datasets.router)
+    app.include_router(selections.router)
     app.include_router(tokens.router)
     app.include_router(tokens.health)

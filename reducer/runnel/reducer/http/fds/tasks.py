@@ -10,8 +10,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
 
-from runnel.common.errors import IllegalState, InvalidInput
+from runnel.common.errors import IllegalState, InvalidInput, NotFound
 from runnel.common.json_object import read_object
+from runnel.common.tasks import Language
+from runnel.reducer.authority import READERS
+from runnel.reducer.domain.datasets import check_query
 from runnel.reducer.domain.task_views import TaskFilter, TaskView
 from runnel.reducer.http.access import Service
 from runnel.reducer.http.fds.access import CallerDep, RecordedRoute, refusal
@@ -75,20 +78,39 @@ def _created(view: TaskView, wanted: Wanted, *, standard: bool) -> JSONResponse:
 
 
 @sharing.post("/tasks/validate")
-async def validate(request: Request, caller: CallerDep) -> Response:
+async def validate(request: Request, service: Service, caller: CallerDep) -> Response:
     """Say whether a task is understood, naming what is wrong and what nobody knows; a 400 if nothing can be made of it.
 
-    Whether sites take it is theirs to say, when they are asked.
+    What it selects is looked for in what its sites publish. Whether they take it is theirs to say, when they are asked.
     """
     document = await _body(request)
     try:
         wanted = read_task(document)
     except InvalidInput as error:
         return refusal(error, request, success="false")
+    try:
+        await _require_published(wanted, service, caller)
+    except InvalidInput as error:
+        return JSONResponse({"success": "false", "message": str(error)})
     if wanted.unknown:
         message = f"Nothing here knows: {', '.join(wanted.unknown)}."
         return JSONResponse({"success": "false", "message": message, "unknown": list(wanted.unknown)})
     return JSONResponse({"success": "true"})
+
+
+async def _require_published(wanted: Wanted, service: ReducerService, caller: Caller) -> None:
+    """Refuse selections of tables or fields that a site does not publish; of one that publishes none, none is."""
+    if caller.role not in READERS:
+        return
+    for each in wanted.spec.selections:
+        if each.language is not Language.GRAPHQL:
+            continue
+        try:
+            details = await service.dataset(caller, each.database)
+        except NotFound:
+            continue
+        sites = [site for site in wanted.sites or details.sites if site in details.at_sites]
+        check_query(each.query, details, [site for site in sites if details.at_sites[site].tables])
 
 
 @standard.get("/tasks")
