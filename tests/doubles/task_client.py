@@ -13,6 +13,8 @@ from runnel.common.errors import ResultsBlocked, RunnelError, Unreachable
 from runnel.common.protocol import (
     ENDED,
     BlobRef,
+    CatalogueNews,
+    CatalogueWanted,
     Failure,
     Hello,
     LogLine,
@@ -52,6 +54,7 @@ class TaskClient:
         review: results wait for a decision.
         kinds: media types of files that are no plain text, by name.
         token: by which it joins; None: the network asks for none.
+        catalogue: what it publishes of its data, as JSON.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class TaskClient:
         review: bool = False,
         kinds: Mapping[str, str] | None = None,
         token: str | None = None,
+        catalogue: str = "",
     ) -> None:
         self.name = name
         self.gate = asyncio.Event()
@@ -79,6 +83,7 @@ class TaskClient:
         self._decided: dict[str, asyncio.Future[bool]] = {}
         self._network, self._slots, self._prefer, self._token = network, slots, prefer, token
         self._produce, self._review, self._kinds = produce, review, kinds or {}
+        self._catalogue = catalogue
         self._at_work: dict[str, asyncio.Task[None]] = {}
         self._room = asyncio.Semaphore(slots)
 
@@ -89,6 +94,7 @@ class TaskClient:
             kind=NodeKind.CLIENT,
             runs=tuple(self.held),
             task_slots=self._slots,
+            catalogue=hashlib.sha256(self._catalogue.encode()).hexdigest() if self._catalogue else "",
         )
         return Hello(member=member)
 
@@ -135,6 +141,8 @@ class TaskClient:
                 case Received(message=TaskRelease() as decision):
                     if decision.run_id in self._decided and not self._decided[decision.run_id].done():
                         self._decided[decision.run_id].set_result(decision.release)
+                case Received(message=CatalogueWanted()):
+                    self.link.send(CatalogueNews(client=self.name, document=self._catalogue))
                 case _:
                     pass
 

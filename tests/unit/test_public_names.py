@@ -268,6 +268,7 @@ PUBLIC: dict[str, list[str]] = {
         "Attempts",
         "Contribution",
         "DEFAULT_URL",
+        "Dataset",
         "Event",
         "LogLine",
         "Model",

@@ -43,8 +43,10 @@ def add_data(client: typer.Typer) -> None:
 def list_databases(desk: Desk, data: Data = None, databases: Databases = None) -> None:
     """List the databases and what may be selected from them."""
     from runnel.cli.data_view import databases_table
+    from runnel.client.data import catalogue_of
 
     found = _site(data, databases)
+    catalogue_of(found.values())  # what the client would not start with is told here
     desk.answer([_document(each) for each in found.values()], lambda: databases_table(found.values()))
 
 
@@ -171,6 +173,7 @@ def _document(database: DatabaseConfig) -> dict[str, Any]:
         "title": database.title,
         "description": database.description,
         "allowed": None if database.tables is None else list(database.tables),
+        "publish": database.publish,
         "minimum_rows": database.minimum_rows,
         "languages": sorted(each.value for each in database.taken(database.minimum_rows)),
     }

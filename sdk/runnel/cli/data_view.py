@@ -22,18 +22,35 @@ _SHOWN_CHARACTERS = 60
 def databases_table(databases: Iterable[DatabaseConfig]) -> RenderableType:
     """Return databases, one a row."""
     made = table(
-        "database", "type", "selected by", "least rows", "tables", "where", right=("least rows",), fold=("where",)
+        "database",
+        "type",
+        "published",
+        "selected by",
+        "least rows",
+        "tables",
+        "where",
+        right=("least rows",),
+        fold=("where",),
     )
     for each in databases:
         made.add_row(
             printable(each.name),
             each.kind.value,
+            _published(each),
             ", ".join(sorted(language.value for language in each.taken(each.minimum_rows))) or "nobody",
             str(each.minimum_rows),
             "all" if each.tables is None else printable(", ".join(each.tables)),
             printable(str(each.where)),
         )
     return made if made.row_count else Text("There are no databases: give --data or --databases.")
+
+
+def _published(database: DatabaseConfig) -> str:
+    """Tell of how many tables the network is told; one without a dictionary is published by its name alone."""
+    if not database.publish:
+        return "no"
+    told = sum(database.allows(table) for table in database.dictionary)
+    return f"{told} table{'' if told == 1 else 's'}" if told else "its name"
 
 
 def tables_parts(database: DatabaseConfig, tables: Mapping[str, Sequence[Field]]) -> RenderableType:

@@ -22,6 +22,7 @@ ENTRIES: Mapping[str, Entry] = {
     "demo": Entry("runnel.cli.demo_command:demo", "Run a whole network on this machine and watch it train."),
     "session": Entry("runnel.cli.session_commands:app", "Train: start, watch, show, stop, resume, extend."),
     "task": Entry("runnel.cli.task_commands:app", "Tasks: run an image at sites, results, approve."),
+    "dataset": Entry("runnel.cli.dataset_commands:app", "Datasets: what sites publish of their data."),
     "package": Entry("runnel.cli.package_commands:app", "Compute packages: init, build, check, sign, push, list."),
     "model": Entry("runnel.cli.model_commands:app", "Models: list, show the trail, download."),
     "node": Entry("runnel.cli.node_commands:app", "Clients and combiners of the network."),

@@ -121,6 +121,30 @@ def run(
         desk.say(f"{task.task} is at {len(task.runs)} sites. Follow it: runnel task show {task.task}")
 
 
+@command(app, "select")
+def select_out(
+    desk: Desk,
+    query: Annotated[str, typer.Argument(metavar="QUERY", help="{ table { field field } }")],
+    site: Annotated[
+        list[str],
+        typer.Option("--site", metavar="NAME", help="Whose data; may be repeated. all: all that take tasks now."),
+    ],
+    database: Database = "default",
+    language: Annotated[str, typer.Option("--language", metavar="graphql|sql|sparql")] = "graphql",
+    wait: Wait = False,
+    output: Output = None,
+) -> None:
+    """Have sites give out data, as CSV, without an image; those whose policy does not let them refuse."""
+    sites = "*" if site == ["all"] else site
+    task = desk.network.tasks.select(query, sites=sites, database=database, language=language)
+    if wait or output is not None:
+        _follow(desk, task, output)
+    elif desk.as_json:
+        desk.write_json(task.raw)
+    else:
+        desk.say(f"{task.task} is at {len(task.runs)} sites. Follow it: runnel task show {task.task}")
+
+
 command(app, "try", local=True)(attempt)
 
 

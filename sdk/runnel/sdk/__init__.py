@@ -2,6 +2,7 @@
 
 from runnel.sdk.combining import SITE_COLUMN, SITES_VARIABLE, SitePart, SiteResults, put_together
 from runnel.sdk.connection import Attempts
+from runnel.sdk.datasets import Dataset
 from runnel.sdk.network import DEFAULT_URL, Network
 from runnel.sdk.task_values import Run, RunFile, RunLine, Task
 from runnel.sdk.tasks import ALL_SITES
@@ -14,6 +15,7 @@ __all__ = [
     "SITE_COLUMN",
     "Attempts",
     "Contribution",
+    "Dataset",
     "Event",
     "LogLine",
     "Model",

@@ -11,6 +11,7 @@ from typing import Any
 from runnel.common.errors import DeadlineExceeded, IllegalState
 from runnel.sdk.combining import SiteResults, site_results
 from runnel.sdk.connection import Attempts, Connection
+from runnel.sdk.datasets import Datasets
 from runnel.sdk.event_source import PATIENCE_S, follow
 from runnel.sdk.models import Models
 from runnel.sdk.packages import Packages
@@ -106,6 +107,7 @@ class Network:
         self.models = Models(self._connection)
         self.sessions = Sessions(self._connection, self.packages, self.models)
         self.tasks = Tasks(self._connection)
+        self.datasets = Datasets(self._connection)
         self.nodes = Nodes(self._connection)
         self.tokens = Tokens(self._connection)
 

@@ -115,6 +115,35 @@ class Tasks:
         }
         return self.submit(spec, sites=sites, expires_s=expires_s)
 
+    def select(
+        self,
+        query: str,
+        *,
+        sites: Iterable[str] | str = ALL_SITES,
+        database: str = "default",
+        language: str = "graphql",
+        name: str = "",
+        tags: Mapping[str, str] | None = None,
+        expires_s: float | None = None,
+    ) -> Task:
+        """Have sites give out what a query selects; returns at once. No image runs.
+
+        Each site whose policy lets data be selected out gives a file ``output``, a ZIP archive with a CSV file for each
+        table; all others reject it.
+
+        Args:
+            query: ``{ table { field field } }``, or in ``language`` sql or sparql.
+            sites: names of clients; ``"*"``: all that are attached and take tasks.
+            database: the dataset, as the sites publish it.
+            language: of the query.
+            name: for people.
+            tags: to find it by.
+            expires_s: seconds until what has not begun fails; None: a week.
+        """
+        selection: dict[str, Any] = {"query": query, "language": language, "database": database}
+        spec = {"name": name, "executors": [], "selections": [selection], "tags": dict(tags or {})}
+        return self.submit(spec, sites=sites, expires_s=expires_s)
+
     def submit(
         self,
         spec: TaskSpec | Mapping[str, Any],
