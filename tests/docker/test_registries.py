@@ -152,3 +152,32 @@ async def test_a_digest_that_the_site_did_not_allow_does_not_run(tmp_path: Path,
     end, text = await said(tmp_path / "s", pinned, digests=frozenset({digest}), config=config)
     docker("rmi", "--force", pinned)
     assert (end.state, text) == (RunState.DONE, "allowed"), end
+
+
+async def test_what_was_fetched_for_tasks_goes_by_age_and_the_sites_own_images_stay(
+    tmp_path: Path, registry: Registry, name: str
+) -> None:
+    image, own = f"{registry.host}/{name}", f"{registry.host}/own-{name}"
+    await asyncio.to_thread(registry.push, name, base_image(), "fetched")
+    await asyncio.to_thread(registry.push, f"own-{name}", base_image(), "own")
+    docker("--config", str(registry.login.parent), "pull", own)
+    try:
+        network, settings = TaskNetwork(), {"config": registry.login}
+        policy = dataclasses.replace(ANYTHING, tasks=TaskPolicy())
+        async with site(tmp_path / "s", network, host=engine_host(), policy=policy, engine=settings) as tasks:
+
+            async def run(run_id: str, image: str) -> None:
+                tasks.received(order(run_id, plain(image, "cat", "/said")))
+                assert (await network.ended(run_id)).state is RunState.DONE
+
+            await run("run-1", image)
+            await run("run-2", own)
+            (fetched,) = (tmp_path / "s" / "task-images").iterdir()
+            os.utime(fetched, (0, 0))
+            await run("run-3", own)
+            assert docker("image", "inspect", image, check=False).returncode != 0
+            assert docker("image", "inspect", own, check=False).returncode == 0
+            assert not fetched.exists()
+            await run("run-4", image)
+    finally:
+        registry.forget(f"own-{name}")

@@ -39,7 +39,12 @@ async def serving(
 ) -> AsyncIterator[Served]:
     reducer = reducer or InMemoryReducer(folder, insecure=insecure)
     token = OPERATOR_TOKEN if token is None else token
-    async with HttpServer(create_app(reducer, insecure=insecure), listen, tls, stop_s=2) as server:
+    async with HttpServer(
+        create_app(reducer, insecure=insecure, registries=["ghcr.io", "registry.example.org:5000"]),
+        listen,
+        tls,
+        stop_s=2,
+    ) as server:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         async with httpx.AsyncClient(
             base_url=f"{server.url}/api/v1", headers=headers, verify=False, trust_env=False, timeout=20

@@ -248,7 +248,14 @@ async def test_validation_names_what_nobody_knows(net: Shared) -> None:
 async def test_what_the_service_is(net: Shared) -> None:
     shared_info = (await net.http.get("/tasks/service-info")).json()
     assert {"name", "doc", "storage", "registries"} <= shared_info.keys()
+    assert shared_info["registries"][1] == {
+        "registry_id": "registry.example.org:5000",
+        "registry_name": "registry.example.org:5000",
+        "registry_host": "registry.example.org:5000",
+        "registry_url": "https://registry.example.org:5000",
+    }
     standard = (await net.http.get("/ga4gh/tes/v1/service-info")).json()
+    assert standard["storage"] == shared_info["storage"] == [f"{net.url}/tasks/"]
     assert {"id", "name", "type", "organization", "version", "storage"} <= standard.keys()
     assert "registries" not in standard
     for path in ("/health_check", "/healthz"):

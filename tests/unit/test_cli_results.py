@@ -59,6 +59,10 @@ def test_what_waits_is_listed_and_shown_harmlessly(state: Path, capsys: pytest.C
     assert "sub/table.csv (4 B)" in shown
     assert "org/ada" in shown
     assert (state / "look" / "stdout").read_text().startswith("first")
+    # Who looked is in the log; that results wait is no secret of theirs.
+    (look,) = AuditLog(state / AUDIT_FILE).records()
+    assert (look.kind, look.data["run"], look.data["copied"]) == ("results.shown", "run-aa", True)
+    assert look.data["files"] == ["stdout", "output"]
     assert "More than one" in said(capsys, "show", "a", "--state", str(state), status=1)
     assert "No results" in said(capsys, "show", "zz", "--state", str(state), status=1)
 

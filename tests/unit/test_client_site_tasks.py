@@ -121,8 +121,11 @@ class OpenAnyway(TaskEngine):
     def images(self) -> Any:
         return self
 
-    async def get(self, name: str, pull: Pull, tell: object) -> TaskImage:
+    async def get(self, name: str, pull: Pull, tell: object, *, run_id: str) -> TaskImage:
         return TaskImage(name=name, id="sha256:1", digests=frozenset({"sha256:1"}))
+
+    async def let_go(self, run_id: str, pull: Pull) -> None:
+        pass
 
 
 async def test_a_mistake_of_this_program_ends_one_run_and_not_the_client(tmp_path: Path) -> None:

@@ -304,6 +304,8 @@ async def run_client(
                     environ=environ,
                     host=settings.docker_host,
                     config=settings.docker_config,
+                    most_bytes=settings.environments_bytes,
+                    most_days=settings.environments_days,
                     files=settings.docker_files,
                 ),
                 policy=lambda: gate.policy.policy,

@@ -59,12 +59,12 @@ class ClientSettings(BaseModel):
     environments_bytes: int = Field(
         DEFAULT_MOST_BYTES,
         gt=0,
-        description="Above it, the environments, or images of packages, that were not used for longest go.",
+        description="Above it, the environments, images of packages, or of tasks, that were not used for longest go.",
     )
     environments_days: float = Field(
         DEFAULT_MOST_DAYS,
         gt=0,
-        description="An environment, or image of a package, that was not used for so many days goes.",
+        description="An environment, or image of a package or task, that was not used for so many days goes.",
     )
     runtime: Literal["process", "docker"] = Field(
         "process", description="How entry points run: as `process`es of this user, or in containers of `docker`."

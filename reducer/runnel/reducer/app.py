@@ -188,6 +188,7 @@ async def serve_reducer(settings: ReducerSettings) -> AsyncIterator[ReducerServe
             metrics=reducer_page(engine, uplink, state, lag),
             metrics_open=settings.metrics == "open" or parse_address(settings.http, key="http").loopback,
             ptm=PtmMaster(operations, journal),
+            registries=settings.registries,
         )
         http = HttpServer(api, settings.http, tls, stop_s=settings.grace_s)
         await stack.enter_async_context(http)

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from runnel.common.errors import InvalidInput
 from runnel.common.ids import valid_name
 from runnel.common.settings import OWN_PREFIX_ONLY, Bytes, checked
 from runnel.compute_package import read_public_key
+
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:[0-9]{1,5})?")
+
+
+def _registry(text: str) -> str:
+    if not _HOST.fullmatch(text):
+        raise InvalidInput(f"{text!r} is no host of a registry.", hint="Give HOST or HOST:PORT, as ghcr.io.")
+    return text
 
 
 def _public_key(text: str) -> str:
@@ -79,4 +89,9 @@ class ReducerSettings(BaseModel):
     )
     server_functions_memory_bytes: Bytes = Field(4 << 30, description="Memory of one step of them.")
     server_functions_timeout_s: float = Field(600.0, gt=0, description="Seconds that one step of them may take.")
+    registries: list[Annotated[str, checked(_registry)]] = Field(
+        default_factory=list,
+        description="Registries, as ghcr.io, that the service's description for Federated Data Sharing names to"
+        " researchers; what runs is each site's to say.",
+    )
     grace_s: float = Field(10.0, ge=0, description="Seconds to end what is under way when the process is told to stop.")

@@ -96,6 +96,12 @@ def run(
             help="Run those of packages only that this public key signed; may be repeated.",
         ),
     ] = None,
+    registries: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="HOST", help="A registry that researchers are told of (Federated Data Sharing); repeatable."
+        ),
+    ] = None,
     metrics: Annotated[
         str | None,
         typer.Option(
@@ -131,6 +137,7 @@ def run(
         "keep_results": keep_results,
         "server_functions": server_functions,
         "server_functions_signers": server_functions_signers,
+        "registries": registries,
         "metrics": metrics,
         "grace_s": grace_s,
     }

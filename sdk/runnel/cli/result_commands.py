@@ -57,13 +57,19 @@ def show(
         Path | None, typer.Option("--output", metavar="DIR", help="Copy the files there, to look at them.")
     ] = None,
 ) -> None:
-    """Show what a run wants to give out: who asked, what ran, each file, and how the text files begin."""
+    """Show what a run wants to give out: who asked, what ran, each file, and how the text files begin.
+
+    That somebody looked is in the site's log.
+    """
     import shutil
 
     from runnel.cli.result_view import result_parts
-    from runnel.client.tasks.release import find_waiting
+    from runnel.client.audit import AUDIT_FILE, AuditLog
+    from runnel.client.tasks.release import find_waiting, record_look
 
-    waiting = find_waiting(state_folder(state, context), run)
+    folder = state_folder(state, context)
+    waiting = find_waiting(folder, run)
+    record_look(AuditLog(folder / AUDIT_FILE), waiting, by=getpass.getuser(), copied=output is not None)
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
         for file, path in waiting.files:

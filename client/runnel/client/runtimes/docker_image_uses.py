@@ -1,7 +1,8 @@
-"""When the images that were made for packages were used last, and how large they are: an engine does not remember."""
+"""When images that a client had made or fetched were used last, and how large they are: an engine does not remember."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import time
@@ -15,13 +16,13 @@ from runnel.common.errors import CorruptData, NotFound
 RECENT_S = 3600.0
 """Who was used since stays in any case, for a run of it may be about to begin."""
 
-_NAME = re.compile(r"[0-9a-f]{64}-[0-9a-f]{32}")
+_NAME = re.compile(r"[0-9a-f]{64}(-[0-9a-f]{32})?")
 _DAY_S = 86400.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageUse:
-    """An image by the tag that it has, when it was used last (seconds since the epoch), and its bytes."""
+    """An image by the tag that it was made under, or its id; its last use (seconds since the epoch), and its bytes."""
 
     tag: str
     used_at: float
@@ -42,6 +43,11 @@ class ImageUses:
         except FileNotFoundError:
             self._folder.mkdir(parents=True, exist_ok=True)
             write_json(path, {"bytes": size_bytes})
+
+    def again(self, tag: str) -> None:
+        """An image is used now; nothing is remembered of one that nothing was remembered of before."""
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(self._path(tag))
 
     def forget(self, tag: str) -> None:
         """An image is gone."""
@@ -73,5 +79,5 @@ class ImageUses:
 
     def _path(self, tag: str) -> Path:
         if not _NAME.fullmatch(tag):
-            raise ValueError(f"{tag!r} is no tag of an image of a package")
+            raise ValueError(f"{tag!r} is no tag of an image of a package, and no id")
         return self._folder / tag

@@ -19,6 +19,7 @@ import structlog
 
 from runnel.client.runtimes.docker_build_context import BuildContext, dockerfile_context, requirements_context
 from runnel.client.runtimes.docker_engine import Engine, engine_errors, inspected
+from runnel.client.runtimes.docker_image_eviction import evict
 from runnel.client.runtimes.docker_image_uses import ImageUses
 from runnel.client.runtimes.installs import FednSource, Installs
 from runnel.client.runtimes.log_capture import readable
@@ -131,18 +132,15 @@ class Images:
         limits = self._installs
         if not limits.allowed:  # what is gone would not come back
             return
-        for one in await in_thread(self._uses.due, most_bytes=limits.most_bytes, most_days=limits.most_days):
-            name = f"{REPOSITORY}:{one.tag}"
-            try:
-                if (found := await self._find(name)) is not None:
-                    with engine_errors(f"remove the image {name}"):
-                        await self._engine.docker.images.delete(name)
-                    self._gone.add(found.id)
-                    log.info("an image was removed", image=name, size_bytes=one.size_bytes)
-            except EnvironmentFailed as error:  # a container has it: another day
-                log.warning("an image could not be removed", image=name, error=error.message)
-                continue
-            await in_thread(self._uses.forget, one.tag)
+        self._gone |= set(
+            await evict(
+                self._engine,
+                self._uses,
+                most_bytes=limits.most_bytes,
+                most_days=limits.most_days,
+                name_of=lambda tag: f"{REPOSITORY}:{tag}",
+            )
+        )
 
     async def _from_dockerfile(self, package: PackageFiles, dockerfile: str, say: LineSink) -> Image:
         arguments = {}

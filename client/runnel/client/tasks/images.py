@@ -1,10 +1,15 @@
-"""Images of tasks: found or fetched as the site wants it, and known by their digests before anything of them runs."""
+"""Images of tasks: found or fetched as the site wants it, and known by their digests before anything of them runs.
+
+What was fetched here goes again by age and size, as images that are made for packages do. What the engine had before
+stays, and so does what a run has.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,11 +18,16 @@ from aiodocker.exceptions import DockerError
 
 from runnel.client.domain.task_policy import Pull
 from runnel.client.runtimes.docker_engine import Engine, engine_errors, inspected
+from runnel.client.runtimes.docker_image_eviction import evict
+from runnel.client.runtimes.docker_image_uses import ImageUses
+from runnel.client.runtimes.installs import DEFAULT_MOST_BYTES, DEFAULT_MOST_DAYS
 from runnel.client.runtimes.log_capture import readable
+from runnel.common.blobs import in_thread
 from runnel.common.errors import EnvironmentFailed, ImageUnavailable
 
 DEFAULT_PULL_TIMEOUT_S = 3600.0
 _TELL_S = 0.5
+_ALGORITHM = "sha256:"
 
 log = structlog.get_logger()
 
@@ -31,12 +41,14 @@ class TaskImage:
         id: of it, which no other ever has.
         digests: ``sha256:…``, its id and those by which registries know it.
         volumes: folders in which it would have volumes, which know no limit.
+        size_bytes: of all its layers.
     """
 
     name: str
     id: str
     digests: frozenset[str]
     volumes: tuple[str, ...] = ()
+    size_bytes: int = 0
 
     @property
     def digest(self) -> str:
@@ -61,20 +73,39 @@ class _Progress:
 
 
 class TaskImages:
-    """Finds or fetches images.
+    """Finds or fetches images, and removes what was fetched when it is old or too much.
 
     Args:
         engine: whose.
+        uses: what was fetched here, and when it was used last.
+        most_bytes: of all images that were fetched here.
+        most_days: since the last use of one.
         timeout_s: seconds that a transfer may take.
     """
 
-    def __init__(self, engine: Engine, *, timeout_s: float = DEFAULT_PULL_TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        uses: ImageUses,
+        *,
+        most_bytes: int = DEFAULT_MOST_BYTES,
+        most_days: float = DEFAULT_MOST_DAYS,
+        timeout_s: float = DEFAULT_PULL_TIMEOUT_S,
+    ) -> None:
         self._engine = engine
+        self._uses = uses
+        self._most_bytes = most_bytes
+        self._most_days = most_days
         self._timeout_s = timeout_s
         self._turns: dict[str, asyncio.Lock] = {}
+        self._held: dict[str, set[str]] = {}  # ids of images, by the run that has them
+        self._removing = asyncio.Lock()
+        self._fetching = 0
 
-    async def get(self, name: str, pull: Pull, tell: Callable[[str], None]) -> TaskImage:
+    async def get(self, name: str, pull: Pull, tell: Callable[[str], None], *, run_id: str) -> TaskImage:
         """Return the image ``name``, fetched as ``pull`` says; ``tell`` hears how far that is.
+
+        It stays until ``run_id`` lets go of it.
 
         Raises:
             ImageUnavailable: it can't be had, or what came has not the digest that ``name`` pins.
@@ -82,7 +113,7 @@ class TaskImages:
         """
         # Two runs that want the same image wait for one transfer.
         async with self._turns.setdefault(name, asyncio.Lock()):
-            found = None if pull is Pull.ALWAYS else await self._find(name)
+            found = None if pull is Pull.ALWAYS else await self._hold(name, run_id)
             if found is None:
                 if pull is Pull.NEVER:
                     raise ImageUnavailable(
@@ -90,8 +121,7 @@ class TaskImages:
                         hint="Ask the people of that site to load it.",
                         image=name,
                     )
-                await self._fetch(name, tell)
-                found = await self._find(name)
+                found = await self._fetched(name, tell, run_id)
         if found is None:
             raise ImageUnavailable(f"The Docker engine fetched the image {name} and does not have it.", image=name)
         pinned = name.partition("@")[2]
@@ -100,6 +130,52 @@ class TaskImages:
                 f"The image {name} is not what its digest says: it has {', '.join(sorted(found.digests))}.", image=name
             )
         return found
+
+    async def let_go(self, run_id: str, pull: Pull) -> None:
+        """A run needs its images no longer; what is old or too much goes, unless nothing may be fetched again."""
+        try:
+            for image_id in self._held.pop(run_id, ()):
+                await in_thread(self._uses.again, _tag(image_id))
+            # An image that is fetched anew this very moment could be one that is due.
+            if pull is Pull.NEVER or self._fetching:
+                return
+            async with self._removing:
+                await evict(
+                    self._engine,
+                    self._uses,
+                    most_bytes=self._most_bytes,
+                    most_days=self._most_days,
+                    name_of=lambda tag: f"{_ALGORITHM}{tag}",
+                    in_use=lambda tag: any(f"{_ALGORITHM}{tag}" in held for held in self._held.values()),
+                )
+        except OSError as error:  # of the state folder: no reason for a run to fail that has ended
+            log.warning("images could not be looked through", error=str(error))
+
+    async def _hold(self, name: str, run_id: str) -> TaskImage | None:
+        async with self._removing:
+            found = await self._find(name)
+            if found is not None:
+                self._held.setdefault(run_id, set()).add(found.id)
+                await in_thread(self._uses.again, _tag(found.id))
+            return found
+
+    async def _fetched(self, name: str, tell: Callable[[str], None], run_id: str) -> TaskImage | None:
+        with self._transfer():
+            with engine_errors("list its images"):
+                before = {str(each["Id"]) for each in await self._engine.docker.images.list()}
+            await self._fetch(name, tell)
+            found = await self._hold(name, run_id)
+        if found is not None and found.id not in before:
+            await in_thread(self._uses.note, _tag(found.id), found.size_bytes)
+        return found
+
+    @contextmanager
+    def _transfer(self) -> Iterator[None]:
+        self._fetching += 1
+        try:
+            yield
+        finally:
+            self._fetching -= 1
 
     async def _fetch(self, name: str, tell: Callable[[str], None]) -> None:
         progress, told_at = _Progress(), 0.0
@@ -140,4 +216,9 @@ class TaskImages:
             id=str(found["Id"]),
             digests=frozenset({str(found["Id"]), *filter(None, named)}),
             volumes=tuple(sorted(volumes)),
+            size_bytes=int(found.get("Size") or 0),
         )
+
+
+def _tag(image_id: str) -> str:
+    return image_id.removeprefix(_ALGORITHM)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from runnel.client.runtimes.docker_engine import Engine
 from runnel.client.runtimes.docker_files import FileSharing
+from runnel.client.runtimes.docker_image_uses import ImageUses
 from runnel.client.runtimes.docker_leftovers import labels_of, sweep
 from runnel.client.tasks.containers import TaskContainers
 from runnel.client.tasks.executors import run_executors
@@ -20,6 +21,8 @@ from runnel.common.protocol import Failure
 
 LABEL_TASKS = "runnel.tasks"
 """Label of all that is made for tasks, so that one client's packages and tasks are told apart."""
+
+_IMAGES = "task-images"  # folder of the state
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +62,12 @@ async def open_engine(settings: EngineSettings, *, started: Callable[[float], No
         )
         yield OpenEngine(
             engine=engine,
-            images=TaskImages(engine),
+            images=TaskImages(
+                engine,
+                ImageUses(settings.state / _IMAGES),
+                most_bytes=settings.most_bytes,
+                most_days=settings.most_days,
+            ),
             containers=TaskContainers(engine, way, labels=labels, owner=owner, grace_s=settings.grace_s, took=started),
             labels=labels,
         )

@@ -112,6 +112,19 @@ class Waiting:
     files: tuple[tuple[ResultFile, Path], ...]
 
 
+def record_look(audit: AuditLog, waiting: Waiting, *, by: str, copied: bool) -> None:
+    """Record, before it is shown, that somebody looks at results which nobody has decided about. Blocks.
+
+    Args:
+        audit: the site's log.
+        waiting: the run.
+        by: who looks.
+        copied: whether its files are copied to look at them.
+    """
+    names = [file.name for file, _ in waiting.files]
+    audit.append("results.shown", {"run": waiting.held.run_id, "by": by, "files": names, "copied": copied})
+
+
 def waiting_results(state: Path) -> list[Waiting]:
     """Return the runs of the client with the folder ``state`` whose results wait for a decision. Blocks."""
     root = state / RUNS

@@ -158,11 +158,29 @@ class TaskRunner:
         if spec.selects:
             return await self._select_out(held, spec, facts, folder, rules, voice, elapsed_s)
         opened = await self._engine.open()
+        try:
+            return await self._carry_out_at(opened, held, folder, voice, elapsed_s, spec, policy, facts)
+        finally:
+            await opened.images.let_go(order.run_id, rules.pull)
+
+    async def _carry_out_at(
+        self,
+        opened: OpenEngine,
+        held: HeldRun,
+        folder: Path,
+        voice: Voice,
+        elapsed_s: dict[str, float],
+        spec: TaskSpec,
+        policy: Policy,
+        facts: TaskFacts,
+    ) -> Ended:
+        order, site, rules = held.order, self._site, policy.tasks or TaskPolicy()
+
+        def told(how_far: str) -> None:
+            voice.state(RunState.PREPARING, how_far)
+
         with timed(elapsed_s, "pull"):
-            images = [
-                await opened.images.get(name, rules.pull, lambda told: voice.state(RunState.PREPARING, told))
-                for name in facts.images
-            ]
+            images = [await opened.images.get(name, rules.pull, told, run_id=order.run_id) for name in facts.images]
         digests = tuple(image.digests for image in images)
         self._require(rules, dataclasses.replace(facts, digests=digests))
         contract = self._contract(spec)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Self
 
 import structlog
 
+from runnel.client.runtimes.installs import DEFAULT_MOST_BYTES, DEFAULT_MOST_DAYS
 from runnel.common.blobs import in_thread
 from runnel.common.errors import BadSettings, EnvironmentFailed, NoEngine
 
@@ -29,7 +30,7 @@ class EngineSettings:
     """Which engine, and how.
 
     ``files`` is ``mount``, ``copy`` or None, ``config`` a file with passwords of registries, ``grace_s`` from
-    SIGTERM to SIGKILL.
+    SIGTERM to SIGKILL; ``most_bytes`` and ``most_days`` are of images that were fetched for tasks.
     """
 
     client: str
@@ -38,6 +39,8 @@ class EngineSettings:
     host: str | None = None
     files: str | None = None
     config: Path | None = None
+    most_bytes: int = DEFAULT_MOST_BYTES
+    most_days: float = DEFAULT_MOST_DAYS
     grace_s: float = 5.0
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from importlib.metadata import version
 
 from fastapi import APIRouter, FastAPI
@@ -61,12 +62,13 @@ def create_app(
     metrics: MetricsPage | None = None,
     metrics_open: bool = False,
     ptm: PtmMaster | None = None,
+    registries: Sequence[str] = (),
 ) -> FastAPI:
     """Make the application that serves ``service`` below ``/api/v1``, its OpenAPI at ``/docs``, and the page at ``/``.
 
     ``metrics`` is served at ``/metrics``, without a token if ``metrics_open``. ``insecure`` only tells the
     documentation that no token is needed: who may do what is decided by the service. ``ptm`` is served below ``/ptm``,
-    for what was written for PyTaskManager.
+    for what was written for PyTaskManager. ``registries`` are told to clients of Federated Data Sharing.
     ``app.state.closing`` is the event that ends its endless streams when it is set;
     :class:`runnel.reducer.http.HttpServer` does so before it stops.
     """
@@ -87,6 +89,7 @@ def create_app(
     )
     app.state.service = service
     app.state.calls = Calls()
+    app.state.registries = tuple(registries)
     app.state.closing = asyncio.Event()
     problems.install(app)
     app.add_middleware(

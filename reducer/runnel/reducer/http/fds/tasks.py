@@ -45,18 +45,28 @@ async def service_info(request: Request, service: Service, caller: CallerDep) ->
     """What this service is, in the words of GA4GH and of Federated Data Sharing."""
     status = await service.status(caller)
     here = str(request.base_url).rstrip("/")
-    document = {
+    document: dict[str, Any] = {
         "id": "org.runnel.tes",
         "name": "Runnel",
         "type": {"group": "org.ga4gh", "artifact": "tes", "version": "1.1.0"},
         "description": "Runs the containers of a task at sites that keep their data.",
         "organization": {"name": status.organisation, "url": here},
         "version": version("runnel"),
-        "storage": [],
+        # Nothing is written elsewhere: results are fetched here.
+        "storage": [f"{here}/tasks/"],
     }
     if not request.url.path.startswith(STANDARD):
-        document |= {"doc": f"{here}/docs", "registries": []}
+        document |= {"doc": f"{here}/docs", "registries": [_registry(host) for host in request.app.state.registries]}
     return JSONResponse(document)
+
+
+def _registry(host: str) -> dict[str, str]:
+    return {
+        "registry_id": host,
+        "registry_name": host,
+        "registry_host": host,
+        "registry_url": f"https://{host}",
+    }
 
 
 @standard.post("/tasks")
