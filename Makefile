@@ -48,7 +48,7 @@ constraints: $(DEV) ## pin the newest versions that fit, with hashes; ARGS='--up
 	@# Those of the images: what builds the wheel, what every component needs, and what each needs beside that.
 	@$(COMPILE) requirements/build.in --constraints requirements/dev.txt --output-file requirements/build.txt
 	@$(COMPILE) pyproject.toml --extra combiner --constraints requirements/dev.txt --output-file requirements/combiner.txt
-	@$(COMPILE) pyproject.toml --extra client --extra data --extra metrics --extra postgresql \
+	@$(COMPILE) pyproject.toml --extra client --extra data --extra mariadb --extra metrics --extra postgresql \
 		--constraints requirements/dev.txt --output-file requirements/client.txt
 	@$(COMPILE) pyproject.toml --extra reducer --extra postgresql --extra s3 --extra people \
 		--constraints requirements/dev.txt --output-file requirements/reducer.txt

@@ -11,10 +11,13 @@ import pytest
 import sqlglot
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sqlalchemy.dialects import mssql, mysql, oracle, postgresql
+from sqlalchemy.dialects.sqlite import dialect as sqlite_dialect
 
 from runnel.client.data import DatabaseConfig, DatabaseKind, FieldType, Interruption, database_of
 from runnel.client.data.files import FileTables
-from runnel.client.data.servers import ServerTables
+from runnel.client.data.queries import read_query, statement_of
+from runnel.client.data.servers import ServerTables, with_parameters
 from runnel.client.data.statements import MAX_STATEMENT, check_statement
 from runnel.client.data.tables import Field, Rows, Statement, Tables
 from runnel.common.errors import BadQuery, QueryFailed, RunnelError, UnknownData
@@ -22,6 +25,14 @@ from runnel.common.tasks import Language
 
 pytestmark = pytest.mark.unit
 
+SQLGLOT = {"mssql": "tsql", "oracle": "oracle", "mysql": "mysql", "postgresql": "postgres", "sqlite": "sqlite"}
+DIALECT_CLASSES = {
+    "mssql": mssql.dialect,
+    "oracle": oracle.dialect,
+    "mysql": mysql.dialect,
+    "postgresql": postgresql.dialect,
+    "sqlite": sqlite_dialect,
+}
 DIALECTS = ["duckdb", "postgres", "sqlite", "mysql", "tsql"]
 
 
@@ -413,3 +424,24 @@ def test_the_languages_of_databases_from_the_command_line(tmp_path: Path) -> Non
     assert database_of("x", "postgresql://db/x").taken(0) == {Language.SQL, Language.GRAPHQL}
     assert database_of("x", tmp_path / "a.db").where == tmp_path / "a.db"
     assert "secret" not in repr(database_of("x", "postgresql://u:secret@db/x"))
+
+
+# ---- servers that no test has: what they would be asked is what SQLAlchemy's dialects take
+
+
+@pytest.mark.parametrize("name", ["mssql", "oracle", "mysql", "postgresql", "sqlite"])
+def test_filters_are_compiled_for_every_dialect(name: str) -> None:
+    dialect = DIALECT_CLASSES[name]()
+    (asked,) = read_query(
+        '{ labs(sex: ["f", "m"], age: {contains: "x"}, order_by: "-id", limit: 5, offset: 2) { id } }'
+    )
+    statement = statement_of(asked, Known(SQLGLOT[name]))
+    compiled = with_parameters(statement, SQLGLOT[name]).compile(dialect=dialect)
+    assert compiled.params.keys() == statement.parameters.keys()
+    text = str(compiled)
+    assert "'f'" not in text
+    assert sqlglot.parse_one(text.replace("%s", "?"), dialect=SQLGLOT[name]).find(sqlglot.exp.Table).name == "labs"  # type: ignore[union-attr]
+    quoted = {"mssql": "[labs]", "mysql": "`labs`"}.get(name, '"labs"')
+    assert quoted in text
+    rows = {"mssql": "FETCH", "oracle": "FETCH"}.get(name, "LIMIT")
+    assert rows in text

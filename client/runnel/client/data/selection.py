@@ -181,8 +181,11 @@ def open_tables(database: DatabaseConfig, *, time_s: float = DEFAULT_LIMITS.time
         raise _lacks(error, database) from error
 
 
+_EXTRAS = {"psycopg": "postgresql", "pymysql": "mariadb"}
+
+
 def _lacks(error: ModuleNotFoundError, database: DatabaseConfig) -> QueryFailed:
-    extras = "client,data,postgresql" if error.name == "psycopg" else "client,data"
+    extras = ",".join(("client", "data", *filter(None, [_EXTRAS.get(error.name or "")])))
     return QueryFailed(
         f"This client was installed without {error.name}, which reads the database {database.name!r}.",
         hint=f"Its operator installs it with: pip install 'runnel[{extras}]'",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from datetime import date, datetime, time
+from datetime import UTC, date, datetime, time
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -19,6 +19,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlch
 from sqlalchemy.pool import NullPool
 from sqlglot import exp
 
+from runnel.client.data import mysql_sessions
 from runnel.client.data.databases import DatabaseConfig
 from runnel.client.data.tables import Field, Rows, Statement
 from runnel.common.catalogue import FieldType
@@ -30,7 +31,12 @@ if TYPE_CHECKING:
 _BATCH_ROWS = 2048
 _CONNECT_S = 15
 _CANCEL_S = 5.0
-_DRIVERS: Mapping[str, str] = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
+_DRIVERS: Mapping[str, str] = {
+    "postgresql": "postgresql+psycopg",
+    "postgres": "postgresql+psycopg",
+    "mysql": f"mysql+{mysql_sessions.DRIVER}",
+    "mariadb": f"mariadb+{mysql_sessions.DRIVER}",
+}
 _DIALECTS: Mapping[str, str] = {
     "postgresql": "postgres",
     "sqlite": "sqlite",
@@ -40,8 +46,6 @@ _DIALECTS: Mapping[str, str] = {
     "oracle": "oracle",
 }
 _ONLY_READ: Mapping[str, tuple[str, ...]] = {
-    "mysql": ("SET SESSION TRANSACTION READ ONLY",),
-    "mariadb": ("SET SESSION TRANSACTION READ ONLY",),
     "oracle": ("SET TRANSACTION READ ONLY",),
     # What a view or a generated column of a hostile file could call is kept harmless too.
     "sqlite": ("PRAGMA query_only = ON", "PRAGMA trusted_schema = OFF", "BEGIN"),
@@ -73,6 +77,7 @@ class ServerTables:
         self._database = database
         self._names: dict[str, tuple[str | None, str]] | None = None
         self._connection: Connection | None = None
+        self._time_s = time_s
         try:
             url = _url(database)
             self._engine = sa.create_engine(url, poolclass=NullPool, connect_args=_arguments(url, time_s))
@@ -116,7 +121,12 @@ class ServerTables:
                 self._guarded(connection, statement.tables),
                 contextlib.closing(self._executed(connection, statement)) as result,
             ):
-                yield Rows(fields=tuple(result.keys()), batches=_batches(result))
+                try:
+                    yield Rows(fields=tuple(result.keys()), batches=_batches(result))
+                except BaseException:
+                    if self._is_mysql:
+                        self._interrupt()  # its driver reads a result to the end before it closes it
+                    raise
 
     def close(self) -> None:
         """Roll back and close the connection."""
@@ -133,7 +143,13 @@ class ServerTables:
             connection = self._connection = self._engine.connect().execution_options(**options)
             for statement in _ONLY_READ.get(self._engine.dialect.name, ()):
                 connection.exec_driver_sql(statement)
+            if self._is_mysql:
+                mysql_sessions.begin(connection, self._time_s)
         return self._connection
+
+    @property
+    def _is_mysql(self) -> bool:
+        return self._engine.dialect.name in mysql_sessions.BACKENDS
 
     def _listed(self) -> Iterator[tuple[str, tuple[str | None, str]]]:
         inspector = sa.inspect(self._open())
@@ -175,12 +191,7 @@ class ServerTables:
         if not statement.parameters:
             text = statement.tree.sql(self.dialect, comments=False)
             return connection.execution_options(no_parameters=True).exec_driver_sql(text)
-        tree = statement.tree.copy()
-        for name in tree.find_all(exp.Identifier):
-            name.set("this", name.name.replace(":", "\\:"))  # or what follows would be taken for a placeholder
-        for place in tree.find_all(exp.Placeholder):
-            place.replace(exp.Var(this=f":{place.name}"))  # dialects write it in ways of their own
-        return connection.execute(sa.text(tree.sql(self.dialect, comments=False)), self._bound(statement.parameters))
+        return connection.execute(with_parameters(statement, self.dialect), self._bound(statement.parameters))
 
     def _type(self, declared: sa.types.TypeEngine[Any]) -> FieldType:
         found = next((each for kind, each in _FIELD_TYPES if isinstance(declared, kind)), FieldType.OTHER)
@@ -189,6 +200,13 @@ class ServerTables:
         return found
 
     def _bound(self, parameters: Mapping[str, object]) -> dict[str, object]:
+        if self._is_mysql:  # which knows no zones: those of the session are UTC
+            return {
+                name: value.astimezone(UTC).replace(tzinfo=None)
+                if isinstance(value, datetime) and value.tzinfo
+                else value
+                for name, value in parameters.items()
+            }
         if self._engine.dialect.name != "sqlite":
             return dict(parameters)
         return {
@@ -200,6 +218,8 @@ class ServerTables:
         driver = None if self._connection is None else self._connection.connection.driver_connection
         if isinstance(driver, sqlite3.Connection):
             driver.interrupt()
+        elif driver is not None and self._is_mysql:
+            mysql_sessions.end_query(self._engine, driver)
         elif driver is not None and hasattr(driver, "cancel_safe"):
             dbapi = self._engine.dialect.loaded_dbapi
             with contextlib.suppress(dbapi.Error):  # the server is gone: the query ends by that
@@ -228,6 +248,16 @@ class ServerTables:
             raise QueryFailed(f"The database {name!r} can't be read: {type(error).__name__}.", database=name) from error
 
 
+def with_parameters(statement: Statement, dialect: str) -> sa.TextClause:
+    """Return a statement in the words of a dialect, with its parameters as SQLAlchemy knows them."""
+    tree = statement.tree.copy()
+    for name in tree.find_all(exp.Identifier):
+        name.set("this", name.name.replace(":", "\\:"))  # or what follows would be taken for a placeholder
+    for place in tree.find_all(exp.Placeholder):
+        place.replace(exp.Var(this=f":{place.name}"))  # dialects write it in ways of their own
+    return sa.text(tree.sql(dialect, comments=False))
+
+
 def _url(database: DatabaseConfig) -> URL:
     url = make_url(database.uri or "")
     url = url.set(drivername=_DRIVERS.get(url.drivername, url.drivername))
@@ -237,6 +267,8 @@ def _url(database: DatabaseConfig) -> URL:
 
 
 def _arguments(url: URL, time_s: float) -> dict[str, object]:
+    if url.get_backend_name() in mysql_sessions.BACKENDS and url.get_driver_name() == mysql_sessions.DRIVER:
+        return mysql_sessions.arguments(_CONNECT_S)
     if url.get_backend_name() != "postgresql":
         return {}
     settings = {

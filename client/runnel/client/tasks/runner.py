@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
@@ -43,6 +43,9 @@ from runnel.common.errors import BadOutput, Expired, InvalidInput, PolicyRefused
 from runnel.common.protocol import Failure, RunState, TaskOrder
 from runnel.common.storage import storage_errors
 from runnel.common.tasks import Contract, Selection, TaskSpec, task_spec
+
+if TYPE_CHECKING:
+    from runnel.client.tasks.open_engine import OpenEngine
 
 MOST_ATTEMPTS = 5
 """How often a run is begun whose client was killed in its midst."""
