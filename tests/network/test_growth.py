@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
 
 from benchmarks.light_clients import light_clients
 from runnel.common.blobs import digest_file
@@ -40,11 +45,43 @@ class Held:
         return max(self.descriptors), max(self.threads), max(self.tasks)
 
 
+class Steps:
+    """How many steps SQLite's machine has made on connections that are opened meanwhile."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        event.listen(Engine, "connect", self._watch)
+        try:
+            yield
+        finally:
+            event.remove(Engine, "connect", self._watch)
+
+    def _watch(self, connection: Any, _record: object) -> None:
+        connection.run_async(lambda driver: driver.set_progress_handler(self._step, 1))
+
+    def _step(self) -> int:
+        self.count += 1
+        return 0
+
+
 def is_empty(folder: Path) -> bool:
     return not any(folder.iterdir())
 
 
-async def test_sixty_rounds_leave_no_descriptors_threads_tasks_or_files(tmp_path: Path) -> None:
+async def test_sixty_rounds_leave_no_descriptors_threads_tasks_or_files_and_no_more_work(tmp_path: Path) -> None:
+    steps, at = Steps(), dict[int, int]()  # how many there had been when a round was first seen
+    with steps.counted():
+        await a_session_of_sixty_rounds(tmp_path, steps, at)
+    middle = (SETTLED + ROUNDS) // 2
+    first, second = ((at[last] - at[begin]) / (last - begin) for begin, last in ((SETTLED, middle), (middle, max(at))))
+    # Looking at what all earlier rounds left adds a few steps for each of them, to each round.
+    assert second < 1.05 * first, f"steps of the database in a round: {first:.0f}, then {second:.0f}"
+
+
+async def a_session_of_sixty_rounds(tmp_path: Path, steps: Steps, at: dict[int, int]) -> None:
     async with network(tmp_path, clients=0) as net:
         update = tmp_path / "update.npz"
         write_npz(update, {"w": np.full(10, 2.0, np.float32)})
@@ -68,6 +105,7 @@ async def test_sixty_rounds_leave_no_descriptors_threads_tasks_or_files(tmp_path
             while engine.running:
                 runner = engine._runners.get(session)
                 if runner is not None and runner.position.round >= SETTLED:
+                    at.setdefault(runner.position.round, steps.count)
                     (early if runner.position.round < (SETTLED + ROUNDS) // 2 else late).look()
                 await asyncio.sleep(0.01)  # rounds are sampled, none is waited for
             assert (await net.session(session))["status"] == "finished"

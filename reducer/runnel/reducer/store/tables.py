@@ -223,6 +223,8 @@ class SlotRow(Base):
     error_code: Mapped[str | None] = mapped_column(String(64))
     error: Mapped[str | None] = mapped_column(ForeignText)
     log_tail: Mapped[str | None] = mapped_column(ForeignText)
+    # What a round asks must not take longer the more rounds there were.
+    __table_args__ = (Index("ix_slot_counted", "session_id", "counted_in", **_where("counted_in IS NOT NULL")),)
 
 
 class PartialRow(Base):
