@@ -39,6 +39,9 @@ class ModelCache:
             Unreachable, DeadlineExceeded, StorageFull: it could not be fetched.
         """
         if not self._models.has(ref):
+            # Before, not after: the new one then comes into memory that the system has just got back, and does not wait
+            # until that is cleared or, in a virtual machine, brought by its host.
+            await self._drop_down_to(_MODELS_KEPT - 1)
             target = self._models.temporary()
             try:
                 await self._fetch(ref, target)
@@ -48,6 +51,10 @@ class ModelCache:
                 raise
         self._used[ref.sha256] = None
         self._used.move_to_end(ref.sha256)
-        while len(self._used) > _MODELS_KEPT:
-            self._models.delete(self._used.popitem(last=False)[0])
-        return self._models.path(ref)
+        path = self._models.path(ref)
+        await self._drop_down_to(_MODELS_KEPT)
+        return path
+
+    async def _drop_down_to(self, count: int) -> None:
+        while len(self._used) > count:
+            await asyncio.to_thread(self._models.delete, self._used.popitem(last=False)[0])
