@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from runnel.common.aggregation import Part, WeightedSum, make_optimizer, reduce_round
 from runnel.common.aggregation.parts import MAX_OPEN_PARTS
+from runnel.common.blobs import digest_file
 from runnel.common.errors import BadModel, CorruptData, EmptyAggregate, InvalidInput
 from runnel.common.protocol import PayloadKind
 from runnel.common.tensors import ModelSchema, open_npz, write_npz
@@ -74,7 +75,8 @@ def read(path: Path) -> Arrays:
 
 def averaged(folder: Path, parts: Sequence[Part]) -> Arrays:
     write_npz(folder / "base.npz", a_model(99))
-    reduce_round(parts, folder / "base.npz", make_optimizer("fedavg"), None, folder / "next.npz", None)
+    made = reduce_round(parts, folder / "base.npz", make_optimizer("fedavg"), None, folder / "next.npz", None)
+    assert made.model == digest_file(folder / "next.npz")
     return read(folder / "next.npz")
 
 

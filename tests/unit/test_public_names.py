@@ -177,6 +177,7 @@ PUBLIC: dict[str, list[str]] = {
         "AtomicFile",
         "BFLOAT16",
         "BLOCK_PARAMS",
+        "BackgroundWriter",
         "Block",
         "DEFAULT_MAX_BYTES",
         "DTYPES",

@@ -17,11 +17,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
+from runnel.common.blobs import digest_file
 from runnel.common.errors import BadModel, InvalidInput, StorageFull
 from runnel.common.tensors import (
     BFLOAT16,
     DTYPES,
     AtomicFile,
+    BackgroundWriter,
     ModelSchema,
     NpzWriter,
     TensorSpec,
@@ -160,6 +162,56 @@ def test_zip64(zip64_from: int, tmp_path: Path) -> None:
     with open_npz(tmp_path / "m.npz", source="here", expect=schema) as model:
         model.verify()
         assert_same(model.arrays(), arrays)
+
+
+LARGE_AND_NONE = {
+    "none first": np.zeros((0, 3), np.float32),
+    "large": np.arange(700_000, dtype=np.float32),
+    "small": np.arange(3, dtype=np.int8),
+    "none between": np.zeros(0),
+    "large too": np.arange(400_000, dtype=np.float64),
+    "none last": np.zeros(0, np.bool_),
+}
+
+
+@pytest.mark.parametrize("arrays", [LARGE_AND_NONE, {"none": np.zeros(0)}, {"small": np.ones(3)}], ids=len)
+@pytest.mark.parametrize("zip64_from", [1, 0xFFFFFFFF])
+def test_a_digest_that_is_found_while_writing_is_that_of_the_file(
+    arrays: Arrays, zip64_from: int, tmp_path: Path
+) -> None:
+    with NpzWriter(tmp_path / "m.npz", ModelSchema.of(arrays), digest=True, zip64_from=zip64_from) as writer:
+        with BackgroundWriter(writer, blocks_behind=2) as behind:
+            for array in arrays.values():
+                for at in range(0, array.size, 65_536):
+                    behind.append(array.reshape(-1)[at : at + 65_536])
+            behind.finish()
+        with pytest.raises(ValueError, match="once it was written"):
+            _ = writer.blob
+    assert writer.blob == digest_file(tmp_path / "m.npz")
+    with NpzWriter(tmp_path / "plain.npz", ModelSchema.of(arrays), zip64_from=zip64_from) as plain:
+        for array in arrays.values():
+            plain.append(array.reshape(-1))
+    assert (tmp_path / "plain.npz").read_bytes() == (tmp_path / "m.npz").read_bytes()
+    with pytest.raises(ValueError, match="with one"):
+        _ = plain.blob
+    with open_npz(tmp_path / "m.npz", source="here") as model:
+        model.verify()
+        assert_same(model.arrays(), arrays)
+
+
+def test_what_fails_behind_is_told_and_leaves_no_file(tmp_path: Path) -> None:
+    schema = ModelSchema(tensors=(TensorSpec(name="w", shape=(3,), dtype="float32"),))
+
+    def write(blocks: int) -> None:
+        with NpzWriter(tmp_path / "m.npz", schema) as writer, BackgroundWriter(writer, blocks_behind=2) as behind:
+            for _ in range(blocks):
+                behind.append(np.zeros(2, np.float32))
+            behind.finish()
+
+    for blocks in (2, 9):  # told at the end, and before
+        with pytest.raises(InvalidInput, match="elements are left"):
+            write(blocks)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_float64_blocks_are_cast_by_the_rule(tmp_path: Path) -> None:

@@ -75,11 +75,13 @@ def total_blocks(parts: Sequence[Part], schema: ModelSchema, scratch: Path) -> I
         for span, *blocks in zip(schema.spans(), *columns, strict=True):
             total = np.zeros(span.count)
             for part, values in zip(parts, blocks, strict=True):
-                scaled = product[: span.count]
-                factor = part.weight if part.kind is PayloadKind.UPDATE else 1.0
                 with np.errstate(over="ignore", invalid="ignore"):
-                    np.multiply(values, factor, out=scaled, dtype=np.float64)
-                    np.add(total, scaled, out=total)
+                    if part.kind is PayloadKind.WEIGHTED_SUM:
+                        np.add(total, values, out=total)
+                    else:
+                        scaled = product[: span.count]
+                        np.multiply(values, part.weight, out=scaled, dtype=np.float64)
+                        np.add(total, scaled, out=total)
                 if not np.isfinite(total).all():
                     raise too_large(part.source)
             yield total

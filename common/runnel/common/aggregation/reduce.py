@@ -15,7 +15,8 @@ from runnel.common.aggregation.mean import require_weight
 from runnel.common.aggregation.optimizers import ServerOptimizer
 from runnel.common.aggregation.parts import Part, total_blocks
 from runnel.common.errors import CorruptData, EmptyAggregate, InvalidInput
-from runnel.common.tensors import AtomicFile, NpzWriter, cast_block, magnitude, open_npz
+from runnel.common.protocol import BlobRef
+from runnel.common.tensors import AtomicFile, BackgroundWriter, NpzWriter, cast_block, magnitude, open_npz
 
 _ITEM_BYTES = 8
 
@@ -24,8 +25,12 @@ Vector = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reduced:
-    """What was reduced: ``weight`` and number of ``updates`` in total; ``state``: the optimizer's file, if any."""
+    """What was reduced: ``weight`` and number of ``updates`` in total; ``state``: the optimizer's file, if any.
 
+    ``model``: digest and length of the next model's file.
+    """
+
+    model: BlobRef
     weight: float
     updates: int
     state: Path | None
@@ -78,7 +83,8 @@ def reduce_round(
         base_model = stack.enter_context(open_npz(base, source="the present global model"))
         schema = base_model.schema
         state = _State(optimizer, state_in, kept, schema.n_params, stack)
-        writer = stack.enter_context(NpzWriter(model_out, schema))
+        writer = stack.enter_context(NpzWriter(model_out, schema, digest=True))
+        behind = stack.enter_context(BackgroundWriter(writer))
         totals = total_blocks(parts, schema, model_out.parent)
         for block, total in zip(base_model.blocks(), totals, strict=True):
             spec = schema.tensors[block.tensor]
@@ -90,11 +96,12 @@ def reduce_round(
                 state.keep(block.start, mean.size)
             cast = cast_block(mean, spec.dtype)
             magnitude(cast, schema, block.tensor, source)
-            writer.append(cast)
+            behind.append(cast)
+        behind.finish()
         state.seal()
         writer.close()
         state.commit()
-    return Reduced(weight=weight, updates=sum(part.updates for part in parts), state=kept)
+    return Reduced(model=writer.blob, weight=weight, updates=sum(part.updates for part in parts), state=kept)
 
 
 class _State:

@@ -87,7 +87,7 @@ def reduce_updates(
         )
     with UpdateStack(updates, base, model_out.parent, block_params=block_params) as stack:
         schema = stack.schema
-        with NpzWriter(model_out, schema) as writer:
+        with NpzWriter(model_out, schema, digest=True) as writer:
             blocks = zip(schema.spans(stack.block_params), stack.base_blocks(), rule.means(stack), strict=True)
             for span, base_values, mean in blocks:
                 spec = schema.tensors[span.tensor]
@@ -97,7 +97,8 @@ def reduce_updates(
                 cast = cast_block(mean, spec.dtype)
                 magnitude(cast, schema, span.tensor, source)
                 writer.append(cast)
-    return Reduced(weight=math.fsum(update.weight for update in updates), updates=len(updates), state=None)
+    weight = math.fsum(update.weight for update in updates)
+    return Reduced(model=writer.blob, weight=weight, updates=len(updates), state=None)
 
 
 def plain_mean(rows: Matrix) -> Vector:

@@ -5,6 +5,7 @@ documentation says so.
 """
 
 from runnel.common.tensors.atomic_file import AtomicFile
+from runnel.common.tensors.background_writer import BackgroundWriter
 from runnel.common.tensors.casting import cast_block
 from runnel.common.tensors.conversion import (
     Arrange,
@@ -29,6 +30,7 @@ __all__ = [
     "DTYPES",
     "Arrange",
     "AtomicFile",
+    "BackgroundWriter",
     "Block",
     "ModelSchema",
     "NpzModel",

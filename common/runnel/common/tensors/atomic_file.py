@@ -23,7 +23,7 @@ class AtomicFile:
         self.path = path
         self._temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(6)}.part")
         with storage_errors(path.parent):
-            self.file: BinaryIO = self._temporary.open("xb")
+            self.file: BinaryIO = self._temporary.open("x+b")
         self._open = True
 
     def __enter__(self) -> Self:
@@ -55,6 +55,20 @@ class AtomicFile:
             while view:
                 done = os.pwrite(self.file.fileno(), view, offset)
                 view, offset = view[done:], offset + done
+
+    def read_at(self, offset: int, view: memoryview) -> None:
+        """Fill ``view`` (of bytes) with what was written at ``offset``; :meth:`write` goes on where it was.
+
+        Raises:
+            StorageFull: the disk is full.
+        """
+        with storage_errors(self.path.parent):
+            self.file.flush()
+        while view:
+            count = os.preadv(self.file.fileno(), [view], offset)
+            if count == 0:
+                raise EOFError(f"{self.path.name} has no {len(view)} bytes at {offset}.")
+            view, offset = view[count:], offset + count
 
     def seal(self) -> None:
         """Hand all bytes to the system; only :meth:`commit` or :meth:`abort` may follow. Idempotent.

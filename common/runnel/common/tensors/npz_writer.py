@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import struct
 import zlib
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from typing import Any, Self
 from numpy.typing import NDArray
 
 from runnel.common.errors import InvalidInput
+from runnel.common.protocol import BlobRef
 from runnel.common.tensors.atomic_file import AtomicFile
 from runnel.common.tensors.casting import block_bytes
 from runnel.common.tensors.npy_header import write_header
@@ -32,6 +34,7 @@ _MAX32 = 0xFFFFFFFF
 _MAX16 = 0xFFFF
 # What other tools that align members use; readers ignore extra fields they don't know.
 _PADDING_ID = 0xD935
+_SETTLED_AT_ONCE = 1 << 20  # bytes
 
 
 class _Entry:
@@ -58,13 +61,17 @@ class NpzWriter:
         path: replaced if it exists.
         schema: of the model.
         zip64_from: size or offset in bytes from which members and archives are written as zip64, at most 4 GiB - 1.
+        digest: whether to find the SHA-256 of the file, tensor by tensor while it is written.
 
     Raises:
         StorageFull: the disk is full (also in :meth:`append` and :meth:`close`).
     """
 
-    def __init__(self, path: Path, schema: ModelSchema, *, zip64_from: int = _MAX32) -> None:
+    def __init__(self, path: Path, schema: ModelSchema, *, zip64_from: int = _MAX32, digest: bool = False) -> None:
         self.schema = schema
+        self._digest = hashlib.sha256() if digest else None
+        self._settled = 0  # entries
+        self._settled_at = 0  # bytes
         self._zip64_from = zip64_from
         self._out = AtomicFile(path)
         self._at = 0
@@ -104,6 +111,8 @@ class NpzWriter:
         self._write(block_bytes(block, spec, entry.left), entry)
         entry.left -= block.size
         if entry.left == 0:
+            if self._at - self._settled_at >= _SETTLED_AT_ONCE:
+                self._settle()
             self._begin_tensors()
 
     def close(self) -> None:
@@ -120,11 +129,35 @@ class NpzWriter:
                 spec = self.schema.tensors[len(self._entries) - 1]
                 raise InvalidInput(f"{self._entries[-1].left} elements of {spec} are missing.", tensor=spec.name)
             self._write_directory()
-            for entry in self._entries:
-                self._out.write_at(entry.offset + _CRC_AT, entry.crc.to_bytes(4, "little"))
+            self._settle()
             self._out.commit()
         finally:
             self._out.abort()
+
+    @property
+    def blob(self) -> BlobRef:
+        """Digest and length of the file, once it is closed.
+
+        Raises:
+            ValueError: it is not closed, or was to be written without a digest.
+        """
+        if self._digest is None or not self._closed:
+            raise ValueError("the digest of a model is known once it was written with one")
+        return BlobRef(sha256=self._digest.hexdigest(), size_bytes=self._at)
+
+    def _settle(self) -> None:
+        """Fill in the checksums of what is complete, and read it again for the digest: it does not change any more."""
+        for entry in self._entries[self._settled :]:
+            self._out.write_at(entry.offset + _CRC_AT, entry.crc.to_bytes(4, "little"))
+        self._settled = len(self._entries)
+        if self._digest is not None:
+            buffer = memoryview(bytearray(min(_SETTLED_AT_ONCE, self._at - self._settled_at)))
+            while self._settled_at < self._at:
+                piece = buffer[: self._at - self._settled_at]
+                self._out.read_at(self._settled_at, piece)
+                self._digest.update(piece)
+                self._settled_at += len(piece)
+        self._settled_at = self._at
 
     def _write(self, data: bytes | memoryview, entry: _Entry | None = None) -> None:
         self._out.write(data)

@@ -82,7 +82,7 @@ class Reduction:
         require_room(model_out, self.base.size_bytes)
         try:
             if chosen.rule is None:
-                reduce_round(
+                made = reduce_round(
                     parts,
                     base=base,
                     optimizer=optimizer,
@@ -94,9 +94,9 @@ class Reduction:
                 ages = {p.round: round_number - p.round for p in partials}
                 discounts = {n: 1.0 if chosen.buffered is None else chosen.buffered.discount(ages[n]) for n in ages}
                 updates = self.updates(partials, weights, bases, discounts)
-                reduce_updates(updates, base, chosen.rule, model_out, optimizer=optimizer)
+                made = reduce_updates(updates, base, chosen.rule, model_out, optimizer=optimizer)
             state = self.blobs.adopt(state_out).sha256 if optimizer.slots else None
-            model = self.blobs.adopt(model_out)
+            model = self.blobs.adopt(model_out, made.model)
         finally:
             model_out.unlink(missing_ok=True)
             state_out.unlink(missing_ok=True)

@@ -29,6 +29,7 @@ from runnel.reducer.engine.reduction import Reduction, inputs_here, optimizer_st
 from runnel.reducer.engine.retention import Retention
 from runnel.reducer.engine.server_rounds import ServerRounds, Stopped
 from runnel.reducer.engine.shortage import too_few_updates
+from runnel.reducer.engine.spent_payloads import SpentPayloads
 from runnel.reducer.engine.transitions import Change, Step, Transitions
 from runnel.reducer.server_functions.functions import Beginning, ServerFunctions
 from runnel.reducer.store import ledger
@@ -74,6 +75,7 @@ class SessionRunner:
         self._new_order_id = new_order_id
         self._wake = asyncio.Event()
         self._stopping = False
+        self._spent = SpentPayloads(blobs)
         self._server = ServerRounds(
             position, functions=functions, journal=journal, retention=retention, say=say, pause=self._pause
         )
@@ -164,7 +166,8 @@ class SessionRunner:
             return ()
 
         await self._close(status, reason or status.value, change, *self.exchanges)
-        await self._blobs.drop_payloads(*(self._partials / filename for filename in spare))
+        self._spent.add(*(self._partials / filename for filename in spare))
+        await self._spent.drop()
 
     async def _next_round(self) -> None:
         if self.position.round >= self.position.config.rounds:
@@ -332,6 +335,7 @@ class SessionRunner:
 
     async def _woken(self, deadline: float) -> bool:
         """Wait for an event; False when ``deadline`` (monotonic seconds) came first."""
+        await self._spent.drop()
         if self._stopping:
             raise Stopped
         try:
@@ -417,8 +421,7 @@ class SessionRunner:
 
         to = SessionStatus.VALIDATING if validates else SessionStatus.COMMITTED
         await self._transitions.commit(Step(to=to, change=change))
-        # Committed above: the payloads are part of the model now.
-        await self._blobs.drop_payloads(*payloads)
+        self._spent.add(*payloads)  # committed above: they are part of the model now
         await self._server.settle(turn)
         position.optimizer_state = reduced.optimizer_state
         position.model_id, position.model = model_id, reduced.model
