@@ -37,12 +37,13 @@ def folder_of(outbox: Path) -> Path:
 
 def test_a_report_is_there_after_a_restart(tmp_path: Path) -> None:
     ref = digest_file(update(tmp_path))
-    Outbox(tmp_path / "out").keep(KEY, OUTCOME, tmp_path / "update.npz")
+    kept = Outbox(tmp_path / "out").keep(KEY, OUTCOME, tmp_path / "update.npz")
     assert not (tmp_path / "update.npz").exists()
     again = Outbox(tmp_path / "out")
     assert again.held() == [KEY]
     held = again.get(KEY)
     assert held is not None
+    assert held == kept
     assert (held.key, held.outcome, held.payload) == (KEY, OUTCOME, ref)
     assert held.file is not None
     assert held.file.read_bytes() == b"a model"
@@ -51,9 +52,10 @@ def test_a_report_is_there_after_a_restart(tmp_path: Path) -> None:
 def test_a_failure_has_no_payload(tmp_path: Path) -> None:
     outbox = Outbox(tmp_path)
     failed = Outcome(client="a", failure=Failure(code="exit_status", message="3", log_tail="Traceback …"))
-    outbox.keep(KEY, failed, None)
+    kept = outbox.keep(KEY, failed, None)
     held = outbox.get(KEY)
     assert held is not None
+    assert held == kept
     assert (held.outcome, held.payload, held.file) == (failed, None, None)
 
 
@@ -66,6 +68,17 @@ def test_a_report_is_dropped_alone_and_dropping_again_is_no_error(tmp_path: Path
     assert outbox.get(KEY) is None
     assert Outbox(tmp_path / "out").held() == [OTHER]
     assert len(list((tmp_path / "out").iterdir())) == 1
+
+
+def test_whatever_else_is_in_a_report_goes_with_it(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path / "out")
+    left = tmp_path / "left"
+    left.write_bytes(b"left out")
+    kept = outbox.keep(KEY, OUTCOME, update(tmp_path), left=left)
+    assert kept.left is not None
+    (kept.left.parent / "of-a-newer-version").mkdir()
+    outbox.drop(KEY)
+    assert not kept.left.parent.exists()
 
 
 def test_a_death_between_payload_and_report_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -304,14 +304,18 @@ class ClientAgent:
             outcome = await self._delivery.keep(key, outcome, update)
             reach(CrashPoint.UPDATE_KEPT)
         finally:
-            await in_thread(
-                self._compressor.kept, key
-            )  # also where a compression was cancelled, and went on in its thread
-            await in_thread(shutil.rmtree, folder, ignore_errors=True)
+            await in_thread(self._clear_away, key, folder)
         del self._running[key]
         self.work.add(key.work.value, "done" if outcome.failure is None else "failed")
         self._apply(self._book.finished(key, failed=outcome.failure is not None))
         self._gate.answered(assignment)
+
+    def _clear_away(self, key: AssignmentKey, folder: Path) -> None:
+        self._compressor.kept(key)  # also where a compression was cancelled, and went on in its thread
+        try:
+            folder.rmdir()  # it is empty as a rule
+        except OSError:
+            shutil.rmtree(folder, ignore_errors=True)
 
     async def _cleared(self, session_id: str) -> None:
         if clearing := [task for key, task in self._clearing.items() if key.session_id == session_id]:

@@ -38,16 +38,19 @@ class Delivery:
         self._outbox = outbox
         self._book = book
         self._link = link
+        self._newest: HeldReport | None = None  # what was kept last, which is offered next
 
     async def keep(self, key: AssignmentKey, outcome: Outcome, update: Update | None) -> Outcome:
         """Keep a report, or that there was no room for it; return what is kept."""
         while True:
             try:
                 if update is None:
-                    await in_thread(self._outbox.keep, key, outcome, None)
+                    self._newest = await in_thread(self._outbox.keep, key, outcome, None)
                 else:
                     left, carried = update.left, update.carried
-                    await in_thread(self._outbox.keep, key, outcome, update.file, left=left, carried=carried)
+                    self._newest = await in_thread(
+                        self._outbox.keep, key, outcome, update.file, left=left, carried=carried
+                    )
             except StorageFull as err:
                 log.error("no room for a finished report", key=str(key), error=str(err))
                 await in_thread(self._outbox.drop, key)
@@ -61,7 +64,9 @@ class Delivery:
 
     async def offer(self, key: AssignmentKey, order_id: str) -> None:
         """Push and report what is held, again and again while there is no room for it and the order wants it."""
-        held = await asyncio.to_thread(self._outbox.get, key)
+        held, self._newest = self._newest, None
+        if held is None or held.key != key:
+            held = await asyncio.to_thread(self._outbox.get, key)
         while held is not None and self._book.wanted(key, order_id):
             try:
                 await self._deliver(held, order_id)

@@ -74,7 +74,7 @@ async def train(
         runtime: where.
         prepared: by ``runtime``.
         model: the global model, canonical ``.npz``; not modified; removed if it was lent and written to.
-        workdir: existing folder; the update is made in it, everything else in it is removed.
+        workdir: folder, made if it is not there; the update is made in it, everything else of the run is removed.
         settings_json: the session's client settings, a JSON object.
         env: from :func:`runnel.client.runtimes.variables.entry_point_variables`.
         timeout_s: for the entry point alone.
@@ -254,7 +254,12 @@ async def _run_folder(workdir: Path) -> AsyncIterator[Path]:
     try:
         yield folder
     finally:
-        await in_thread(_remove, folder)
+        if _is_there(folder):  # who took the update has removed it in the same breath
+            await in_thread(_remove, folder)
+
+
+def _is_there(folder: Path) -> bool:
+    return os.path.lexists(folder)
 
 
 def _remove(folder: Path) -> None:
@@ -285,6 +290,7 @@ def _remove_level(folder: Path) -> None:
 
 
 def _make_folder(workdir: Path) -> Path:
+    workdir.mkdir(parents=True, exist_ok=True)
     return Path(tempfile.mkdtemp(prefix="run-", dir=workdir.absolute()))
 
 
@@ -374,13 +380,15 @@ def _take_model(
 def _take_update(
     finished: Finished, expect: ModelSchema, model_out: Path, workdir: Path, exchange: ModelExchange
 ) -> tuple[Path, Notes]:
-    """Take what ``train`` left: the update, checked and moved to ``workdir``, and its metadata."""
+    """Take what ``train`` left: the update, checked and moved to ``workdir``, and its metadata; remove the rest."""
     update, metadata = model_out.with_name("update.npz"), Path(f"{model_out}-metadata")
     with _told_with(finished, model_out, "train"):
         _take_model(model_out, update, exchange, entry_point="train", expect=expect, keep_plain=True)
     with _told_with(finished, metadata, "train"):
         notes = _take_notes(metadata, entry_point="train", optional=True)
-    return _keep(update, workdir), notes
+    kept = _keep(update, workdir)
+    _remove(model_out.parent)
+    return kept, notes
 
 
 def _take_notes(path: Path, *, entry_point: str, optional: bool = False) -> Notes:

@@ -92,7 +92,7 @@ class Execution:
         self._alone = alone
 
     async def outcome(self, assignment: Assignment, folder: Path, say: LineSink) -> tuple[Outcome, Update | None]:
-        """Work in ``folder``, which is made; return what to report, and the update that belongs to it."""
+        """Work in ``folder``, made when it is needed; return what to report, and the update that belongs to it."""
         key, name = assignment.key, self._site.name
         elapsed_s: dict[str, float] = {}
         log.info("working", key=str(key))
@@ -100,7 +100,6 @@ class Execution:
             # What the network leaves of its time covers preparing too; the deadline is carried, not restarted.
             async with self._deadlines.over(key):
                 with storage_errors(folder):
-                    await in_thread(folder.mkdir, parents=True, exist_ok=True)
                     outcome, update = await self._execute(assignment, folder, say, elapsed_s)
         except TimeoutError:
             failure = Failure(

@@ -45,7 +45,8 @@ class ModelCache:
             target = self._models.temporary()
             try:
                 await self._fetch(ref, target)
-                await asyncio.to_thread(self._models.adopt, target, ref)
+                # Here and not in a thread: it renames a file, which takes less than the way to a thread and back.
+                self._models.adopt(target, ref)
             except BaseException:
                 await asyncio.to_thread(target.unlink, missing_ok=True)
                 raise

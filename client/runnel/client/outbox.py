@@ -72,8 +72,9 @@ class Outbox:
         *,
         left: Path | None = None,
         carried: Sequence[str] = (),
-    ) -> None:
-        """Keep a report; ``update`` and ``left`` are moved here. The latter two are those of :class:`Update`.
+    ) -> HeldReport:
+        """Keep a report, and return it; ``update`` and ``left`` are moved here. The latter two are those of
+        :class:`Update`.
 
         Raises:
             StorageFull: no room.
@@ -99,6 +100,14 @@ class Outbox:
                 },
                 durable=False,
             )
+        return HeldReport(
+            key=key,
+            outcome=outcome,
+            payload=payload,
+            file=None if payload is None else folder / "payload",
+            left=None if left is None else folder / "left",
+            carried=tuple(carried),
+        )
 
     def held(self) -> list[AssignmentKey]:
         """Return what is kept."""
@@ -117,7 +126,12 @@ class Outbox:
         """Forget a report; one that is not there is no error."""
         folder = self._folder(key)
         (folder / "report.json").unlink(missing_ok=True)
-        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            for name in ("payload", "left"):
+                (folder / name).unlink(missing_ok=True)
+            folder.rmdir()
+        except OSError:  # something else is in it, or it is not there
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _is_whole(self, folder: Path) -> bool:
         """Whether nothing is torn, as far as lengths tell; digests are verified where the payload is pushed to."""

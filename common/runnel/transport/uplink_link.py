@@ -14,7 +14,7 @@ from types import TracebackType
 import grpc
 import structlog
 
-from runnel.common.blobs import Source, SpoolFile, in_thread
+from runnel.common.blobs import Source, SpoolFile
 from runnel.common.errors import (
     BadSettings,
     Cancelled,
@@ -190,7 +190,8 @@ class UplinkLink:
         data = None if self._attachment is None else self._attachment.within.model(ref)
         if data is not None and not file.held:
             with suppress(CorruptData):  # fetched, it is verified again
-                await in_thread(_write_whole, file, data)
+                # A few kilobytes into the page cache take less than the way to a thread and back.
+                _write_whole(file, data)
                 return
         held = file.held
         try:
@@ -227,7 +228,7 @@ class UplinkLink:
         if attachment is None or attachment.lost.is_set():
             raise Unreachable("Not attached to the network at the moment.", hint="Offer it again when attached.")
         if self._ask.kind is NodeKind.CLIENT and attachment.within.allows(order_id, ref):
-            attachment.within.keep(order_id, ref, await in_thread(_read_whole, source, ref))
+            attachment.within.keep(order_id, ref, _read_whole(source, ref))  # a few kilobytes, just written
             return
         try:
             async with asyncio.timeout(deadline_s):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -15,18 +17,21 @@ async def to_its_end(work: Coroutine[Any, Any, R]) -> R:
 
     Like :func:`asyncio.shield`, except that nothing is left running behind the caller's back.
     """
-    task = asyncio.ensure_future(work)
+    return await _whole(asyncio.ensure_future(work))
+
+
+async def _whole(work: asyncio.Future[R]) -> R:
     cancelled: asyncio.CancelledError | None = None
-    while not task.done():
+    while not work.done():
         try:
-            await asyncio.wait((task,))
+            await asyncio.wait((work,))
         except asyncio.CancelledError as error:
             cancelled = error
     if cancelled is not None:
-        if not task.cancelled():
-            task.exception()  # marks it as seen: the cancellation is what the caller asked for and gets
+        if not work.cancelled():
+            work.exception()  # marks it as seen: the cancellation is what the caller asked for and gets
         raise cancelled
-    return task.result()
+    return work.result()
 
 
 async def in_thread(function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -35,4 +40,6 @@ async def in_thread(function: Callable[P, R], /, *args: P.args, **kwargs: P.kwar
     A thread can't be cancelled. ``to_thread`` returns at once when its task is cancelled and leaves the thread at work,
     which then writes to a file that the caller has closed and deleted meanwhile.
     """
-    return await to_its_end(asyncio.to_thread(function, *args, **kwargs))
+    call = partial(contextvars.copy_context().run, function, *args, **kwargs)
+    # Not by to_thread, which would need a task to be waited for.
+    return await _whole(asyncio.get_running_loop().run_in_executor(None, call))
