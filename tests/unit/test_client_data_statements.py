@@ -16,12 +16,13 @@ from sqlalchemy.dialects.sqlite import dialect as sqlite_dialect
 
 from runnel.client.data import DatabaseConfig, DatabaseKind, FieldType, Interruption, database_of
 from runnel.client.data.files import FileTables
-from runnel.client.data.queries import read_query, statement_of
+from runnel.client.data.queries import statement_of
 from runnel.client.data.servers import ServerTables, with_parameters
 from runnel.client.data.statements import MAX_STATEMENT, check_statement
 from runnel.client.data.tables import Field, Rows, Statement, Tables
 from runnel.common.errors import BadQuery, QueryFailed, RunnelError, UnknownData
 from runnel.common.tasks import Language
+from runnel.common.tasks.queries import read_query
 
 pytestmark = pytest.mark.unit
 
