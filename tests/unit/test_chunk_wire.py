@@ -13,6 +13,8 @@ from runnel.rpc.v1 import uplink_pb2 as pb
 from runnel.rpc.v1 import uplink_pb2_grpc as pb_grpc
 from runnel.transport.chunk_wire import add_uplink, join_chunk, split_chunk
 
+pytestmark = pytest.mark.unit
+
 SIZES = [0, 1, 0x7F, 0x80, 0x3FFF, 0x4000, 0x1F_FFFF, 0x20_0000]
 
 headers = st.builds(

@@ -7,6 +7,8 @@ import pytest
 from runnel.common.tensors.npy_header import HeaderFault, parse_header, write_header
 from runnel.common.tensors.schema import TensorSpec
 
+pytestmark = pytest.mark.unit
+
 
 def test_equal_headers_are_parsed_once() -> None:
     header = write_header(TensorSpec(name="w", shape=(3, 4), dtype="float32"))
