@@ -11,6 +11,8 @@ from runnel.common.blobs import digest_of
 from runnel.common.errors import Unreachable
 from runnel.common.protocol import BlobRef
 
+pytestmark = pytest.mark.unit
+
 MODELS = [b"one", b"two", b"three"]
 
 
