@@ -89,6 +89,18 @@ async def test_a_round_counts_what_comes_by_all_ways_and_tells_everybody(net: Ne
     assert await net.journal.verify() > 0
 
 
+async def test_payloads_of_a_round_are_removed_while_the_next_one_waits_for_its_clients(net: Net) -> None:
+    await net.attach("a")
+    await net.start(rounds=2)
+    await net.report("a", await net.order("a"), *ok("a"))
+    second = await net.order("a", 2)
+    assert second.key.round == 2
+    await eventually(lambda: not list(net.partials.iterdir()))
+    await net.report("a", second, *ok("a"))
+    assert (await net.ended()).phase == "finished"
+    assert list(net.partials.iterdir()) == []
+
+
 async def test_a_client_that_moves_is_asked_where_it_is_and_its_old_way_is_fenced(net: Net) -> None:
     await net.attach("m1", "a")
     await net.attach("m2", "")
