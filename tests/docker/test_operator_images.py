@@ -13,8 +13,9 @@ import trustme
 
 from runnel.common.tensors import write_npz
 from runnel.compute_package import pack
+from tests.docker.algorithm_images import algorithm_image
 from tests.docker.operator_images import ROLES, ContainerNetwork, build_images, ran
-from tests.docker_engine import base_image, containers, docker, engine_host, inspect
+from tests.docker_engine import base_image, containers, docker, engine_host, inspect, networks
 from tests.eventually import eventually_blocking
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(600)]
@@ -267,3 +268,67 @@ def test_a_client_with_the_engines_socket_and_a_reducer_that_is_backed_up_restor
     for name in ("site", "again"):
         assert network.stop(name) == 0, name
     assert containers(identity) == []
+
+
+LOOK = "cat /mnt/input/ages.csv > /mnt/output/seen; id -u > /mnt/output/user; ls /state /data; true"
+TASKS = """
+[tasks]
+images = [".*"]
+pull = "never"
+central = true
+databases = ["default"]
+"""
+
+
+def test_a_client_in_its_container_runs_tasks_and_central_functions(
+    network: ContainerNetwork, tls: Path, tmp_path: Path
+) -> None:
+    given, data = tmp_path / "given", tmp_path / "data"
+    for folder in (given, data):
+        folder.mkdir()
+    (data / "ages.csv").write_text("Age,name\n40,a\n60,b\n")
+    (given / "policy.toml").write_text(TASKS)
+    readable(data)
+    volume = f"--volume={readable(given)}:/given:ro"
+    socket = Path(engine_host().removeprefix("unix://"))
+    network.network("centre")
+    network.start("reducer", "reducer", ["centre"], *server_options(tls, "reducer", "REDUCER"), volume)
+    network.until_well("reducer")
+    (given / "token").write_text(network.runnel("token", "create", "--role", "client", "--name", "site")["token"])
+    readable(given)
+    network.start(
+        "site",
+        "client",
+        ["centre"],
+        volume,
+        f"--volume={tls}:/tls:ro",
+        f"--volume={data}:/data:ro",
+        f"--volume={socket}:/var/run/docker.sock",
+        f"--group-add={socket.stat().st_gid}",
+        "--env=RUNNEL_CLIENT_TOKEN_FILE=/given/token",
+        "--env=RUNNEL_CLIENT_TLS_CA=/tls/ca.pem",
+        "--env=RUNNEL_CLIENT_POLICY=/given/policy.toml",
+        command=("--network=reducer:7400", "--name=site", "--data=default=/data/ages.csv"),
+    )
+    network.until_well("reducer", "site")
+
+    def outcome(*command: str) -> str:
+        task = network.runnel("task", "run", *command, "--site", "site", "--wait")["task"]
+        network.runnel("task", "results", task, "--output", f"/tmp/{task}")
+        return f"/tmp/{task}/site"
+
+    look = ("--command", f"sh -c '{LOOK}'")
+    folder = outcome(base_image(), *look, "--select", "{ ages { Age } }")
+    shown = network.exec("reducer", "sh", "-c", f"cd {folder}; python -m zipfile -e output.zip .; cat seen user stdout")
+    assert shown.split() == ["Age", "40", "60", "10001"]
+
+    call = ("--contract", "vantage6", "--input", "method=central", "--input", 'kwargs={"column": "Age"}')
+    for chosen in (("--whole-database", "default"), ("--select", "{ ages { Age } }")):
+        folder = outcome(algorithm_image(), "--central", *call, *chosen)
+        told = json.loads(network.exec("reducer", "cat", f"{folder}/output"))
+        assert (told["average"], told["organizations"], told["status"]) == (50.0, ["site"], ["completed"])
+    identity = json.loads(network.exec("site", "cat", "/state/identity.json"))["node_id"]
+    assert containers(identity) == []
+    assert networks(identity) == []
+    for name in ("site", "reducer"):
+        assert network.stop(name) == 0, name

@@ -21,7 +21,7 @@ from runnel.common.protocol import TaskOrder
 from runnel.common.tasks import task_spec
 from runnel.common.tasks.site_numbers import site_number
 from tests.docker.algorithm_images import algorithm_image
-from tests.docker_engine import docker, engine_host
+from tests.docker_engine import docker, engine_host, networks
 from tests.doubles.task_client import TaskClient
 from tests.eventually import eventually
 from tests.network.local_network import LocalNetwork
@@ -41,7 +41,8 @@ async def net(tmp_path: Path) -> AsyncIterator[LocalNetwork]:
         await made.start_combiner("c1")
         await made.start_client("hub", data={"default": str(data)}, docker_host=image_host)
         yield made
-    assert "runnel-run-" not in docker("network", "ls", "--format", "{{.Name}}").stdout
+        identity = json.loads((made.folder / "hub" / "identity.json").read_text())["node_id"]
+    assert networks(identity) == []
 
 
 async def result_of(net: LocalNetwork, method: str, *, central: bool = False, **kwargs: Any) -> Any:
