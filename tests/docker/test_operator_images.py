@@ -318,14 +318,14 @@ def test_a_client_in_its_container_runs_tasks_and_central_functions(
         return f"/tmp/{task}/site"
 
     look = ("--command", f"sh -c '{LOOK}'")
-    folder = outcome(base_image(), *look, "--select", "{ ages { Age } }")
-    shown = network.exec("reducer", "sh", "-c", f"cd {folder}; python -m zipfile -e output.zip .; cat seen user stdout")
+    place = outcome(base_image(), *look, "--select", "{ ages { Age } }")
+    shown = network.exec("reducer", "sh", "-c", f"cd {place}; python -m zipfile -e output.zip .; cat seen user stdout")
     assert shown.split() == ["Age", "40", "60", "10001"]
 
     call = ("--contract", "vantage6", "--input", "method=central", "--input", 'kwargs={"column": "Age"}')
     for chosen in (("--whole-database", "default"), ("--select", "{ ages { Age } }")):
-        folder = outcome(algorithm_image(), "--central", *call, *chosen)
-        told = json.loads(network.exec("reducer", "cat", f"{folder}/output"))
+        place = outcome(algorithm_image(), "--central", *call, *chosen)
+        told = json.loads(network.exec("reducer", "cat", f"{place}/output"))
         assert (told["average"], told["organizations"], told["status"]) == (50.0, ["site"], ["completed"])
     identity = json.loads(network.exec("site", "cat", "/state/identity.json"))["node_id"]
     assert containers(identity) == []
