@@ -28,11 +28,14 @@ from benchmarks import (
     round_overhead,
     rounds,
     startup,
+    task_start,
+    tasks,
     warm_runs,
 )
 from benchmarks.figures import Result, quieten, show
 from benchmarks.mnist import NoMnist
 from benchmarks.report import Report, write
+from runnel.common.errors import NoEngine
 from runnel.common.lifetime import report as failed
 
 RESULTS = Path(__file__).parent / "results"
@@ -49,6 +52,8 @@ BENCHMARKS: dict[str, Callable[[bool], Awaitable[Result]]] = {
     "fold_bandwidth": fold_bandwidth.measure,
     "growth": growth.measure,
     "attached": attached.measure,
+    "tasks": tasks.measure,
+    "task_start": task_start.measure,
     "compression": compression.measure,
     "fedavg_paper": fedavg_paper.measure,
 }
@@ -74,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         console.print(f"[dim]{name} …[/dim]")
         try:
             results.append(asyncio.run(_of(benchmarks[name], quick=arguments.quick)))
-        except NoMnist as error:
+        except (NoMnist, NoEngine) as error:
             if arguments.only:
                 sys.exit(failed(error))
             console.print(f"{name} is left out. {error}")
