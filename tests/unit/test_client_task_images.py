@@ -41,6 +41,7 @@ class Images:
         self.has: dict[str, str] = {}
         self.pulled: list[str] = []
         self.adopted: set[str] = set()
+        self.deletions: list[str] = []
 
     def ids(self) -> set[str]:
         return {id_of(digest) for digest in self.has.values()}
@@ -49,6 +50,7 @@ class Images:
         return [{"Id": each} for each in self.ids()]
 
     async def delete(self, name: str) -> None:
+        self.deletions.append(name)
         if name in self.adopted:
             raise DockerError(409, "it has another name")
         self.has = {each: digest for each, digest in self.has.items() if id_of(digest) != name}
@@ -217,3 +219,4 @@ async def test_an_image_that_somebody_named_otherwise_is_theirs(images_of: Image
     await site.run("b:1")
     await site.run("b:1")
     assert engine.ids() == {id_of(DIGEST), id_of(OTHER)}
+    assert engine.deletions == [id_of(DIGEST)], "and is not tried again at each run"
