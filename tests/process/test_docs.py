@@ -41,7 +41,7 @@ from runnel.common.aggregation import OPTIMIZERS, STRATEGIES
 from runnel.common.errors import RunnelError
 from runnel.common.settings import describe_settings, load_settings
 from runnel.reducer.http import create_app
-from runnel.reducer.http.fds import results, tasks, tokens
+from runnel.reducer.http.fds import datasets, results, selections, tasks, tokens
 from runnel.reducer.http.requests import SessionRequest
 from tests.doubles.reducer_service import InMemoryReducer
 from tests.eventually import eventually_blocking
@@ -426,7 +426,15 @@ def test_routes(tmp_path: Path) -> None:
 def test_routes_of_federated_data_sharing() -> None:
     text = (ROOT / "docs" / "fds.md").read_text()
     documented = set(re.findall(r"^\| `([A-Z]+) (\S+)` \|", text, re.MULTILINE))
-    routers = (tasks.standard, tasks.sharing, results.router, tokens.router, tokens.health)
+    routers = (
+        tasks.standard,
+        tasks.sharing,
+        results.router,
+        datasets.router,
+        selections.router,
+        tokens.router,
+        tokens.health,
+    )
     routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
     assert documented == {(verb, route.path) for route in routes for verb in route.methods or ()}
 

@@ -195,7 +195,7 @@ def test_the_commands_of_the_people_of_a_site(folder: Path, capsys: pytest.Captu
     site = ("--databases", str(folder / "databases.toml"))
     status, said = runnel(capsys, "list", *site)
     assert status == 0
-    assert "default folder graphql 1 patients" in " ".join(said.split())
+    assert "default folder no graphql 1 patients" in " ".join(said.split())
     status, said = runnel(capsys, "show", *site, "--json")
     assert json.loads(said)["tables"]["patients"][2] == {"name": "born", "type": "date", "native": "DATE"}
     assert "Sex. as told" in runnel(capsys, "show", "default", *site)[1]
