@@ -62,7 +62,9 @@ async def test_containers_reach_the_named_hosts_and_nothing_else(tmp_path: Path,
     network = TaskNetwork()
     rules = TaskPolicy(pull=Pull.NEVER, egress=(egress_host(f"127.0.0.1:{port}"),))
     policy = dataclasses.replace(ANYTHING, tasks=rules)
-    spec = plain(base_image(), "python3", "-c", SCRIPT, str(port))
+    spec = plain(
+        base_image(), "python3", "-c", SCRIPT, str(port), executor={"env": {"RES_OPTIONS": "timeout:1 attempts:1"}}
+    )
     async with site(tmp_path / "s", network, host=engine_host(), policy=policy) as tasks:
         tasks.received(order("run-1", spec))
         end = await network.ended("run-1")
