@@ -6,12 +6,15 @@ import asyncio
 import dataclasses
 import json
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from runnel.client.audit import AUDIT_FILE, AuditLog
 from runnel.client.domain.policy import ANYTHING
 from runnel.client.domain.task_policy import Pull, TaskLimits, TaskPolicy
+from runnel.client.tasks.release import Decision, Decisions, record_decision, waiting_results
 from runnel.common.protocol import RunState, TaskSettled
 from runnel.common.tasks import Selection
 from tests.docker_engine import base_image, containers, engine_host, volumes
@@ -105,6 +108,27 @@ print("to stdout"); print("to stderr", file=sys.stderr)
         await eventually(lambda: tasks.holding() == ())
     assert not containers("client-of-s")
     assert not any((tmp_path / "s" / "runs").iterdir())
+
+
+async def test_a_run_under_review_says_nothing_of_what_it_found_not_even_by_its_exit_status(tmp_path: Path) -> None:
+    network, state = TaskNetwork(), tmp_path / "s"
+    policy = dataclasses.replace(ANYTHING, tasks=TaskPolicy(pull=Pull.NEVER, review=True))
+    async with site(state, network, host=engine_host(), policy=policy) as tasks:
+        tasks.received(order("run-1", plain(base_image(), *PYTHON, "print('seen'); raise SystemExit(42)")))
+        await eventually(lambda: RunState.AWAITING_RELEASE in network.states("run-1"), timeout_s=60)
+        (waiting,) = waiting_results(state)
+        assert waiting.held.result is not None
+        assert waiting.held.result.exit_code == 42
+        record_decision(
+            AuditLog(state / AUDIT_FILE),
+            Decisions(state / "runs"),
+            "run-1",
+            Decision(release=False, by="people", at=datetime.now(UTC), reason=""),
+        )
+        end = await network.ended("run-1")
+    assert end.state is RunState.REJECTED
+    assert not network.lines("run-1")
+    assert {news.result.exit_code for news in network.news if news.result is not None} == {None}
 
 
 async def test_executors_share_volumes_and_the_first_that_fails_ends_the_run(tmp_path: Path) -> None:

@@ -87,11 +87,12 @@ def test_a_result_can_be_replaced_by_a_failure_and_its_files_are_gone(tmp_path: 
     book = RunBook(tmp_path / "runs")
     book.take(ORDER, now_ms=1)
     book.begin("run-1")
-    held = book.end("run-1", Ended(produced=[produced(tmp_path, "output", b"x")], reviewed=True))
+    held = book.end("run-1", Ended(exit_code=42, produced=[produced(tmp_path, "output", b"x")], reviewed=True))
     assert held.reviewed
     held = book.replace_result("run-1", failure=Failure(code="results_blocked", message="No."), rejected=True)
     assert held.result is not None
     assert (held.reviewed, held.rejected, held.result.files) == (False, True, ())
+    assert held.result.exit_code is None
     assert not book.file("run-1", 0).exists()
 
 

@@ -162,11 +162,19 @@ class RunBook:
     def replace_result(self, run_id: str, *, failure: Failure, rejected: bool = False) -> HeldRun:
         """Make a run end in ``failure`` without any file, whatever it had come to; what it had is removed.
 
+        Args:
+            run_id: of the run.
+            failure: why.
+            rejected: by the site's people, so that its exit status stays there too.
+
         Raises:
             StorageFull: no room.
         """
         held = self._runs[run_id]
         result = dataclasses.replace(held.result or RunResult(), failure=failure, files=())
+        if rejected:
+            # A container can say something by its exit status, too.
+            result = dataclasses.replace(result, exit_code=None)
         held = self._write(dataclasses.replace(held, result=result, rejected=rejected, reviewed=False))
         remove_tree(self._root / run_id / _RESULTS)
         return held

@@ -372,7 +372,7 @@ def _about(order: TaskOrder) -> dict[str, object]:
 
 @dataclass(frozen=True, slots=True)
 class _Quiet:
-    """Lets nothing of what a run wrote out before somebody has looked at it."""
+    """Lets out in which state a run is; no line before somebody has looked: the client's own tell the exit status."""
 
     voice: Voice
 
@@ -380,5 +380,4 @@ class _Quiet:
         self.voice.state(state, detail)
 
     def line(self, stream: str, text: str) -> None:
-        if stream == "runnel":
-            self.voice.line(stream, text)
+        pass
