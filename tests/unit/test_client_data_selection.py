@@ -179,6 +179,7 @@ def test_filters(site: Site, filters: str, ids: str) -> None:
         ("{ patients(age: true) { id } }", BadQuery, "compared with true"),
         ("{ patients(age: 1e400) { id } }", BadQuery, "'age' is compared with"),
         ('{ patients(age: {contains: "6"}) { id } }', BadQuery, "only text is searched for text"),
+        ("{ patients { id ", BadQuery, "found <EOF> at line 1"),
         ("{ patients(limit: -1) { id } }", BadQuery, "limit is a number of rows"),
         ("{ patients(sex: {eq: [1]}) { id } }", BadQuery, "no text, number, true, false or null"),
         ('{ patients(sex: "a\\u0000b") { id } }', BadQuery, "has a NUL"),

@@ -11,7 +11,9 @@ import pytest
 from rich.console import Console
 
 from runnel.cli.site_view import package_parts, policy_parts, printable, waiting_table
+from runnel.client.domain.egress import egress_host
 from runnel.client.domain.policy import ANYTHING, Review
+from runnel.client.domain.task_policy import TaskPolicy
 from runnel.client.package_review import inspect
 from runnel.client.policy_file import policy_document
 from runnel.client.reviews import Pending, Reviews
@@ -168,3 +170,14 @@ def test_what_a_stranger_wrote_moves_no_cursor() -> None:
     assert "\\x1b[8mdigits" in text
     assert "\\x07" in text
     assert "No package waits" in text
+
+
+def test_a_policy_is_shown_with_every_way_out_that_tasks_have() -> None:
+    rules = TaskPolicy(images=(".*",), egress=(egress_host("api.example.org"),), select=True)
+    policy = dataclasses.replace(ANYTHING, tasks=rules)
+    text = drawn(policy_parts("file", policy_document(policy)))
+    assert "hosts reached by a proxy (egress): api.example.org" in text
+    assert "data selected out: yes" in text
+    assert "central functions: no" in text
+    assert "output_bytes: 1GiB" in text
+    assert "log_bytes: 8MiB" in text

@@ -47,7 +47,7 @@ def policy_parts(source: str, policy: Mapping[str, Any]) -> RenderableType:
             ("installs", "allowed" if policy["installs"] else "not allowed"),
             ("hours", "\n".join(map(_hours, policy["hours"])) or "always"),
             ("databases", "all" if policy["databases"] is None else _databases(policy["databases"])),
-            ("limits", _lines(limits, "as the client is set")),
+            ("limits", _limits(limits) or "as the client is set"),
             ("tasks", "none run" if policy["tasks"] is None else _tasks(policy["tasks"])),
         ]
     )
@@ -138,13 +138,31 @@ def _hours(hours: Mapping[str, Any]) -> str:
 def _tasks(tasks: Mapping[str, Any]) -> str:
     listed = ("images", "digests", "registries", "users", "organisations", "databases", "networks")
     lines = [f"{name}: {_listed(tasks[name])}" for name in listed if tasks[name] is not None]
-    lines += [f"pull: {tasks['pull']}", f"review of results: {'yes' if tasks['review'] else 'no'}"]
+    if tasks["egress"]:
+        lines.append(f"hosts reached by a proxy (egress): {_listed(tasks['egress'])}")
+    lines += [f"central functions: {_yes(tasks['central'])}", f"data selected out: {_yes(tasks['select'])}"]
+    lines += [f"pull: {tasks['pull']}", f"review of results: {_yes(tasks['review'])}"]
     if tasks["remote_review"]:
         lines.append(f"decided from elsewhere by: {_listed(tasks['remote_review'])}")
     if tasks["minimum_rows"]:
         lines.append(f"rows of a selection: at least {tasks['minimum_rows']}")
     limits = {name: value for name, value in tasks["limits"].items() if value is not None}
-    return "\n".join([*lines, *(f"{name}: {value}" for name, value in limits.items())])
+    return "\n".join([*lines, _limits(limits)])
+
+
+def _limits(limits: Mapping[str, float]) -> str:
+    return "\n".join(f"{name}: {_bytes(value) if name.endswith('_bytes') else value}" for name, value in limits.items())
+
+
+def _bytes(number: float) -> str:
+    for unit, name in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
+        if number >= unit and number % unit == 0:
+            return f"{number // unit}{name}"
+    return str(number)
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
 
 
 def _databases(rules: Mapping[str, Mapping[str, Any]]) -> str:

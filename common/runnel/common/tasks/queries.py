@@ -77,7 +77,7 @@ def _document(text: str) -> ast.DocumentNode:
         except GraphQLError as error:
             place = error.locations[0] if error.locations else None
             where = f" at line {place.line}, column {place.column}" if place else ""
-            problem = problem or BadQuery(f"The query can't be read: {error.message}{where}.", hint=_FORM)
+            problem = problem or BadQuery(f"The query can't be read: {error.message.rstrip('.')}{where}.", hint=_FORM)
         except RecursionError:
             problem = problem or BadQuery("The query is nested too deeply.", hint=_FORM)
     assert problem is not None
