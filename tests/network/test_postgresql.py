@@ -16,14 +16,16 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, select, text
 from sqlalchemy.exc import IntegrityError, OperationalError
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from runnel.common.errors import BadSettings, Conflict, InvalidInput, NotFound, Unreachable
 from runnel.common.protocol import AssignmentKey, LogLine, LogLines, Work
 from runnel.reducer.domain.values import Role
 from runnel.reducer.store import access, ledger
 from runnel.reducer.store.database import Database
+from runnel.reducer.store.database_url import read_database_url
 from runnel.reducer.store.journal import Journal
+from runnel.reducer.store.schema import apply_migrations
 from runnel.reducer.store.tables import Base, LeaseRow, LogRow, OrganisationRow, SlotRow
 from tests.doubles.reducer_state import add_session
 from tests.eventually import eventually
@@ -58,11 +60,17 @@ async def opened(url: str, **options: Any) -> AsyncIterator[Database]:
 # ---- the same store on both
 
 
-async def test_the_migrations_make_what_the_tables_say_and_are_applied_once(url: str) -> None:
+@pytest.mark.parametrize("begun", ["empty", "0001", "head"])
+async def test_a_database_of_any_version_becomes_what_the_tables_say(url: str, begun: str) -> None:
     def differences(connection: Connection) -> list[object]:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         return list(compare_metadata(context, Base.metadata))
 
+    if begun != "empty":
+        engine = create_async_engine(read_database_url(url))
+        async with engine.begin() as connection:
+            await connection.run_sync(apply_migrations, begun)
+        await engine.dispose()
     for _ in range(2):
         async with opened(url) as database, database.read() as tx:
             assert await (await tx.connection()).run_sync(differences) == []

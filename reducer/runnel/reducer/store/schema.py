@@ -8,24 +8,31 @@ import alembic.command
 import alembic.config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection
+from sqlalchemy import Connection, inspect
 
 from runnel.common.errors import BadSettings
+from runnel.reducer.store import pytaskmanager_tables  # noqa: F401 (its tables are part of the schema)
+from runnel.reducer.store.tables import Base
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 
 
 def migrate(connection: Connection) -> None:
-    """Apply the migrations that are missing, in the transaction of ``connection``.
+    """Make the tables of an empty database, or apply the migrations that are missing; in ``connection``'s transaction.
 
     Raises:
         BadSettings: the schema is that of a newer version.
     """
-    config = alembic.config.Config()
-    config.set_main_option("script_location", str(_MIGRATIONS))
-    config.attributes["connection"] = connection
-    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
-    found = MigrationContext.configure(connection).get_current_revision()
+    config = _config(connection)
+    scripts = ScriptDirectory.from_config(config)
+    context = MigrationContext.configure(connection)
+    found = context.get_current_revision()
+    if found is None and not inspect(connection).get_table_names():
+        # At once: the migrations, which copy tables to change them on SQLite, take several times as long.
+        Base.metadata.create_all(connection)
+        context.stamp(scripts, "head")
+        return
+    known = {script.revision for script in scripts.walk_revisions()}
     if found is not None and found not in known:
         raise BadSettings(
             f"The reducer's state has the schema {found}, and this version knows it up to {max(known)}.",
@@ -33,4 +40,16 @@ def migrate(connection: Connection) -> None:
             found=found,
             known=max(known),
         )
-    alembic.command.upgrade(config, "head")
+    apply_migrations(connection)
+
+
+def apply_migrations(connection: Connection, revision: str = "head") -> None:
+    """Apply migrations up to ``revision``, also to an empty database."""
+    alembic.command.upgrade(_config(connection), revision)
+
+
+def _config(connection: Connection) -> alembic.config.Config:
+    config = alembic.config.Config()
+    config.set_main_option("script_location", str(_MIGRATIONS))
+    config.attributes["connection"] = connection
+    return config
