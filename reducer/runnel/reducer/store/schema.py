@@ -11,7 +11,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, inspect
 
 from runnel.common.errors import BadSettings
-from runnel.reducer.store import pytaskmanager_tables  # noqa: F401 (its tables are part of the schema)
+from runnel.reducer.store import catalogues, pytaskmanager_tables  # noqa: F401 (their tables are part of the schema)
 from runnel.reducer.store.tables import Base
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
