@@ -31,6 +31,7 @@ from tests.doubles.reducer_state import add_session
 from tests.eventually import eventually
 from tests.network.local_network import ADD_CONSTANT, LocalNetwork, network, write_package
 from tests.postgresql import Cluster, running_cluster
+from tests.schema_shape import schema_shape
 
 pytestmark = [pytest.mark.network, pytest.mark.timeout(120)]
 
@@ -60,20 +61,28 @@ async def opened(url: str, **options: Any) -> AsyncIterator[Database]:
 # ---- the same store on both
 
 
-@pytest.mark.parametrize("begun", ["empty", "0001", "head"])
-async def test_a_database_of_any_version_becomes_what_the_tables_say(url: str, begun: str) -> None:
+async def test_a_database_of_any_version_becomes_what_the_tables_say(
+    url: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
     def differences(connection: Connection) -> list[object]:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         return list(compare_metadata(context, Base.metadata))
 
-    if begun != "empty":
-        engine = create_async_engine(read_database_url(url))
-        async with engine.begin() as connection:
-            await connection.run_sync(apply_migrations, begun)
-        await engine.dispose()
-    for _ in range(2):
-        async with opened(url) as database, database.read() as tx:
-            assert await (await tx.connection()).run_sync(differences) == []
+    shapes = []
+    for begun in ("empty", "0001", "head"):
+        if begun != "empty":
+            again = f"sqlite:///{tmp_path / begun}.db"
+            url = again if url.startswith("sqlite") else str(request.getfixturevalue("cluster").new_database())
+            engine = create_async_engine(read_database_url(url))
+            async with engine.begin() as connection:
+                await connection.run_sync(apply_migrations, begun)
+            await engine.dispose()
+        for _ in range(2):
+            async with opened(url) as database, database.read() as tx:
+                opened_one = await tx.connection()
+                assert await opened_one.run_sync(differences) == []
+                shapes.append(await opened_one.run_sync(schema_shape))
+    assert all(shape == shapes[0] for shape in shapes)
 
 
 async def test_a_state_of_a_newer_version_is_refused(url: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Connection, create_engine, select, text
+from sqlalchemy import create_engine, event, inspect, select, text
 from sqlalchemy.exc import IntegrityError, StatementError
 
 from runnel.common.errors import Conflict, StorageFull
@@ -18,16 +18,11 @@ from runnel.reducer.store.schema import apply_migrations, migrate
 from runnel.reducer.store.state_lock import StateLock
 from runnel.reducer.store.tables import Base, OrganisationRow, SlotRow
 from tests.doubles.reducer_state import database_in
+from tests.schema_shape import schema_shape
 
 pytestmark = pytest.mark.unit
 
 NOW = datetime(2026, 5, 6, 7, 8, 9, 123456, tzinfo=UTC)
-
-
-def indexes(connection: Connection) -> set[tuple[str, str]]:
-    """Return table and statement of every index, which tell of parts and columns what no comparison looks at."""
-    found = connection.execute(text("SELECT tbl_name, sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL"))
-    return {(table, " ".join(sql.replace('"', "").split())) for table, sql in found}
 
 
 def test_the_migrations_make_what_the_tables_say(tmp_path: Path) -> None:
@@ -35,18 +30,39 @@ def test_the_migrations_make_what_the_tables_say(tmp_path: Path) -> None:
     try:
         with made.begin() as connection:
             migrate(connection)
-            expected, newest = indexes(connection), MigrationContext.configure(connection).get_current_revision()
+            expected, newest = schema_shape(connection), MigrationContext.configure(connection).get_current_revision()
         with migrated.begin() as connection:
             apply_migrations(connection)
             context = MigrationContext.configure(
                 connection, opts={"compare_type": True, "compare_server_default": True}
             )
             assert list(compare_metadata(context, Base.metadata)) == []
-            assert indexes(connection) == expected
+            assert schema_shape(connection) == expected
             assert context.get_current_revision() == newest
     finally:
         made.dispose()
         migrated.dispose()
+
+
+def test_a_first_start_that_ends_on_the_way_leaves_no_table(tmp_path: Path) -> None:
+    engine, left = create_engine(f"sqlite:///{tmp_path / 'reducer.db'}"), [5]
+
+    def killed(_connection: object, _cursor: object, statement: str, *_more: object) -> None:
+        if statement.lstrip().startswith("CREATE TABLE"):
+            left[0] -= 1
+            if left == [0]:
+                raise InterruptedError
+
+    event.listen(engine, "before_cursor_execute", killed)
+    try:
+        with pytest.raises(InterruptedError), engine.begin() as connection:
+            migrate(connection)
+        with engine.begin() as connection:
+            assert inspect(connection).get_table_names() == []
+            migrate(connection)
+            assert "slot" in inspect(connection).get_table_names()
+    finally:
+        engine.dispose()
 
 
 async def test_opening_again_keeps_what_is_there(tmp_path: Path) -> None:

@@ -29,6 +29,9 @@ def migrate(connection: Connection) -> None:
     found = context.get_current_revision()
     if found is None and not inspect(connection).get_table_names():
         # At once: the migrations, which copy tables to change them on SQLite, take several times as long.
+        if connection.dialect.name == "sqlite":
+            # Its driver begins no transaction for tables; with one, who is killed here leaves all of them or none.
+            connection.exec_driver_sql("BEGIN")
         Base.metadata.create_all(connection)
         context.stamp(scripts, "head")
         return
