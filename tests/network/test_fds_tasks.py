@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import zipfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 import tes
+from httpx_sse import aconnect_sse
 
 from runnel.common.errors import EntryPointFailed
 from runnel.common.protocol import TaskOrder
@@ -70,6 +72,50 @@ async def access_token(secure: Secure, user: str, secret: str) -> str:
         answer = await http.post("/auth/connect/token", data={"grant_type": "client_credentials"})
     assert answer.status_code == 200, answer.text
     return str(answer.json()["access_token"])
+
+
+async def test_researchers_hear_of_their_own_tasks_only(secure: Secure) -> None:
+    alice, bob = await secure.token("researcher", "alice"), await secure.token("researcher", "bob")
+    async with (
+        await secure.site("north", produce=counts),
+        secure.as_one({"Authorization": f"Bearer {alice['token']}"}) as for_alice,
+        secure.as_one({"Authorization": f"Bearer {bob['token']}"}) as for_bob,
+        aconnect_sse(for_bob, "GET", "/api/v1/events") as source,
+    ):
+        await eventually(lambda: secure.net.reducer.engine.roster.find("north"))
+        tasks = []
+        for http in (for_alice, for_bob):
+            answer = await http.post("/ga4gh/tes/v1/tasks", json=BODY)
+            tasks.append(answer.json()["id"])
+            await _until_ended(http, tasks[-1])
+        streamed = []
+        async with asyncio.timeout(20):
+            async for event in source.aiter_sse():
+                if event.data:
+                    streamed.append(json.loads(event.data))
+                    if event.event == "task.ended":
+                        break
+        asked = "/api/v1/events?after=0&limit=1000"
+        page = (await for_bob.get(asked, headers={"Accept": "application/json"})).json()["items"]
+        bearings = (await for_bob.get("/api/v1/bearings")).json()
+    for seen in (streamed, page):
+        assert {each["session"] for each in seen} == {None, tasks[1]}
+        assert {each["kind"] for each in seen} <= {
+            "progress",
+            "node.attached",
+            "task.created",
+            "run.state",
+            "task.ended",
+        }
+        assert "alice" not in json.dumps(seen)
+    assert bearings["newest_event"] == page[-1]["seq"]
+
+
+async def _until_ended(http: httpx.AsyncClient, task: str) -> None:
+    async def ended() -> bool:
+        return bool((await http.get(f"/ga4gh/tes/v1/tasks/{task}")).json()["state"] == "COMPLETE")
+
+    await eventually(ended, timeout_s=20)
 
 
 async def test_a_task_by_py_tes_from_its_token_to_its_results(secure: Secure) -> None:

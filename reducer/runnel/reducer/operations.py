@@ -373,24 +373,25 @@ class Operations(TaskOperations):
     async def events(self, caller: Caller, session: str | None, after: int, limit: int) -> Page[EventView]:
         """Return events after a sequence number, oldest first."""
         require(caller, READERS)
-        items = await self._journal.events(await self._session_id(caller, session), after, limit, caller.organisation)
+        session_id, user = await self._whose(caller, session)
+        items = await self._journal.events(session_id, after, limit, caller.organisation, user=user)
         return Page(items=tuple(items), next_cursor=str(items[-1].seq) if len(items) == limit else None)
 
-    async def _session_id(self, caller: Caller, session: str | None) -> str | None:
-        if session is None:
-            return None
+    async def _whose(self, caller: Caller, session: str | None) -> tuple[str | None, str | None]:
+        """Return the whole id of a session or task, and whose tasks the caller may hear of; None: of all."""
         async with self._journal.database.read() as tx:
+            user = await self._own(tx, caller)
+            if session is None:
+                return None, user
             if session.startswith(TASK_PREFIX):
-                return (
-                    await task_lists.find_task(tx, caller.organisation, session, user=await self._own(tx, caller))
-                ).id
-            return (await ledger.find_session(tx, caller.organisation, session)).id
+                return (await task_lists.find_task(tx, caller.organisation, session, user=user)).id, user
+            return (await ledger.find_session(tx, caller.organisation, session)).id, user
 
     async def follow(self, caller: Caller, session: str | None, after: int) -> AsyncIterator[Mapping[str, Any]]:
         """Yield events as they happen."""
         require(caller, READERS)
-        session_id = await self._session_id(caller, session)
-        async for event in self._journal.follow(session_id, after, caller.organisation):
+        session_id, user = await self._whose(caller, session)
+        async for event in self._journal.follow(session_id, after, caller.organisation, user=user):
             yield event
 
     async def recall(self, caller: Caller, key: str, fingerprint: str) -> tuple[int, bytes] | None:

@@ -215,7 +215,7 @@ class ReducerService(TaskService, Protocol):
         """End a token at once."""
 
     async def events(self, caller: Caller, session: str | None, after: int, limit: int) -> Page[EventView]:
-        """Return events after the sequence number ``after``, oldest first."""
+        """Return events after the sequence number ``after``, oldest first; which ones, :meth:`follow` tells."""
 
     def follow(self, caller: Caller, session: str | None, after: int) -> AsyncIterator[Mapping[str, Any]]:
         """Yield events as they happen, from ``after`` on, as JSON-ready mappings, without an end.
@@ -231,6 +231,8 @@ class ReducerService(TaskService, Protocol):
         (``{"method", "path", "status", "calls", "by"}``). Of tasks, whose id is then
         what ``session`` says: ``task.created`` (``{"name", "sites", "user"}``), ``run.state`` (``{"run", "site",
         "state", "error_code", "exit_code"}``), ``task.ended`` (``{"status"}``).
+
+        The role researcher hears of its own tasks only, and nothing of tokens and calls.
         """
 
     async def recall(self, caller: Caller, key: str, fingerprint: str) -> tuple[int, bytes] | None:

@@ -6,23 +6,27 @@ import asyncio
 import hashlib
 import json
 import math
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import exists, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from runnel.common.errors import CorruptData
 from runnel.reducer.domain.values import EventView
+from runnel.reducer.store.access import batches
 from runnel.reducer.store.database import Database
-from runnel.reducer.store.tables import EventRow
+from runnel.reducer.store.tables import EventRow, TaskRow
 
 GENESIS = "0" * 64
 
 _SHOW_EACH_S = 0.1
+
+# They tell of people: their names, and by path what they asked of which task.
+_OF_PEOPLE = ("api.call", "token.created", "token.revoked")
 
 
 def event_hash(
@@ -126,14 +130,26 @@ class Journal:
         self._changed = asyncio.Event()
 
     async def events(
-        self, session_id: str | None, after: int, limit: int, organisation: str | None = None
+        self,
+        session_id: str | None,
+        after: int,
+        limit: int,
+        organisation: str | None = None,
+        *,
+        user: str | None = None,
     ) -> list[EventView]:
-        """Return stored events after ``after``, oldest first."""
+        """Return stored events after ``after``, oldest first.
+
+        ``user``: for whom those of tasks are their own only, and those of tokens and calls are not there.
+        """
         query = select(EventRow).where(EventRow.seq > after).order_by(EventRow.seq).limit(limit)
         if session_id is not None:
             query = query.where(EventRow.session_id == session_id)
         if organisation is not None:
             query = query.where(EventRow.organisation_id == organisation)
+        if user is not None:
+            anothers = exists().where(TaskRow.id == EventRow.session_id, TaskRow.asked_by != user)
+            query = query.where(~anothers, EventRow.kind.not_in(_OF_PEOPLE))
         async with self.database.read() as session:
             return [
                 EventView(
@@ -149,16 +165,17 @@ class Journal:
             ]
 
     async def follow(
-        self, session_id: str | None, after: int, organisation: str | None
+        self, session_id: str | None, after: int, organisation: str | None, *, user: str | None = None
     ) -> AsyncIterator[dict[str, Any]]:
-        """Yield stored events after ``after`` and passing ones as they come, without an end.
+        """Yield stored events after ``after`` and passing ones as they come, without an end; ``user``: as `events`.
 
         A slow follower misses passing events, never stored ones, and holds nothing in memory meanwhile.
         """
         shown = 0
         while True:
             changed = self._changed
-            batch = await self.events(session_id, after, 500, organisation)
+            head = 0 if self._head is None else self._head[0]
+            batch = await self.events(session_id, after, 500, organisation, user=user)
             for item in batch:
                 after = item.seq
                 yield {
@@ -170,11 +187,28 @@ class Journal:
                 }
             if len(batch) == 500:
                 continue
-            for name, (count, owner, passing) in list(self._passing.items()):
-                if count > shown and session_id in {None, name} and organisation in {None, owner}:
-                    yield {"kind": "progress", "session": name, "data": passing}
+            after = max(after, head)  # what is not this follower's is not looked through again
+            count_before = shown
             shown = self._passing_count
+            passing = {
+                name: data
+                for name, (count, owner, data) in self._passing.items()
+                if count > count_before and session_id in {None, name} and organisation in {None, owner}
+            }
+            hidden = set() if user is None else await self._anothers(passing, user)
+            for name, data in passing.items():
+                if name not in hidden:
+                    yield {"kind": "progress", "session": name, "data": data}
             await changed.wait()
+
+    async def _anothers(self, names: Collection[str], user: str) -> set[str]:
+        """Return which of ``names`` are tasks that another than ``user`` asked for."""
+        found: set[str] = set()
+        async with self.database.read() as session:
+            for some in batches(names):
+                query = select(TaskRow.id).where(TaskRow.id.in_(some), TaskRow.asked_by != user)
+                found |= set(await session.scalars(query))
+        return found
 
     async def verify(self) -> int:
         """Recompute the chain; return the number of events.
