@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.eventually import eventually, eventually_blocking
 from tests.needs import in_ci, needs
@@ -103,6 +104,11 @@ def test_a_missing_part_fails_in_ci() -> None:
 
 def test_a_part_that_is_there_is_no_matter() -> None:
     needs("/bin/sh", "a shell", environ={"CI": "true"})
+
+
+def test_no_law_is_held_against_the_clock() -> None:
+    assert settings().deadline is None
+    assert HealthCheck.too_slow in settings().suppress_health_check
 
 
 async def test_eventually_gives_the_first_true_answer() -> None:
