@@ -144,7 +144,7 @@ async def test_a_lost_connection_is_replaced_within_moments(network: SmallNetwor
             event = await next_event(link)
             assert (event.reason, type(event.error)) == ("lost", Unreachable)
             assert isinstance(await next_event(link), Attached)
-            assert time.monotonic() - began < 1
+            assert time.monotonic() - began < 5  # far less than the heartbeats take to tell
 
 
 async def test_a_lost_combiner_is_avoided_once(network: SmallNetwork, tmp_path: Path) -> None:

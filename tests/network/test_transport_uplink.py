@@ -243,7 +243,7 @@ async def test_a_node_that_goes_is_noticed_at_once(network: SmallNetwork, end: C
     async with RawNode(network.address, network.credential()) as node:
         await node.attach()
         await end(node)
-        await eventually(lambda: network.handler.said("detached") == ["gone"], timeout_s=2)
+        await eventually(lambda: network.handler.said("detached") == ["gone"], timeout_s=5)
         assert network.uplink.children == ()
 
 
@@ -251,7 +251,7 @@ async def test_a_connection_that_is_cut_is_noticed_at_once(network: SmallNetwork
     async with BreakableProxy(network.address) as proxy, RawNode(proxy.address, network.credential()) as node:
         await node.attach()
         proxy.cut()
-        await eventually(lambda: network.handler.said("detached") == ["gone"], timeout_s=2)
+        await eventually(lambda: network.handler.said("detached") == ["gone"], timeout_s=5)
         with pytest.raises(Unreachable):
             await node.hear()
 
