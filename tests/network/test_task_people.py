@@ -15,10 +15,12 @@ import pytest
 import structlog
 
 from runnel.cli.main import main
+from runnel.cli.task_view import event_line
 from runnel.common.errors import DeadlineExceeded, EntryPointFailed, Forbidden, IllegalState, InvalidInput, NotFound
 from runnel.common.protocol import TaskOrder
 from runnel.common.tasks import task_spec
 from runnel.sdk import Network, Task
+from runnel.sdk.values import Event
 from tests.doubles.said import Said
 from tests.doubles.task_client import TaskClient
 from tests.eventually import eventually
@@ -138,6 +140,7 @@ async def test_the_command_follows_a_task_and_brings_its_files(bench: Bench, tmp
     listed = (await bench.runnel("list", "--json")).document
     assert [task["status"] for task in listed] == ["done"]
     task = listed[0]["task"]
+    assert said.out.splitlines()[0] == f"task {task}"
     shown = await bench.runnel("show", task)
     assert "count:1" in shown.out
     assert "done" in shown.out
@@ -169,11 +172,19 @@ async def test_results_that_await_release_are_approved_and_rejected(bench: Bench
             return (await bench.use(lambda network: network.tasks.show(task).runs[0].state)) == "awaiting-release"
 
         await eventually(waits)
+        said = await bench.runnel("results", task, "--output", "nowhere")
+        assert (said.status, f"no result files of {task}: b awaiting-release" in said.err) == (1, True)
         said = await bench.runnel(word, task, "--reason", "looked at it")
         assert said.status == 0, said.err
+        assert f"Told b that you {word}.\nWhere the policy listens" in said.out
         done = await bench.use(lambda network, task=task: network.tasks.wait(task, timeout_s=20))  # type: ignore[misc]
         assert done.runs[0].state == state
         assert (await bench.runnel(word, task)).status == 1
+        said = await bench.runnel("show", task, "--wait")
+        assert said.out.startswith(f"task {task}\n")
+    told = {"site": "b", "state": "awaiting-release"}
+    waits_there = Event(seq=1, at=None, kind="run.state", session=None, data=told, raw={})
+    assert event_line(waits_there) == "b: awaiting-release (somebody there has to look at its results)"
 
 
 async def test_who_may_only_look_sees_no_description_and_no_result(tmp_path: Path) -> None:

@@ -142,3 +142,13 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     monkeypatch.setitem(sys.modules, "runnel.cli.status_command", None)
     assert main(["status"]) == 2
     assert "pip install 'runnel[people]'" in capsys.readouterr().err
+
+
+def test_a_script_that_fails_on_trial_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script, output = tmp_path / "mean.py", tmp_path / "tried"
+    script.write_text("raise ValueError('no rows')\n")
+    assert main(["task", "try", str(script), "--output", str(output)]) == 1
+    told = capsys.readouterr()
+    assert told.err.splitlines()[-2:] == ["ValueError: no rows", "mean.py ended with the status 1."]
+    assert told.err.startswith("Traceback")
+    assert "ValueError: no rows" in (output / "stderr").read_text()

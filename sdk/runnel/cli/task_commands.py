@@ -202,6 +202,9 @@ def results(desk: Desk, task: Id, output: Output = None, site: Site = None) -> N
         desk.answer([each.raw for each in runs], lambda: runs_table(runs))
     else:
         saved = _save(desk, runs, output)
+        if not saved:
+            states = ", ".join(f"{each.site} {each.state}" for each in runs)
+            raise NotFound(f"There are no result files of {shown.task}: {states}.")
         desk.answer(saved, lambda: "\n".join(str(each["path"]) for each in saved))
 
 
@@ -236,7 +239,8 @@ def _decide(desk: Desk, task: str, site: list[str] | None, *, release: bool, rea
     if desk.as_json:
         desk.write_json([each.raw for each in told])
     else:
-        desk.say(f"{'Approved' if release else 'Rejected'} at {', '.join(each.site for each in told)}.")
+        desk.say(f"Told {', '.join(each.site for each in told)} that you {'approve' if release else 'reject'}.")
+        desk.say(f"Where the policy listens to you (remote_review) that decides: runnel task show {shown.task}")
 
 
 def _follow(
@@ -248,6 +252,7 @@ def _follow(
 
     progress = TaskProgress(task)
     events = task.watch()
+    desk.console.print(f"task {task.task}", markup=False, soft_wrap=True)
     try:
         if task.ended:
             events = iter(())

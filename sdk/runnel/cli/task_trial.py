@@ -25,6 +25,8 @@ from runnel.common.errors import InvalidInput
 if TYPE_CHECKING:
     from runnel.client.tasks.trial import Tried
 
+_SHOWN_LINES = 20
+
 
 def attempt(
     desk: Desk,
@@ -64,7 +66,7 @@ def attempt(
         raise InvalidInput("Name either a script or, by --docker, an image.")
     if input and input_file:
         raise InvalidInput("--input and --input-file exclude each other.")
-    setup_logs("warning")
+    setup_logs("error")  # how it failed is said below
     payload = input_file.read_bytes() if input_file else None
     if input:
         payload = json.dumps(input_entries(input), ensure_ascii=False).encode()
@@ -100,6 +102,9 @@ def attempt(
         )
     desk.answer(_document(tried), lambda: "\n".join(str(path) for path in tried.files))
     if tried.failure:
+        if script is not None:
+            complaint = (output / "stderr").read_text(errors="replace").splitlines()
+            desk.aside.print("\n".join(complaint[-_SHOWN_LINES:]), markup=False, soft_wrap=True)
         desk.aside.print(tried.failure, markup=False, soft_wrap=True)
         raise typer.Exit(1)
 

@@ -44,6 +44,8 @@ def event_line(event: Event) -> str | None:
         return None
     data = event.data
     why = f" ({data['error_code']})" if data.get("error_code") else ""
+    if data.get("state") == "awaiting-release":
+        why = " (somebody there has to look at its results)"
     return f"{data.get('site')}: {data.get('state')}{why}"
 
 

@@ -118,7 +118,7 @@ class TaskImages:
                 if pull is Pull.NEVER:
                     raise ImageUnavailable(
                         f"The image {name} is not there, and this site fetches none.",
-                        hint="Ask the people of that site to load it.",
+                        hint="It has to be in the engine of that site before, as by docker pull.",
                         image=name,
                     )
                 found = await self._fetched(name, tell, run_id)
