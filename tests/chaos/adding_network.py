@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from runnel.common.crash_points import VARIABLE, CrashPoint
 from runnel.common.endpoints import read_endpoints
 from runnel.common.tensors import write_npz
 from tests.chaos.proxy import FaultyProxy
@@ -84,16 +85,41 @@ class AddingNetwork(ProcessNetwork):
         if name in self.proxies and name != "reducer":
             self.follow(name)
 
-    def gather_at_c1(self) -> None:
-        """Let the clients, who left c1 when it was stopped, come back: c2 goes for a while."""
-        self.kill("c2", signal.SIGTERM)
+    def launch(self, name: str, **environ: str) -> None:
+        super().launch(name, **({VARIABLE: f"@{self._crash_file(name)}"} | environ))
 
-        def all_there() -> bool:
-            nodes = {node.name: node.attached_to for node in self.sdk.nodes.list()}
-            return all(nodes[name] == "c1" for name in self.steps)
+    def crash(self, name: str, point: CrashPoint) -> None:
+        """Let a component that runs be killed, once, when it next passes the point."""
+        beside = self.folder / f"{name}.crash.part"
+        beside.write_text(point.value)
+        beside.replace(self._crash_file(name))
 
-        eventually_blocking(all_there, timeout_s=20)
-        self.relaunch("c2")
+    def _crash_file(self, name: str) -> Path:
+        return self.folder / f"{name}.crash"
+
+    def gather(self, *, anew: bool = False) -> str:
+        """Return the combiner at which all clients are; if they are at several, c2 goes for a while.
+
+        ``anew``: it has kept no model of what was before.
+        """
+
+        def places() -> set[str | None]:
+            nodes = {node.name: node.attached_to for node in self.sdk.nodes.list() if node.status == "attached"}
+            return {nodes.get(name) for name in self.steps}
+
+        if anew:
+            self.kill("c1", signal.SIGTERM)
+            self.relaunch("c1")
+            self.until_attached("c1", *self.steps)
+        found = places()
+        if found != {"c1"} and (anew or found != {"c2"}):
+            self.kill("c2", signal.SIGTERM)
+            eventually_blocking(lambda: places() == {"c1"}, timeout_s=20)
+            self.relaunch("c2")
+            self.until_attached("c2")
+            found = {"c1"}
+        (name,) = found
+        return str(name)
 
     def follow(self, name: str) -> None:
         """Let the proxy of a combiner that was started again forward to its new port."""

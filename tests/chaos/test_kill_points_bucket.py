@@ -32,9 +32,8 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AddingNetwork]
     ids=lambda point: point.value,
 )
 def test_no_update_is_lost_or_counted_twice(network: AddingNetwork, work: tuple[str, str], point: CrashPoint) -> None:
-    network.kill("reducer", signal.SIGTERM)
-    network.relaunch("reducer", RUNNEL_CRASH_AT=point.value)
     network.until_attached("c1", *network.steps)
+    network.crash("reducer", point)
     session = network.start_session(work, ROUNDS)
     assert network.until_dead("reducer", timeout_s=60) == -signal.SIGKILL
     network.relaunch("reducer")

@@ -55,9 +55,7 @@ def test_the_clients_that_were_chosen_are_asked_with_the_settings_of_then(networ
         (folder / f"{name}.py").write_text(text)
     package = network.sdk.packages.push(pack(folder, network.folder / "choosing.tar.gz").path).digest
     seed = network.work()[1]
-    network.kill("reducer", signal.SIGTERM)
-    network.relaunch("reducer", RUNNEL_CRASH_AT=CrashPoint.SLOTS_STORED.value)
-    network.until_attached("c1", "c2", *network.steps)
+    network.crash("reducer", CrashPoint.SLOTS_STORED)
     session = network.start_session((package, seed), 2, min_clients=2, validate_every=0)
     assert network.until_dead("reducer", timeout_s=60) == -signal.SIGKILL
     database = network.folder / "reducer" / "reducer.db"

@@ -23,15 +23,15 @@ SESSIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "fedbuff": ({"strategy": "fedbuff", "buffer": 3}, {"gain": 7.0, "within": 1e-9}),
 }
 WHO = [
-    ("median", CrashPoint.PAYLOAD_HALF_PUSHED, "c1"),
-    ("median", CrashPoint.UPDATE_FOLDED, "c1"),
-    ("median", CrashPoint.SUM_PUSHED, "c1"),
+    ("median", CrashPoint.PAYLOAD_HALF_PUSHED, "combiner"),
+    ("median", CrashPoint.UPDATE_FOLDED, "combiner"),
+    ("median", CrashPoint.SUM_PUSHED, "combiner"),
     ("median", CrashPoint.REPORT_RECEIVED, "reducer"),
     ("median", CrashPoint.REPORT_COMMITTED, "reducer"),
     ("median", CrashPoint.MODEL_STORED, "reducer"),
     ("fedbuff", CrashPoint.SLOTS_STORED, "reducer"),
     ("fedbuff", CrashPoint.UPDATE_KEPT, "site-1"),
-    ("fedbuff", CrashPoint.SUM_PUSHED, "c1"),
+    ("fedbuff", CrashPoint.SUM_PUSHED, "combiner"),
     ("fedbuff", CrashPoint.REPORT_COMMITTED, "reducer"),
     ("fedbuff", CrashPoint.MODEL_STORED, "reducer"),
     ("fedbuff", CrashPoint.ROUND_COMMITTED, "reducer"),
@@ -43,12 +43,9 @@ def test_no_update_is_lost_or_counted_twice(
     network: AddingNetwork, work: tuple[str, str], strategy: str, point: CrashPoint, who: str
 ) -> None:
     options, right = SESSIONS[strategy]
-    network.kill(who, signal.SIGTERM)
-    network.relaunch(who, RUNNEL_CRASH_AT=point.value)
     network.until_attached("c1", "c2", *network.steps)
-    if who == "c1":
-        network.gather_at_c1()
-        network.until_attached("c2", *network.steps)
+    who = network.gather() if who == "combiner" else who
+    network.crash(who, point)
     session = network.start_session(work, ROUNDS, **options)
     assert network.until_dead(who, timeout_s=60) == -signal.SIGKILL
     network.relaunch(who)

@@ -22,9 +22,7 @@ def test_each_round_is_of_one_package_and_the_update_is_not_lost(network: Adding
     (folder / "train.py").write_text(TRAIN.replace('["RUNNEL_ROUND"]', '["RUNNEL_ROUND"] + " later"'))
     (folder / "validate.py").write_text(VALIDATE)
     later = network.sdk.packages.push(pack(folder, network.folder / "later.tar.gz").path).digest
-    network.kill("reducer", signal.SIGTERM)
-    network.relaunch("reducer", RUNNEL_CRASH_AT=CrashPoint.PACKAGE_UPDATED.value)
-    network.until_attached("c1", "c2", *network.steps)
+    network.crash("reducer", CrashPoint.PACKAGE_UPDATED)
     session = network.start_session(work, ROUNDS)
     # Not by the SDK, which would ask until the reducer is there again.
     with pytest.raises(httpx.TransportError):

@@ -2,7 +2,8 @@
 
 Invariant: a process may be killed at any moment, and no finished work is lost. The tests kill each kind of process at
 each of these points; nothing else in the code knows of them. They do nothing unless the process was started with
-``RUNNEL_CRASH_AT=<name>``, and then they kill it, once, as the kernel would.
+``RUNNEL_CRASH_AT=<name>``, and then they kill it, once, as the kernel would; or with ``RUNNEL_CRASH_AT=@<file>``, and
+then they do so at the point that the file names at the time, and remove it first.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import signal
 from collections.abc import Mapping
 from enum import Enum
+from pathlib import Path
 
 VARIABLE = "RUNNEL_CRASH_AT"
 
@@ -47,20 +49,33 @@ class CrashPoint(Enum):
 
 
 _armed: CrashPoint | None = None
+_named_in: Path | None = None
 
 
 def arm(environ: Mapping[str, str]) -> None:
-    """Let this process be killed at the point that ``environ`` names, if it does.
+    """Let this process be killed at the point that ``environ`` names, or its file will name, if it does.
 
     Raises:
         ValueError: there is no such point.
     """
-    global _armed
-    name = environ.get(VARIABLE)
-    _armed = CrashPoint(name) if name else None
+    global _armed, _named_in
+    name = environ.get(VARIABLE, "")
+    _named_in = Path(name[1:]) if name.startswith("@") else None
+    _armed = CrashPoint(name) if name and _named_in is None else None
 
 
 def reach(point: CrashPoint) -> None:
     """Pass a point."""
-    if _armed is point:
+    if _armed is point or (_named_in is not None and _takes(_named_in, point)):
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _takes(file: Path, point: CrashPoint) -> bool:
+    """Remove the file if it names the point; tell whether it did."""
+    try:
+        if file.read_text() != point.value:
+            return False
+        file.unlink()
+    except FileNotFoundError:
+        return False
+    return True
