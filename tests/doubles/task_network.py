@@ -18,7 +18,8 @@ from runnel.client.domain.policy import ANYTHING, Policy
 from runnel.client.tasks.book import RunBook
 from runnel.client.tasks.plain import PlainContract
 from runnel.client.tasks.release import RUNS, Decisions
-from runnel.client.tasks.runner import Selector, SiteFacts, TaskRunner
+from runnel.client.tasks.runner import TaskRunner
+from runnel.client.tasks.site_facts import Selector, SiteFacts
 from runnel.client.tasks.site_tasks import Carrier, SiteTasks
 from runnel.client.tasks.surroundings import Groups
 from runnel.client.tasks.task_engine import EngineSettings, TaskEngine

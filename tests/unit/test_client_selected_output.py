@@ -59,6 +59,19 @@ async def test_a_site_of_level_1_gives_out_what_is_selected_without_any_engine(t
     assert recorded(state) == ["task.started", "task.ended"]
 
 
+async def test_the_log_says_that_a_run_failed_by_its_disk(tmp_path: Path) -> None:
+    async def broken(selections: Sequence[Selection], folder: Path, *, minimum_rows: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    network, state = TaskNetwork(), tmp_path / "s"
+    async with site(state, network, policy=letting(), selector=broken) as tasks:
+        tasks.received(order("run-1", SELECTS))
+        end = await network.ended("run-1")
+    assert end.state is RunState.FAILED
+    _, ended = AuditLog(state / AUDIT_FILE).records()
+    assert (ended.kind, ended.data["end"], ended.data["bytes_out"]) == ("task.ended", "internal", 0)
+
+
 @pytest.mark.parametrize(
     ("policy", "rule"),
     [

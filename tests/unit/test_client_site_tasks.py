@@ -19,7 +19,8 @@ from runnel.client.tasks.contract import Layout, Produced, TaskSite
 from runnel.client.tasks.images import TaskImage
 from runnel.client.tasks.plain import PlainContract
 from runnel.client.tasks.release import Decision, Decisions, find_waiting, record_decision, waiting_results
-from runnel.client.tasks.runner import SiteFacts, TaskRunner
+from runnel.client.tasks.runner import TaskRunner
+from runnel.client.tasks.site_facts import SiteFacts
 from runnel.client.tasks.surroundings import Groups
 from runnel.client.tasks.task_engine import EngineSettings, TaskEngine
 from runnel.client.tasks.work import Voice

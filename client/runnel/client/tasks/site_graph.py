@@ -17,8 +17,9 @@ from runnel.client.tasks.measures import TaskMeasures
 from runnel.client.tasks.plain import PlainContract
 from runnel.client.tasks.pytaskmanager import PyTaskManagerContract
 from runnel.client.tasks.release import RUNS, Decisions
-from runnel.client.tasks.runner import SiteFacts, TaskRunner
+from runnel.client.tasks.runner import TaskRunner
 from runnel.client.tasks.site_data import whole_databases
+from runnel.client.tasks.site_facts import SiteFacts
 from runnel.client.tasks.site_tasks import SiteTasks
 from runnel.client.tasks.surroundings import Groups
 from runnel.client.tasks.task_engine import EngineSettings, TaskEngine
