@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+import structlog
 from aiohttp import web
 
 from runnel.client.domain.egress import egress_host
@@ -199,3 +200,16 @@ async def test_an_address_of_another_machine_is_told() -> None:
     with pytest.raises(EnvironmentFailed, match=r"Can't listen at 192\.0\.2\.7"):
         async with EgressProxy([], run_id="run-1", traffic=Traffic()).serving("192.0.2.7"):
             pass
+
+
+async def test_a_run_that_asks_for_ever_more_hosts_fills_neither_memory_nor_log() -> None:
+    with structlog.testing.capture_logs() as lines:
+        async with (
+            way(["api.example.org"]) as there,
+            httpx.AsyncClient(proxy=there.proxy, trust_env=False) as client,
+        ):
+            answers = [await client.get(f"http://h{number}.example.org/") for number in range(300)]
+    assert {answer.status_code for answer in answers} == {403}
+    refused = there.traffic.refused
+    assert (len(refused), refused["others"], sum(refused.values())) == (257, 44, 300)
+    assert len([line for line in lines if line["event"] == "a run may not go there"]) == 257

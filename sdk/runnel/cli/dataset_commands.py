@@ -19,6 +19,7 @@ app = group("Datasets: what sites publish of their data.")
 @command(app, "list")
 def list_datasets(desk: Desk) -> None:
     """List the datasets that sites publish, each with its sites."""
+    from runnel.cli.site_view import printable
     from runnel.cli.tables import table
 
     datasets = list(desk.network.datasets.list())
@@ -27,7 +28,7 @@ def list_datasets(desk: Desk) -> None:
         return
     made = table("dataset", "title", "by", "sites", fold=("title", "sites"))
     for each in datasets:
-        made.add_row(each.id, each.title, each.creator, ", ".join(each.sites))
+        made.add_row(each.id, printable(each.title), printable(each.creator), ", ".join(each.sites))
     desk.console.print(made)
 
 

@@ -31,6 +31,8 @@ _CONNECT_S = 15.0
 _LINGER_S = 1.0
 _BLOCK_BYTES = 64 << 10
 _CONNECTIONS = 256
+_NAMED = 256
+_OTHERS = "others"
 _DIRECT = ("localhost", "127.0.0.1", "::1")
 # Of this connection, not of the request: they are not passed on (RFC 9110, 7.6.1).
 _OWN_HEADERS = frozenset({b"connection", b"proxy-connection", b"keep-alive", b"proxy-authorization", b"te", b"upgrade"})
@@ -40,7 +42,7 @@ log = structlog.get_logger()
 
 @dataclass(slots=True)
 class Traffic:
-    """What a run did with its way out, by ``host:port`` as it asked for them.
+    """What a run did with its way out, by ``host:port`` as it asked for them; those beyond 256 are counted together.
 
     Args:
         connections: that were made.
@@ -54,14 +56,28 @@ class Traffic:
     bytes_out: int = 0
     bytes_in: int = 0
 
+    def connected(self, where: str) -> None:
+        """Count a connection that was made."""
+        self.connections[_named(self.connections, where)] += 1
+
+    def refuse(self, where: str) -> bool:
+        """Count one that was not; return whether it is the first to there."""
+        name = _named(self.refused, where)
+        self.refused[name] += 1
+        return self.refused[name] == 1
+
     def note(self) -> dict[str, object]:
         """Return it for the audit log."""
         return {
-            "connections": dict(self.connections.most_common(_CONNECTIONS)),
-            "refused": dict(self.refused.most_common(_CONNECTIONS)),
+            "connections": dict(self.connections.most_common()),
+            "refused": dict(self.refused.most_common()),
             "bytes_out": self.bytes_out,
             "bytes_in": self.bytes_in,
         }
+
+
+def _named(counted: Counter[str], where: str) -> str:
+    return where if where in counted or len(counted) < _NAMED else _OTHERS
 
 
 class _Refused(Exception):
@@ -183,8 +199,8 @@ class EgressProxy:
         where = f"{host}:{port}"
         entry = next((each for each in self._hosts if each.allows(host, port)), None)
         if entry is None:
-            self._traffic.refused[where] += 1
-            log.info("a run may not go there", run=self._run_id, host=host, port=port)
+            if self._traffic.refuse(where):
+                log.info("a run may not go there", run=self._run_id, host=host, port=port)
             raise _Refused(403, f"The policy of this site (tasks.egress) does not lead to {where}.")
         try:
             async with asyncio.timeout(_CONNECT_S):
@@ -197,7 +213,7 @@ class EgressProxy:
                 for address in addresses:
                     with contextlib.suppress(OSError):
                         streams = await asyncio.open_connection(address, port, limit=_BLOCK_BYTES)
-                        self._traffic.connections[where] += 1
+                        self._traffic.connected(where)
                         return streams
         except (OSError, TimeoutError) as error:
             raise _Refused(

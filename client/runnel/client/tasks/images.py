@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakValueDictionary
 
 import structlog
 from aiodocker.exceptions import DockerError
@@ -97,7 +98,7 @@ class TaskImages:
         self._most_bytes = most_bytes
         self._most_days = most_days
         self._timeout_s = timeout_s
-        self._turns: dict[str, asyncio.Lock] = {}
+        self._turns = WeakValueDictionary[str, asyncio.Lock]()  # by name: those that somebody has or waits for
         self._held: dict[str, set[str]] = {}  # ids of images, by the run that has them
         self._removing = asyncio.Lock()
         self._fetching = 0

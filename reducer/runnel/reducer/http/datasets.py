@@ -86,9 +86,8 @@ class DatasetEntry(Dataset):
     tables: list[Table]
 
     @classmethod
-    def of(cls, view: DatasetView | DatasetDetails) -> DatasetEntry:
+    def detailed(cls, view: DatasetDetails) -> DatasetEntry:
         """Make the document of a dataset with its tables."""
-        assert isinstance(view, DatasetDetails)
         return cls(
             id=view.id,
             title=view.title,
@@ -111,4 +110,4 @@ async def datasets(service: Service, caller: CallerDep) -> Datasets:
 @router.get("/datasets/{dataset}", response_model=DatasetEntry, summary="Show a dataset")
 async def dataset_entry(dataset: str, service: Service, caller: CallerDep) -> DatasetEntry:
     """With the tables that may be selected from, as its sites describe them."""
-    return DatasetEntry.of(await service.dataset(caller, dataset))
+    return DatasetEntry.detailed(await service.dataset(caller, dataset))
