@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from runnel.common.blobs import SpoolFile
@@ -27,9 +28,12 @@ from runnel.common.errors import (
 from runnel.common.protocol import BlobRef
 from runnel.rpc.v1 import uplink_pb2 as pb
 from runnel.rpc.v1 import uplink_pb2_grpc as pb_grpc
-from runnel.transport import NodeIdentity, UplinkLink, open_channel, rpc_errors
+from runnel.transport import NodeIdentity, RpcServer, UplinkLink, open_channel, rpc_errors
+from runnel.transport.chunk_wire import UPLINK_SERVICE, BlobCalls, split_chunk
+from runnel.transport.chunks import CHUNK_BYTES, QUEUED_BYTES
 from runnel.transport.credentials import bearer_metadata
 from runnel.transport.transfer_queue import SMALL_BYTES, TransferQueue
+from runnel.transport.transfers import push_once
 from tests.doubles.uplink import BreakableProxy, SmallNetwork, attached
 from tests.eventually import eventually
 
@@ -473,3 +477,41 @@ async def test_large_transfers_wait_for_one_another_and_small_ones_for_none(tmp_
             assert queue.waiting == 2
     assert (tmp_path / "fetched").read_bytes() == data
     assert network.handler.payloads == {("ord-1", "c1"): data, ("ord-2", "c1"): little}
+
+
+class ChunkSizes:
+    """Takes pushes and remembers how many bytes came in each chunk."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    async def push(self, messages: AsyncIterator[bytes], _: object) -> pb.Receipt:
+        async for message in messages:
+            self.seen.append(len(split_chunk(message)[1]))
+        return pb.Receipt(held_bytes=sum(self.seen), complete=True)
+
+    def register(self, server: grpc.aio.Server) -> None:
+        push: Any = grpc.stream_unary_rpc_method_handler(self.push, response_serializer=pb.Receipt.SerializeToString)
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(UPLINK_SERVICE, {"Push": push}),))
+
+
+@pytest.mark.parametrize(
+    ("size", "sizes"),
+    [
+        (CHUNK_BYTES, [CHUNK_BYTES]),
+        (2 * CHUNK_BYTES, [QUEUED_BYTES, CHUNK_BYTES, CHUNK_BYTES - QUEUED_BYTES]),
+    ],
+)
+async def test_the_first_chunk_of_a_large_push_is_small_as_it_is_held_while_others_have_their_turn(
+    size: int, sizes: list[int]
+) -> None:
+    taker, data = ChunkSizes(), os.urandom(size)
+    async with (
+        RpcServer("127.0.0.1:0", services=[(UPLINK_SERVICE, taker.register)]) as server,
+        open_channel(server.address, tls=None) as channel,
+    ):
+        answer = await push_once(
+            BlobCalls(channel), "ord-1", memoryview(data), ref_of(data), offset=0, credential="any", peer="the taker"
+        )
+    assert answer == (size, True)
+    assert taker.seen == sizes

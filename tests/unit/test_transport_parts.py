@@ -37,7 +37,7 @@ from runnel.transport import (
     status_of,
 )
 from runnel.transport.addresses import own_host_towards
-from runnel.transport.chunks import CHUNK_BYTES, read_chunks, receive_into
+from runnel.transport.chunks import CHUNK_BYTES, QUEUED_BYTES, read_chunks, receive_into
 from runnel.transport.status import METADATA_KEY, _shortened, error_of_problem, from_rpc_error
 from runnel.transport.tls import ClientTls, ServerTls
 
@@ -365,6 +365,17 @@ async def test_chunks_are_the_file(tmp_path: Path, size: int) -> None:
     file = Spool(tmp_path / "spool").open("k", ref)
     await receive_into(file, read_chunks(source, 0, size))
     assert file.finish().read_bytes() == data
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+async def test_the_first_chunk_can_be_smaller(tmp_path: Path, in_memory: bool) -> None:
+    data = Random(0).randbytes(2 * CHUNK_BYTES)
+    source = tmp_path / "source"
+    source.write_bytes(data)
+    given = memoryview(data) if in_memory else source
+    chunks = [chunk async for chunk in read_chunks(given, 5, len(data), first_bytes=QUEUED_BYTES)]
+    assert [len(chunk) for chunk in chunks] == [QUEUED_BYTES, CHUNK_BYTES, CHUNK_BYTES - QUEUED_BYTES - 5]
+    assert b"".join(chunks) == data[5:]
 
 
 class _SlowDisk(SpoolFile):

@@ -17,6 +17,9 @@ R = TypeVar("R")
 CHUNK_BYTES = 512 << 10
 """Bytes of a full chunk: smaller ones cost more calls, larger ones more memory for each of many nodes at once."""
 
+QUEUED_BYTES = 16 << 10
+"""Bytes of the first chunk of a push of many: who receives holds it for each of those that wait for their turn."""
+
 MAX_CHUNK_BYTES = 1 << 20
 """The most that is taken from others in one chunk."""
 
@@ -43,24 +46,34 @@ class _Hands:
         return result
 
 
-async def read_chunks(source: Source, offset: int, size_bytes: int) -> AsyncGenerator[bytes | memoryview, None]:
+async def read_chunks(
+    source: Source, offset: int, size_bytes: int, *, first_bytes: int = CHUNK_BYTES
+) -> AsyncGenerator[bytes | memoryview, None]:
     """Yield the bytes of ``source`` from ``offset`` up to ``size_bytes`` in chunks of at most 512 KiB.
+
+    Args:
+        source: what is read.
+        offset: where to begin.
+        size_bytes: where to end.
+        first_bytes: the most of the first chunk.
 
     Raises:
         CorruptData: the file is shorter than ``size_bytes``.
     """
+    most = first_bytes
     if isinstance(source, memoryview):
-        for at in range(offset, size_bytes, CHUNK_BYTES):
-            yield source[at : min(at + CHUNK_BYTES, size_bytes)]
+        while offset < size_bytes:
+            yield source[offset : min(offset + most, size_bytes)]
+            offset, most = offset + most, CHUNK_BYTES
         return
     hands = _Hands()
     handle = os.open(source, os.O_RDONLY)
     try:
         while offset < size_bytes:
-            data = await hands.do(os.pread, handle, min(CHUNK_BYTES, size_bytes - offset), offset)
+            data = await hands.do(os.pread, handle, min(most, size_bytes - offset), offset)
             if not data:
                 raise CorruptData(f"{source.name} ends at byte {offset:,} and should have {size_bytes:,}.")
-            offset += len(data)
+            offset, most = offset + len(data), CHUNK_BYTES
             yield data
             del data  # not to hold it, for each of many that fetch, while the next one is read
     finally:

@@ -22,7 +22,7 @@ from runnel.common.protocol import BlobRef
 from runnel.rpc.v1 import uplink_pb2 as pb
 from runnel.transport.attachment import Attachment
 from runnel.transport.chunk_wire import BlobCalls, join_chunk, split_chunk
-from runnel.transport.chunks import CHUNK_BYTES, read_chunks, receive_into
+from runnel.transport.chunks import CHUNK_BYTES, QUEUED_BYTES, read_chunks, receive_into
 from runnel.transport.credentials import bearer_metadata
 from runnel.transport.status import rpc_errors
 from runnel.transport.wire_values import blob_from_wire, blob_to_wire
@@ -191,7 +191,8 @@ async def push_once(
                 if offset is None or offset == ref.size_bytes:
                     await call.write(header)
                 else:
-                    chunks = read_chunks(source, offset, ref.size_bytes)
+                    first = CHUNK_BYTES if ref.size_bytes - offset <= CHUNK_BYTES else QUEUED_BYTES
+                    chunks = read_chunks(source, offset, ref.size_bytes, first_bytes=first)
                     try:
                         async for data in chunks:
                             message = join_chunk(data, header)
