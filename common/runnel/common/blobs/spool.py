@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 from runnel.common.blobs.digests import update_digest
+from runnel.common.blobs.early_sync import STEP_BYTES, EarlySync
 from runnel.common.errors import CorruptData, StorageFull
 from runnel.common.protocol import BlobRef
 from runnel.common.storage import require_room, storage_errors, sync_file
@@ -28,16 +29,26 @@ class SpoolFile:
         ref: what is to come.
         verified: ``whole`` exists already and is right.
         durable: whether ``whole`` must outlive a loss of power; else only the death of this process.
+        step_bytes: how much arrives of a durable payload before that is brought to the disk, beside what arrives next.
     """
 
     def __init__(
-        self, *, partial: Path, whole: Path, ref: BlobRef, verified: bool = False, durable: bool = True
+        self,
+        *,
+        partial: Path,
+        whole: Path,
+        ref: BlobRef,
+        verified: bool = False,
+        durable: bool = True,
+        step_bytes: int = STEP_BYTES,
     ) -> None:
         self.ref = ref
         self.partial = partial
         self.whole = whole
         self._verified = verified
         self._durable = durable
+        self._step_bytes = step_bytes
+        self._early = EarlySync(partial, step_bytes=step_bytes)
         self._digest = hashlib.sha256()
         self._digested = 0
         self._file: io.FileIO | None = None
@@ -95,6 +106,8 @@ class SpoolFile:
                 self._held += count
                 self._digested = self._held
                 rest = rest[count:]
+            if self._durable and self._held < self.ref.size_bytes:
+                self._early.appended(file.fileno(), len(data))
 
     def finish(self) -> Path:
         """Verify length and digest, give the file its final name, return that. May be called again.
@@ -102,9 +115,11 @@ class SpoolFile:
         Raises:
             CorruptData: they are not as announced. The file is dropped.
             StorageFull: no room.
+            OSError: the disk failed. The file is dropped if that was found before its end.
         """
         if self._verified:
             return self.whole
+        self._wait_for_early_sync()
         self._held = min(self._held, _size(self.partial))  # it may have been forgotten meanwhile
         if self._held != self.ref.size_bytes:
             held = self._held
@@ -142,12 +157,21 @@ class SpoolFile:
         self._verified = False
         self._held = self._digested = 0
         self._digest = hashlib.sha256()
+        self._early = EarlySync(self.partial, step_bytes=self._step_bytes)
 
     def close(self) -> None:
         """Let go of the open file; writing may go on later."""
         if self._file is not None:
             self._file.close()
             self._file = None
+
+    def _wait_for_early_sync(self) -> None:
+        try:
+            with storage_errors(self.partial):
+                self._early.wait()
+        except (OSError, StorageFull):
+            self.drop()
+            raise
 
     def _opened(self) -> io.FileIO:
         if self._file is None:
