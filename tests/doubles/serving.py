@@ -40,7 +40,7 @@ async def serving(
     reducer = reducer or InMemoryReducer(folder, insecure=insecure)
     token = OPERATOR_TOKEN if token is None else token
     async with HttpServer(
-        create_app(reducer, insecure=insecure, registries=["ghcr.io", "registry.example.org:5000"]),
+        create_app(reducer, insecure=insecure, registries=["registry.example.org", "registry.example.org:5000"]),
         listen,
         tls,
         stop_s=2,

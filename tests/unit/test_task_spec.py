@@ -17,7 +17,7 @@ pytestmark = pytest.mark.unit
 GOOD_IMAGES = [
     "a",
     "a/b:1",
-    "ghcr.io/org/tool:v1.2",
+    "registry.example.org/org/tool:v1.2",
     "localhost:5000/x",
     "10.0.0.1:80/a_b/c--d",
     f"a@sha256:{'0' * 64}",

@@ -18,7 +18,9 @@ _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:[0-9]{1,5})?")
 
 def _registry(text: str) -> str:
     if not _HOST.fullmatch(text):
-        raise InvalidInput(f"{text!r} is no host of a registry.", hint="Give HOST or HOST:PORT, as ghcr.io.")
+        raise InvalidInput(
+            f"{text!r} is no host of a registry.", hint="Give HOST or HOST:PORT, as registry.example.org."
+        )
     return text
 
 
@@ -91,7 +93,7 @@ class ReducerSettings(BaseModel):
     server_functions_timeout_s: float = Field(600.0, gt=0, description="Seconds that one step of them may take.")
     registries: list[Annotated[str, checked(_registry)]] = Field(
         default_factory=list,
-        description="Registries, as ghcr.io, that the service's description for Federated Data Sharing names to"
-        " researchers; what runs is each site's to say.",
+        description="Registries, as registry.example.org, that the service's description for Federated Data Sharing"
+        " names to researchers; what runs is each site's to say.",
     )
     grace_s: float = Field(10.0, ge=0, description="Seconds to end what is under way when the process is told to stop.")

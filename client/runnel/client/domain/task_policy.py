@@ -92,7 +92,7 @@ class TaskPolicy:
     Args:
         images: patterns, one of which has to match the whole name of each image, as it is written in the task.
         digests: ``sha256:…``, by one of which the engine has to know each image.
-        registries: hosts, as ``ghcr.io``; an image that names none is from ``docker.io``.
+        registries: hosts, as ``registry.example.org``; an image that names none is from ``docker.io``.
         users: names of tokens.
         organisations: who may ask.
         databases: labels of those that tasks may use.
@@ -139,8 +139,8 @@ def judge_task(policy: TaskPolicy | None, facts: TaskFacts) -> RuleBroken | None
 def registry_of(image: str) -> str:
     """Return the host of the registry that ``image`` is from, by the rule that engines have.
 
-    >>> registry_of("ghcr.io/a/b:1"), registry_of("localhost:5000/b"), registry_of("a/b")
-    ('ghcr.io', 'localhost:5000', 'docker.io')
+    >>> registry_of("registry.example.org/a/b:1"), registry_of("localhost:5000/b"), registry_of("a/b")
+    ('registry.example.org', 'localhost:5000', 'docker.io')
     """
     host, separator, _ = image.partition("/")
     named = separator and ("." in host or ":" in host or host == "localhost")
