@@ -21,6 +21,7 @@ from runnel.common.protocol import TaskOrder
 from runnel.common.tasks import task_spec
 from runnel.common.tasks.site_numbers import site_number
 from tests.docker.algorithm_images import algorithm_image
+from tests.docker.hub import output_at_hub
 from tests.docker_engine import docker, engine_host, networks
 from tests.doubles.task_client import TaskClient
 from tests.eventually import eventually
@@ -55,18 +56,7 @@ async def result_of(net: LocalNetwork, method: str, *, central: bool = False, **
         "databases": ["default"],
         "payload": {"data": base64.b64encode(payload).decode()},
     }
-    answer = await net.http.post("/tasks", json={"spec": spec, "sites": ["hub"]})
-    assert answer.status_code == 201, answer.text
-    task = answer.json()["task"]
-
-    async def look() -> Any:
-        shown = (await net.http.get(f"/tasks/{task}")).json()
-        return shown["runs"][0] if shown["finished_at"] else None
-
-    run = await eventually(look, timeout_s=60)
-    said = (await net.http.get(f"/runs/{run['run']}/files/stdout")).text
-    assert run["state"] == "done", f"{run}\n{said}"
-    return (await net.http.get(f"/runs/{run['run']}/files/output")).json()
+    return (await output_at_hub(net, spec)).json()
 
 
 def partial(order: TaskOrder) -> dict[str, bytes]:

@@ -17,9 +17,9 @@ from runnel.common.errors import EntryPointFailed
 from runnel.common.protocol import TaskOrder
 from runnel.common.tasks.site_numbers import site_number
 from tests.docker.algorithm_images import release_image
+from tests.docker.hub import output_at_hub
 from tests.docker_engine import engine_host
 from tests.doubles.task_client import TaskClient
-from tests.eventually import eventually
 from tests.network.local_network import LocalNetwork
 
 pytestmark = pytest.mark.docker
@@ -51,18 +51,7 @@ async def run(
         "databases": databases,
         "payload": {"data": base64.b64encode(json.dumps(call).encode()).decode()},
     }
-    answer = await net.http.post("/tasks", json={"spec": spec, "sites": ["hub"]})
-    assert answer.status_code == 201, answer.text
-    task = answer.json()["task"]
-
-    async def look() -> Any:
-        shown = (await net.http.get(f"/tasks/{task}")).json()
-        return shown["runs"][0] if shown["finished_at"] else None
-
-    ended = await eventually(look, timeout_s=60)
-    said = (await net.http.get(f"/runs/{ended['run']}/files/stdout")).text
-    assert ended["state"] == "done", f"{ended}\n{said}"
-    return (await net.http.get(f"/runs/{ended['run']}/files/output")).content
+    return (await output_at_hub(net, spec)).content
 
 
 class Partial:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import csv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from runnel.client.data import DatabaseConfig, DatabaseKind, Interruption, SelectLimits, open_tables, select, selected
+from runnel.client.data import DatabaseConfig, DatabaseKind, Interruption, SelectLimits, open_tables, selected
 from runnel.client.data.tables import Statement
 from runnel.common.errors import BadQuery, DeadlineExceeded, QueryFailed, RunnelError, TooLarge, UnknownData
 from runnel.common.tasks import Language, Selection
+from tests.doubles.database_site import DatabaseSite
 from tests.eventually import eventually
 from tests.mariadb import DATABASE, PASSWORD, USER, MariaDB, running_mariadb
 
@@ -66,39 +66,18 @@ def server(mariadb: MariaDB) -> DatabaseConfig:
     )
 
 
-class Site:
-    """Selects from one database into a folder."""
-
-    def __init__(self, folder: Path, database: DatabaseConfig, language: Language) -> None:
-        self._folder, self._database, self._language = folder, database, language
-
-    def select(self, query: str, **options: Any) -> list[list[str]]:
-        selection = Selection(query=query, language=self._language, name="answer")
-        (each,) = select([selection], {"default": self._database}, self._folder, **options)
-        with each.path.open(newline="", encoding="utf-8") as file:
-            read = list(csv.reader(file, strict=True))
-        each.path.unlink()
-        return read
-
-    def refuses(self, kind: type[RunnelError], query: str, **options: Any) -> str:
-        with pytest.raises(kind) as caught:
-            self.select(query, **options)
-        assert list(self._folder.iterdir()) == []
-        return str(caught.value)
+@pytest.fixture
+def graphql(tmp_path: Path, server: DatabaseConfig) -> DatabaseSite:
+    return DatabaseSite(tmp_path, server, Language.GRAPHQL)
 
 
 @pytest.fixture
-def graphql(tmp_path: Path, server: DatabaseConfig) -> Site:
-    return Site(tmp_path, server, Language.GRAPHQL)
+def sql(tmp_path: Path, server: DatabaseConfig) -> DatabaseSite:
+    return DatabaseSite(tmp_path, server, Language.SQL)
 
 
-@pytest.fixture
-def sql(tmp_path: Path, server: DatabaseConfig) -> Site:
-    return Site(tmp_path, server, Language.SQL)
-
-
-def test_every_type_of_a_server(graphql: Site) -> None:
-    rows = graphql.select("{ patients { id Age weight ratio born seen noted at alive kind raw more o_dd__s } }")
+def test_every_type_of_a_server(graphql: DatabaseSite) -> None:
+    rows = graphql.lines("{ patients { id Age weight ratio born seen noted at alive kind raw more o_dd__s } }")
     assert rows[1] == [
         "18446744073709551615",
         "60",
@@ -117,7 +96,7 @@ def test_every_type_of_a_server(graphql: Site) -> None:
     assert rows[2] == ["2", *[""] * 12]
 
 
-def test_filters_of_a_server(graphql: Site) -> None:
+def test_filters_of_a_server(graphql: DatabaseSite) -> None:
     for filters, found in {
         "Age: {ge: 60}": "f",
         "Age: {gt: 59.5}, weight: 70.5": "f",
@@ -137,18 +116,18 @@ def test_filters_of_a_server(graphql: Site) -> None:
         'order_by: "-Age", limit: 1': "f",
         'order_by: "Age", limit: 1, offset: 1': "m's",
     }.items():
-        rows = graphql.select(f"{{ patients({filters}) {{ sex }} }}")
+        rows = graphql.lines(f"{{ patients({filters}) {{ sex }} }}")
         assert [row[0] for row in rows[1:]] == [found][: bool(found)], filters
 
 
-def test_tables_and_statements(graphql: Site, sql: Site) -> None:
-    assert graphql.select("{ visits(limit: 1) { day } }") == [["day"], ["2026-01-02"]]
-    assert sql.select("SELECT count(*) AS n FROM visits v JOIN patients p ON p.id = v.id") == [["n"], ["1"]]
-    assert sql.select("SELECT `Age` + 1 AS next FROM patients WHERE `o:dd %s` LIKE 'a:%'") == [["next"], ["61"]]
+def test_tables_and_statements(graphql: DatabaseSite, sql: DatabaseSite) -> None:
+    assert graphql.lines("{ visits(limit: 1) { day } }") == [["day"], ["2026-01-02"]]
+    assert sql.lines("SELECT count(*) AS n FROM visits v JOIN patients p ON p.id = v.id") == [["n"], ["1"]]
+    assert sql.lines("SELECT `Age` + 1 AS next FROM patients WHERE `o:dd %s` LIKE 'a:%'") == [["next"], ["61"]]
     # What a quote or a backslash means is not the server's setting's to say.
-    assert sql.select("SELECT \"it's\" AS a, 'x\\'y' AS b") == [["a", "b"], ["it's", "x'y"]]
+    assert sql.lines("SELECT \"it's\" AS a, 'x\\'y' AS b") == [["a", "b"], ["it's", "x'y"]]
     # What MariaDB would run of a comment it never sees.
-    assert sql.select("SELECT /*!50000 password FROM secrets -- */ 1 AS n") == [["n"], ["1"]]
+    assert sql.lines("SELECT /*!50000 password FROM secrets -- */ 1 AS n") == [["n"], ["1"]]
     assert "There are old, patients, visits." in graphql.refuses(UnknownData, "{ secrets { password } }")
     for text in (
         "SELECT * FROM secrets",
@@ -169,7 +148,7 @@ def test_tables_and_statements(graphql: Site, sql: Site) -> None:
         "SELECT @x := 1",
     ):
         with pytest.raises(RunnelError) as caught:
-            sql.select(text)
+            sql.lines(text)
         assert isinstance(caught.value, (BadQuery, QueryFailed, UnknownData)), text
 
 
@@ -197,7 +176,7 @@ def test_a_transaction_that_only_reads(server: DatabaseConfig, mariadb: MariaDB)
 LONG = "SELECT count(*) AS n FROM visits a, visits b, visits c"
 
 
-def test_a_statement_that_takes_too_long_is_ended_at_the_server(sql: Site, mariadb: MariaDB) -> None:
+def test_a_statement_that_takes_too_long_is_ended_at_the_server(sql: DatabaseSite, mariadb: MariaDB) -> None:
     sql.refuses(DeadlineExceeded, LONG, limits=SelectLimits(time_s=0.5))
     assert _running(mariadb) == []
 
@@ -216,7 +195,7 @@ async def _select(selection: Selection, database: DatabaseConfig, folder: Path) 
     await selected([selection], {"default": database}, folder)
 
 
-def test_what_is_too_much_is_not_read_to_its_end(sql: Site, mariadb: MariaDB) -> None:
+def test_what_is_too_much_is_not_read_to_its_end(sql: DatabaseSite, mariadb: MariaDB) -> None:
     """25 million rows: who reads on until they are all there takes far longer."""
     endless = "SELECT a.id AS a, b.id AS b FROM visits a, visits b"
     sql.refuses(TooLarge, endless, limits=SelectLimits(rows=10, time_s=15))
@@ -229,11 +208,13 @@ def _running(mariadb: MariaDB) -> list[Any]:
     )
 
 
-def test_what_a_server_says_about_values_is_not_passed_on(sql: Site, server: DatabaseConfig, tmp_path: Path) -> None:
+def test_what_a_server_says_about_values_is_not_passed_on(
+    sql: DatabaseSite, server: DatabaseConfig, tmp_path: Path
+) -> None:
     told = sql.refuses(QueryFailed, "SELECT exp(id) AS n FROM patients")  # too large a number, which MariaDB quotes
     assert "SQLSTATE 22003" in told
     assert "18446744073709551615" not in told
     wrong = DatabaseConfig(name="default", kind=DatabaseKind.SQL, uri=server.uri, password="wrong/secret")
-    told = Site(tmp_path, wrong, Language.GRAPHQL).refuses(QueryFailed, "{ patients { id } }")
+    told = DatabaseSite(tmp_path, wrong, Language.GRAPHQL).refuses(QueryFailed, "{ patients { id } }")
     assert "can't answer: OperationalError" in told
     assert "wrong/secret" not in told

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import csv
 import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -15,16 +14,16 @@ from urllib.parse import parse_qs
 
 import pytest
 
-from runnel.client.data import DatabaseConfig, DatabaseKind, SelectLimits, open_tables, select, selected
+from runnel.client.data import DatabaseConfig, DatabaseKind, SelectLimits, open_tables, selected
 from runnel.common.errors import (
     BadQuery,
     DeadlineExceeded,
     QueryFailed,
-    RunnelError,
     TooLarge,
     UnknownData,
 )
 from runnel.common.tasks import Language, Selection
+from tests.doubles.database_site import DatabaseSite
 from tests.eventually import eventually
 from tests.postgresql import PASSWORD, USER, Cluster, running_cluster
 
@@ -71,39 +70,17 @@ def server(cluster: Cluster) -> DatabaseConfig:
     )
 
 
-class Site:
-    """Selects from one database into a folder."""
-
-    def __init__(self, folder: Path, database: DatabaseConfig, language: Language) -> None:
-        self._folder, self._database, self._language = folder, database, language
-
-    def select(self, query: str, **options: Any) -> list[list[list[str]]]:
-        read = []
-        selection = Selection(query=query, language=self._language, name="answer")
-        for each in select([selection], {"default": self._database}, self._folder, **options):
-            with each.path.open(newline="", encoding="utf-8") as file:
-                read.append(list(csv.reader(file, strict=True)))
-            each.path.unlink()
-        return read
-
-    def refuses(self, kind: type[RunnelError], query: str, **options: Any) -> str:
-        with pytest.raises(kind) as caught:
-            self.select(query, **options)
-        assert list(self._folder.iterdir()) == []
-        return str(caught.value)
+@pytest.fixture
+def graphql(tmp_path: Path, server: DatabaseConfig) -> DatabaseSite:
+    return DatabaseSite(tmp_path, server, Language.GRAPHQL)
 
 
 @pytest.fixture
-def graphql(tmp_path: Path, server: DatabaseConfig) -> Site:
-    return Site(tmp_path, server, Language.GRAPHQL)
+def sql(tmp_path: Path, server: DatabaseConfig) -> DatabaseSite:
+    return DatabaseSite(tmp_path, server, Language.SQL)
 
 
-@pytest.fixture
-def sql(tmp_path: Path, server: DatabaseConfig) -> Site:
-    return Site(tmp_path, server, Language.SQL)
-
-
-def test_every_type_of_a_server(graphql: Site) -> None:
+def test_every_type_of_a_server(graphql: DatabaseSite) -> None:
     (rows,) = graphql.select("{ patients { id Age weight born seen alive tags more key o_dd__s } }")
     assert rows[1] == [
         "1",
@@ -120,7 +97,7 @@ def test_every_type_of_a_server(graphql: Site) -> None:
     assert rows[2] == ["2", *[""] * 9]
 
 
-def test_filters_of_a_server(graphql: Site) -> None:
+def test_filters_of_a_server(graphql: DatabaseSite) -> None:
     for filters, ids in {
         "Age: {ge: 60}": "1",
         "Age: {gt: 59.5}, weight: 70.5": "1",
@@ -141,7 +118,7 @@ def test_filters_of_a_server(graphql: Site) -> None:
         assert [row[0] for row in rows[1:]] == list(ids), filters
 
 
-def test_tables_of_schemas_and_views(graphql: Site, sql: Site) -> None:
+def test_tables_of_schemas_and_views(graphql: DatabaseSite, sql: DatabaseSite) -> None:
     assert graphql.select("{ old { id } study_visits(limit: 1) { day } }") == [
         [["id"], ["1"]],
         [["day"], ["2026-01-02"]],
@@ -163,7 +140,7 @@ def test_tables_of_schemas_and_views(graphql: Site, sql: Site) -> None:
     sql.refuses(BadQuery, "SELECT pg_read_file('/etc/passwd')")
 
 
-def test_what_a_server_says_about_values_is_not_passed_on(sql: Site) -> None:
+def test_what_a_server_says_about_values_is_not_passed_on(sql: DatabaseSite) -> None:
     told = sql.refuses(QueryFailed, "SELECT CAST(sex AS INT) AS n FROM patients")
     assert "SQLSTATE 22P02" in told
     assert "'f'" not in told
@@ -194,7 +171,7 @@ def test_a_transaction_that_only_reads(server: DatabaseConfig) -> None:
 LONG = "SELECT count(*) AS n FROM study.visits a, study.visits b, study.visits c"
 
 
-def test_a_statement_that_takes_too_long_is_ended_at_the_server(sql: Site, cluster: Cluster) -> None:
+def test_a_statement_that_takes_too_long_is_ended_at_the_server(sql: DatabaseSite, cluster: Cluster) -> None:
     sql.refuses(DeadlineExceeded, LONG, limits=SelectLimits(time_s=0.5))
     assert _running(cluster) == []
 
@@ -229,7 +206,7 @@ def test_a_server_that_is_not_there(tmp_path: Path, server: DatabaseConfig, clus
         password="wrong/secret",
         languages=frozenset({Language.GRAPHQL}),
     )
-    told = Site(tmp_path, wrong, Language.GRAPHQL).refuses(QueryFailed, "{ patients { id } }")
+    told = DatabaseSite(tmp_path, wrong, Language.GRAPHQL).refuses(QueryFailed, "{ patients { id } }")
     assert "can't answer: OperationalError" in told
     assert "wrong/secret" not in told
 
@@ -304,14 +281,14 @@ QUERY = "SELECT ?s ?n ?t WHERE { ?s <http://example.org/n> ?n OPTIONAL { ?s <htt
 
 
 def test_an_endpoint_answers(endpoint: Endpoint, tmp_path: Path) -> None:
-    site = Site(tmp_path, endpoint.config(password="pw", minimum_rows=2), Language.SPARQL)
+    site = DatabaseSite(tmp_path, endpoint.config(password="pw", minimum_rows=2), Language.SPARQL)
     assert site.select(QUERY) == [
         [["s", "n", "t"], ["http://example.org/1", "1.50", 'a "q", b'], ["b0", "", ""]],
     ]
     query, headers = endpoint.asked[0]
     assert query == QUERY
     assert headers["Authorization"].startswith("Basic ")
-    Site(tmp_path, endpoint.config(token="t0ken"), Language.SPARQL).select(QUERY)
+    DatabaseSite(tmp_path, endpoint.config(token="t0ken"), Language.SPARQL).select(QUERY)
     assert endpoint.asked[1][1]["Authorization"] == "Bearer t0ken"
 
 
@@ -335,12 +312,12 @@ def test_an_endpoint_answers(endpoint: Endpoint, tmp_path: Path) -> None:
     ],
 )
 def test_an_endpoint_is_asked_selects_only(endpoint: Endpoint, tmp_path: Path, query: str, told: str) -> None:
-    assert told in Site(tmp_path, endpoint.config(), Language.SPARQL).refuses(BadQuery, query)
+    assert told in DatabaseSite(tmp_path, endpoint.config(), Language.SPARQL).refuses(BadQuery, query)
     assert endpoint.asked == []
 
 
 def test_an_endpoint_that_answers_otherwise(endpoint: Endpoint, tmp_path: Path) -> None:
-    site = Site(tmp_path, endpoint.config(), Language.SPARQL)
+    site = DatabaseSite(tmp_path, endpoint.config(), Language.SPARQL)
     for status, kind, data, told in [
         (500, "text/plain", b"secret", "answered 500"),
         (302, "text/plain", b"", "answered 302"),
@@ -368,7 +345,7 @@ def test_an_endpoint_that_takes_too_long(endpoint: Endpoint, tmp_path: Path) -> 
 
     endpoint.answer = answer
     try:
-        site = Site(tmp_path, endpoint.config(), Language.SPARQL)
+        site = DatabaseSite(tmp_path, endpoint.config(), Language.SPARQL)
         site.refuses(DeadlineExceeded, QUERY, limits=SelectLimits(time_s=0.3))
     finally:
         released.set()

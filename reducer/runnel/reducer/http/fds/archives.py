@@ -15,6 +15,9 @@ MAX_MEMBERS = 20_000
 
 SUMMARY = "sites.json"
 
+_UNREADABLE = (zipfile.BadZipFile, NotImplementedError, OSError, EOFError, RuntimeError, ValueError)
+"""What the library raises for archives that are cut off, encrypted, or packed in a way that is not known."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SiteOutput:
@@ -40,6 +43,21 @@ def combined(outputs: Sequence[SiteOutput], summary: Sequence[dict[str, Any]]) -
             for _ in _copy(output, f"{output.site}/" if summary else "", target):
                 yield sink.take()
     yield sink.take()
+
+
+def only_file(archive: Path, *, most_bytes: int) -> tuple[str, bytes] | None:
+    """Return name and content of the one file in an archive; None: there are others, or it is large, or no archive.
+
+    Blocks; for a thread.
+    """
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            members = opened.infolist()
+            if len(members) != 1 or members[0].file_size > most_bytes:
+                return None
+            return members[0].filename, opened.read(members[0])
+    except _UNREADABLE:
+        return None
 
 
 def _copy(output: SiteOutput, folder: str, target: zipfile.ZipFile) -> Iterator[None]:
@@ -75,8 +93,7 @@ def _members(file: Path) -> list[zipfile.ZipInfo] | None:
             if too_much or doubled or not all(_plain(each) for each in members) or archive.testzip() is not None:
                 return None
             return members
-    except (zipfile.BadZipFile, NotImplementedError, OSError, EOFError, RuntimeError, ValueError):
-        # What libraries raise for archives that are cut off, encrypted, or packed in a way that is not known.
+    except _UNREADABLE:
         return None
 
 

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import zipfile
 from dataclasses import dataclass
 from http import HTTPStatus
-from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -27,6 +25,7 @@ from runnel.reducer.domain.datasets import DatasetDetails, check_query
 from runnel.reducer.domain.task_views import TaskView
 from runnel.reducer.http.access import Service
 from runnel.reducer.http.fds.access import CallerDep, RecordedRoute, refusal
+from runnel.reducer.http.fds.archives import only_file
 from runnel.reducer.http.fds.results import BLOCKED, PENDING, results, review_status
 from runnel.reducer.http.files import Held
 from runnel.reducer.service import Caller, ReducerService
@@ -194,10 +193,13 @@ def _require_some(view: TaskView) -> None:
 async def _given(view: TaskView, service: ReducerService, caller: Caller, held: Held) -> Response:
     if len(view.runs) == 1:
         _, path = await held.enter_async_context(service.run_file(caller, view.runs[0].run, "output"))
-        single = await asyncio.to_thread(_single, path)
+        single = await asyncio.to_thread(only_file, path, most_bytes=_MOST_WITHIN)
         if single is not None:
             name, data = single
-            headers = {"Content-Disposition": f'attachment; filename="{name}"', "Location": f"/tasks/{view.task}"}
+            headers = {
+                "Content-Disposition": f'attachment; filename="{_plain(name)}"',
+                "Location": f"/tasks/{view.task}",
+            }
             return Response(data, media_type=_CSV, headers=headers)
     return await results(view.task, service, caller, held)
 
@@ -205,14 +207,6 @@ async def _given(view: TaskView, service: ReducerService, caller: Caller, held: 
 _MOST_WITHIN = 64 << 20
 
 
-def _single(path: Path) -> tuple[str, bytes] | None:
-    """Return name and content of the one file in an archive; None: there are others, or it is large, or no archive."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-            if len(members) != 1 or members[0].file_size > _MOST_WITHIN:
-                return None
-            name = "".join(each if each.isalnum() or each in "._-" else "_" for each in members[0].filename)
-            return name.encode("ascii", "replace").decode().replace("?", "_"), archive.read(members[0])
-    except (zipfile.BadZipFile, NotImplementedError, OSError, EOFError, RuntimeError, ValueError):
-        return None  # what libraries raise for archives that are cut off or encrypted: it is given as it is
+def _plain(name: str) -> str:
+    """Return the name of a file as a header can have it."""
+    return "".join(each if (each.isascii() and each.isalnum()) or each in "._-" else "_" for each in name)
