@@ -117,6 +117,22 @@ async def test_a_session_is_watched_from_its_start_to_its_end(tmp_path: Path) ->
             assert await marked(look)
 
 
+async def test_a_page_of_which_a_part_was_lost_is_asked_for_again(tmp_path: Path) -> None:
+    async with network(tmp_path, combiners=0, clients=0) as net, browser() as started, visit(started) as look:
+        lost: list[str] = []
+
+        async def lose(route: Route) -> None:
+            if lost:
+                await route.continue_()
+            else:
+                lost.append(route.request.url)
+                await route.abort("internetdisconnected")
+
+        await look.page.route(re.compile("/web/chart.js"), lose)
+        await look.goto(net.reducer.url)
+        assert len(lost) == 1
+
+
 async def test_an_answer_older_than_the_news_does_not_undo_them(tmp_path: Path) -> None:
     async with network(tmp_path, combiners=1, clients=1) as net, browser() as started:
         package, seed = await prepared(net, HELD)
