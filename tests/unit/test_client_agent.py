@@ -19,7 +19,7 @@ from runnel.client import delivery as delivery_module
 from runnel.client.agent import ClientAgent
 from runnel.client.outbox import Outbox
 from runnel.client.runtimes import Call, Finished, LineSink, PackageFiles, Prepared
-from runnel.common.blobs import digest_file
+from runnel.common.blobs import Spares, digest_file
 from runnel.common.compression import NO_COMPRESSION
 from runnel.common.errors import EntryPointFailed, StorageFull
 from runnel.common.protocol import (
@@ -92,7 +92,7 @@ class Link:
     def leave(self) -> None:
         self.left += 1
 
-    async def fetch(self, ref: BlobRef, target: Path, *, deadline_s: float) -> None:
+    async def fetch(self, ref: BlobRef, target: Path, *, deadline_s: float, spares: Spares | None = None) -> None:
         shutil.copyfile(self._blobs[ref.sha256], target)
 
     async def push(self, order_id: str, source: Path, ref: BlobRef, *, deadline_s: float) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from runnel.client.model_cache import ModelCache
-from runnel.common.blobs import digest_of
+from runnel.common.blobs import Spares, digest_of
 from runnel.common.errors import Unreachable
 from runnel.common.protocol import BlobRef
 
@@ -32,7 +32,7 @@ class Above:
     def held(self) -> set[bytes]:
         return {path.read_bytes() for path in self.root.rglob("*") if path.is_file()}
 
-    async def fetch(self, ref: BlobRef, target: Path) -> None:
+    async def fetch(self, ref: BlobRef, target: Path, spares: Spares) -> None:
         self.held_meanwhile.append(self.held())
         if self.away:
             raise Unreachable("Nobody is there.")

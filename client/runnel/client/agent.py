@@ -26,7 +26,7 @@ from runnel.client.outbox import Outbox
 from runnel.client.package_cache import PackageCache
 from runnel.client.runtimes import Runtime
 from runnel.client.tasks.site_tasks import SiteTasks
-from runnel.common.blobs import in_thread
+from runnel.common.blobs import Spares, in_thread
 from runnel.common.catalogue import Catalogue
 from runnel.common.crash_points import CrashPoint, reach
 from runnel.common.metrics import Sample, Tally
@@ -115,7 +115,7 @@ class ClientAgent:
             runtime=runtime,
             packages=PackageCache(state / "packages", self._fetch, runtime),
             gate=gate,
-            models=ModelCache(state / "models", self._fetch),
+            models=ModelCache(state / "models", self._fetch_model),
             compressor=self._compressor,
             deadlines=self._deadlines,
             tell=self._tell,
@@ -328,6 +328,9 @@ class ClientAgent:
 
     async def _fetch(self, ref: BlobRef, target: Path) -> None:
         await self._link.fetch(ref, target, deadline_s=_FETCH_DEADLINE_S)
+
+    async def _fetch_model(self, ref: BlobRef, target: Path, spares: Spares) -> None:
+        await self._link.fetch(ref, target, deadline_s=_FETCH_DEADLINE_S, spares=spares)
 
     async def _offer(self, key: AssignmentKey, order_id: str) -> None:
         try:

@@ -99,7 +99,7 @@ class Execution:
         try:
             # What the network leaves of its time covers preparing too; the deadline is carried, not restarted.
             async with self._deadlines.over(key):
-                with storage_errors(folder):
+                with storage_errors(folder), self._models.reading(assignment.model):
                     outcome, update = await self._execute(assignment, folder, say, elapsed_s)
         except TimeoutError:
             failure = Failure(

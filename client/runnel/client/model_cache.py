@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from runnel.client.package_cache import Fetch
-from runnel.common.blobs import BlobStore
+from runnel.common.blobs import BlobStore, Spares
 from runnel.common.protocol import BlobRef
+
+Fetch = Callable[[BlobRef, Path, Spares], Awaitable[None]]
 
 _MODELS_KEPT = 2
 
@@ -19,18 +22,31 @@ class ModelCache:
 
     Args:
         root: of their files; what an earlier process left there is removed, as nobody else ever would.
-        fetch: brings a blob to a file and verifies it.
+        fetch: brings a blob to a file, which may be written over a spare one, and verifies it.
     """
 
     def __init__(self, root: Path, fetch: Fetch) -> None:
         shutil.rmtree(root, ignore_errors=True)
         self._models = BlobStore(root, durable=False)
         self._fetch = fetch
-        self._used: OrderedDict[str, None] = OrderedDict()
+        self._used: OrderedDict[str, BlobRef] = OrderedDict()
+        self._readers: Counter[str] = Counter()
+        self._spares = Spares(self._models.temporary().parent)
 
     def has(self, ref: BlobRef) -> bool:
         """Whether :meth:`get` has nothing to fetch."""
         return self._models.has(ref)
+
+    @contextmanager
+    def reading(self, ref: BlobRef) -> Iterator[None]:
+        """While the block runs, the file that :meth:`get` gives may be dropped, and is not written over."""
+        self._readers[ref.sha256] += 1
+        try:
+            yield
+        finally:
+            self._readers[ref.sha256] -= 1
+            if not self._readers[ref.sha256]:
+                del self._readers[ref.sha256]
 
     async def get(self, ref: BlobRef) -> Path:
         """Return a model's file.
@@ -39,18 +55,17 @@ class ModelCache:
             Unreachable, DeadlineExceeded, StorageFull: it could not be fetched.
         """
         if not self._models.has(ref):
-            # Before, not after: the new one then comes into memory that the system has just got back, and does not wait
-            # until that is cleared or, in a virtual machine, brought by its host.
+            # Before, not after: the new one is then written over the oldest.
             await self._drop_down_to(_MODELS_KEPT - 1)
             target = self._models.temporary()
             try:
-                await self._fetch(ref, target)
+                await self._fetch(ref, target, self._spares)
                 # Here and not in a thread: it renames a file, which takes less than the way to a thread and back.
                 self._models.adopt(target, ref)
             except BaseException:
                 await asyncio.to_thread(target.unlink, missing_ok=True)
                 raise
-        self._used[ref.sha256] = None
+        self._used[ref.sha256] = ref
         self._used.move_to_end(ref.sha256)
         path = self._models.path(ref)
         await self._drop_down_to(_MODELS_KEPT)
@@ -58,4 +73,8 @@ class ModelCache:
 
     async def _drop_down_to(self, count: int) -> None:
         while len(self._used) > count:
-            await asyncio.to_thread(self._models.delete, self._used.popitem(last=False)[0])
+            sha256, ref = self._used.popitem(last=False)
+            if self._models.has(ref) and not self._readers[sha256]:
+                await self._spares.spend(self._models.release(ref))
+            else:
+                await asyncio.to_thread(self._models.delete, sha256)

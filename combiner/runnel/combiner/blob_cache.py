@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections import Counter, OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
-from runnel.common.blobs import BlobStore
+from runnel.common.blobs import LEAST_SPARE_BYTES, BlobStore, Spares
 from runnel.common.protocol import BlobRef
 
-Fetch = Callable[[BlobRef, Path], Awaitable[None]]
+Fetch = Callable[[BlobRef, Path, Spares], Awaitable[None]]
 
 _KEEP_BLOBS = 256  # of small models a great many would fit otherwise
+_NEWER = 2  # of one size, after which a blob that nobody needs is written over
 
 
 class BlobCache:
@@ -20,19 +22,43 @@ class BlobCache:
 
     Args:
         store: where blobs are kept.
-        fetch: brings a blob to a file and verifies it, or raises.
+        fetch: brings a blob to a file, which may be written over a spare one, and verifies it, or raises.
         keep_bytes: blobs beyond this total, or beyond 256, are dropped, the least recently asked first.
+        needed: whether living orders are about the blob with a digest. Of those that no order is about and nobody reads
+            the newest few of one size are kept; an older one gives its file to the next: it is a model of a round that
+            is over, or can be fetched again.
     """
 
-    def __init__(self, store: BlobStore, fetch: Fetch, *, keep_bytes: int) -> None:
+    def __init__(
+        self, store: BlobStore, fetch: Fetch, *, keep_bytes: int, needed: Callable[[str], bool] = lambda _: False
+    ) -> None:
         self._store = store
         self._fetch = fetch
         self._keep_bytes = keep_bytes
+        self._needed = needed
+        self._spares = Spares(store.temporary().parent)
+        self._held: Counter[str] = Counter()
         self._known: OrderedDict[str, BlobRef] = OrderedDict()
         self._under_way: dict[str, asyncio.Task[None]] = {}
 
-    async def path(self, ref: BlobRef) -> Path:
-        """Return the file of a blob, from above if need be.
+    @asynccontextmanager
+    async def held(self, ref: BlobRef) -> AsyncIterator[Path]:
+        """Give the file of a blob, which stays as it is while the block runs; from above if need be.
+
+        Raises:
+            RunnelError: it can't be had.
+        """
+        self._held[ref.sha256] += 1
+        try:
+            await self.bring(ref)
+            yield self._store.path(ref)
+        finally:
+            self._held[ref.sha256] -= 1
+            if not self._held[ref.sha256]:
+                del self._held[ref.sha256]
+
+    async def bring(self, ref: BlobRef) -> None:
+        """See that a blob is here.
 
         Raises:
             RunnelError: it can't be had.
@@ -47,17 +73,27 @@ class BlobCache:
             await asyncio.shield(task)
         self._known[ref.sha256] = ref
         self._known.move_to_end(ref.sha256)
-        return self._store.path(ref)
 
     async def _bring(self, ref: BlobRef) -> None:
         target = self._store.temporary()
         try:
-            await self._fetch(ref, target)
+            await self._spend_older(ref)
+            await self._fetch(ref, target, self._spares)
             await asyncio.to_thread(self._store.adopt, target, ref)
         finally:
             await asyncio.to_thread(target.unlink, missing_ok=True)
         self._known[ref.sha256] = ref
         self._evict(keep=ref.sha256)
+
+    async def _spend_older(self, than: BlobRef) -> None:
+        if than.size_bytes < LEAST_SPARE_BYTES:
+            return
+        alike = [sha256 for sha256, ref in self._known.items() if ref.size_bytes == than.size_bytes]
+        for sha256 in alike[:-_NEWER]:
+            if not self._held[sha256] and not self._needed(sha256):
+                spent = self._store.release(self._known.pop(sha256))
+                await self._spares.spend(spent)
+                return
 
     def _evict(self, keep: str) -> None:
         total = sum(ref.size_bytes for ref in self._known.values())

@@ -21,7 +21,7 @@ from runnel.combiner.partials import Partials
 from runnel.combiner.payloads import Payloads, remove
 from runnel.combiner.runs import Runs
 from runnel.combiner.small_blobs import take_small_payload, with_small_model
-from runnel.common.blobs import KEPT_HEARTBEATS, BlobStore, SpoolFile
+from runnel.common.blobs import KEPT_HEARTBEATS, BlobStore, Spares, SpoolFile
 from runnel.common.crash_points import CrashPoint, reach
 from runnel.common.errors import CapacityExceeded, RunnelError, StorageFull
 from runnel.common.metrics import Tally
@@ -117,7 +117,12 @@ class Combiner:
         self._link = link_factory(self.hello)
         self.asks = AskRelay(name, self._membership, self._link)
         self.folded = Tally(("folded",), ("refused",))  # reports from below
-        self._cache = BlobCache(BlobStore(state / "blobs", durable=False), self._fetch, keep_bytes=keep_bytes)
+        self._cache = BlobCache(
+            BlobStore(state / "blobs", durable=False),
+            self._fetch,
+            keep_bytes=keep_bytes,
+            needed=lambda sha256: any(sha256 == o.assignment.model.sha256 for o in self._book.orders.values()),
+        )
         self._partials = Partials(
             state / "sums", book=self._book, payloads=self._payloads, cache=self._cache, link=self._link
         )
@@ -266,12 +271,12 @@ class Combiner:
 
     async def _prefetch(self, ref: BlobRef) -> None:
         try:
-            await self._cache.path(ref)
+            await self._cache.bring(ref)
         except RunnelError as err:
             log.warning("model not fetched", sha256=ref.sha256, error=str(err))
 
-    async def _fetch(self, ref: BlobRef, target: Path) -> None:
-        await self._link.fetch(ref, target, deadline_s=_FETCH_DEADLINE_S)
+    async def _fetch(self, ref: BlobRef, target: Path, spares: Spares) -> None:
+        await self._link.fetch(ref, target, deadline_s=_FETCH_DEADLINE_S, spares=spares)
 
     def _by_child(self, clients: Iterable[str]) -> dict[str, tuple[str, ...]]:
         routes: dict[str, list[str]] = {}
@@ -417,7 +422,8 @@ class Combiner:
     @contextlib.asynccontextmanager
     async def blob_file(self, ref: BlobRef, identity: NodeIdentity) -> AsyncIterator[Path]:
         """Give a blob, fetched from above if need be."""
-        yield await self._cache.path(ref)
+        async with self._cache.held(ref) as path:
+            yield path
 
     async def open_push(self, identity: NodeIdentity, order_id: str, ref: BlobRef) -> SpoolFile | None:
         """Return where a payload for a living order, or a file of a run, goes."""

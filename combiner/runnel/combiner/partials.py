@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from pathlib import Path
 
 import structlog
@@ -12,7 +13,7 @@ from runnel.combiner.domain import Fold as FoldDecision
 from runnel.combiner.domain import OrderBook
 from runnel.combiner.domain.outcomes import fitting, in_order
 from runnel.combiner.folding import Fold
-from runnel.combiner.payloads import Payloads, remove
+from runnel.combiner.payloads import Payloads
 from runnel.common.aggregation import SumMemory
 from runnel.common.blobs import Source
 from runnel.common.crash_points import CrashPoint, reach
@@ -74,11 +75,14 @@ class Partials:
             if order is None:
                 return None
             asked, fold = order.assignment, self._folds.get(order_id)
-            model = await self._cache.path(asked.model) if fold is None or not fold.begun else None
-            if order_id not in self._book.orders:
-                return None  # fenced meanwhile
-            fold = fold or Fold(self._folder / f"{order_id}.sum", asked.gather, asked.compression, self._memory)
-            await self._folds.setdefault(order_id, fold).add(report, payload, decision.child, model=model)
+            async with contextlib.AsyncExitStack() as held:
+                model = None
+                if fold is None or not fold.begun:
+                    model = await held.enter_async_context(self._cache.held(asked.model))
+                if order_id not in self._book.orders:
+                    return None  # fenced meanwhile
+                fold = fold or Fold(self._folder / f"{order_id}.sum", asked.gather, asked.compression, self._memory)
+                await self._folds.setdefault(order_id, fold).add(report, payload, decision.child, model=model)
             reach(CrashPoint.UPDATE_FOLDED)
         except StorageFull as err:
             log.error("no room to fold an update", client=decision.child, key=str(report.key), error=str(err))
@@ -87,8 +91,7 @@ class Partials:
             log.warning("update refused", client=decision.child, key=str(report.key), code=err.code, error=str(err))
             return Failure(code=err.code, message=str(err))
         finally:
-            if isinstance(payload, Path):
-                await asyncio.to_thread(remove, payload)
+            await self._payloads.spend(payload)
             if order_id not in self._book.orders:
                 await self.drop(order_id)
         return None

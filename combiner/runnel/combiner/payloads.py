@@ -32,7 +32,7 @@ class Payloads:
     """
 
     def __init__(self, folder: Path, *, keep_s: float) -> None:
-        self._spool = Spool(folder, durable=False)
+        self._spool = Spool(folder, durable=False, reuse=True)
         self._spool.wipe()
         self._left = Leftovers(self._spool, keep_s)
         self._keep_s = keep_s
@@ -73,8 +73,13 @@ class Payloads:
                 asyncio.get_running_loop().call_later(self._keep_s + _LOOK_LATER_S, self._left.expire)
 
     def take(self, order_id: str, name: str) -> tuple[BlobRef, Payload] | tuple[None, None]:
-        """Hand over a whole payload, if there is one; the caller removes it."""
+        """Hand over a whole payload, if there is one; the caller gives it to :meth:`spend`."""
         return self._whole.pop((order_id, name), (None, None))
+
+    async def spend(self, payload: Payload | None) -> None:
+        """Take back a payload that was handed over and is not read any more."""
+        if isinstance(payload, Path):
+            await self._spool.spares.spend(payload)
 
     def drop(self, order_id: str) -> None:
         """Remove all that belongs to an order."""

@@ -33,8 +33,8 @@ async def with_small_model(order: Assignment, cache: BlobCache) -> Assignment:
     if not data and order.model.size_bytes <= MOST_WITHIN_BYTES:
         try:
             async with asyncio.timeout(_MODEL_S):
-                path = await cache.path(order.model)
-                data = await asyncio.to_thread(path.read_bytes)
+                async with cache.held(order.model) as path:
+                    data = await asyncio.to_thread(path.read_bytes)
         except (RunnelError, OSError) as err:  # a time-out too: those below fetch it then
             log.warning("small model not at hand", sha256=order.model.sha256, error=str(err))
     return dataclasses.replace(order, model_data=data, payload_within=MOST_WITHIN_BYTES)

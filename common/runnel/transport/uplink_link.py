@@ -14,7 +14,7 @@ from types import TracebackType
 import grpc
 import structlog
 
-from runnel.common.blobs import Source, SpoolFile
+from runnel.common.blobs import Source, Spares, SpoolFile
 from runnel.common.errors import (
     BadSettings,
     Cancelled,
@@ -171,12 +171,13 @@ class UplinkLink:
         if self._attachment is not None:
             self._attachment.end("left")
 
-    async def fetch(self, ref: BlobRef, target: Path, *, deadline_s: float) -> None:
+    async def fetch(self, ref: BlobRef, target: Path, *, deadline_s: float, spares: Spares | None = None) -> None:
         """Fetch a blob into the file ``target``, which appears when it is whole and verified, not yet safe from a loss
         of power: who keeps it for good sees to that.
 
         Survives the loss of the attachment: goes on at the same byte over the next one. What was fetched before the
-        deadline stays beside ``target`` and is used by the next call for the same blob.
+        deadline stays beside ``target`` and is used by the next call for the same blob. It may be written over one of
+        ``spares``.
 
         Raises:
             DeadlineExceeded: it took longer than ``deadline_s``.
@@ -186,7 +187,7 @@ class UplinkLink:
             RunnelError: the error that ended the link.
         """
         partial = target.with_name(f"{target.name}.{ref.sha256[:16]}.part")
-        file = SpoolFile(partial=partial, whole=target, ref=ref, durable=False)
+        file = SpoolFile(partial=partial, whole=target, ref=ref, durable=False, spares=spares)
         data = None if self._attachment is None else self._attachment.within.model(ref)
         if data is not None and not file.held:
             with suppress(CorruptData):  # fetched, it is verified again

@@ -91,7 +91,7 @@ async def serve_reducer(settings: ReducerSettings) -> AsyncIterator[ReducerServe
     async with contextlib.AsyncExitStack() as stack:
         await asyncio.to_thread(state_folder, state)
         stack.enter_context(StateLock(state))
-        spool = Spool(state / "spool")
+        spool = Spool(state / "spool", reuse=True)
         await asyncio.to_thread(spool.wipe)
         url = database_url(settings.database, state)
         file = sqlite_file(url)
@@ -106,6 +106,7 @@ async def serve_reducer(settings: ReducerSettings) -> AsyncIterator[ReducerServe
             opened_blobs(
                 settings.blobs,
                 state,
+                spares=spool.spares,
                 cache_bytes=settings.blob_cache_bytes,
                 allow_plaintext=settings.allow_plaintext,
             )

@@ -2,6 +2,7 @@
 
 from runnel.common.blobs.digests import BLOCK_BYTES, EMPTY, Source, digest_file, digest_of, is_sha256
 from runnel.common.blobs.leftovers import KEPT_HEARTBEATS, Leftovers
+from runnel.common.blobs.spares import LEAST_SPARE_BYTES, Spares
 from runnel.common.blobs.spool import Spool, SpoolFile
 from runnel.common.blobs.store import BlobStore
 from runnel.common.blobs.threads import in_thread, to_its_end
@@ -11,9 +12,11 @@ __all__ = [
     "BLOCK_BYTES",
     "EMPTY",
     "KEPT_HEARTBEATS",
+    "LEAST_SPARE_BYTES",
     "BlobStore",
     "Leftovers",
     "Source",
+    "Spares",
     "Spool",
     "SpoolFile",
     "digest_file",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from runnel.common.blobs.digests import update_digest
 from runnel.common.blobs.early_sync import STEP_BYTES, EarlySync
+from runnel.common.blobs.spares import Spares
 from runnel.common.errors import CorruptData, StorageFull
 from runnel.common.protocol import BlobRef
 from runnel.common.storage import require_room, storage_errors, sync_file
@@ -29,6 +30,8 @@ class SpoolFile:
         ref: what is to come.
         verified: ``whole`` exists already and is right.
         durable: whether ``whole`` must outlive a loss of power; else only the death of this process.
+        spares: what is begun is written over one of them. While that goes on the file is longer than what is held, so
+            what a killed process left at ``partial`` can't be taken up again then.
         step_bytes: how much arrives of a durable payload before that is brought to the disk, beside what arrives next.
     """
 
@@ -40,6 +43,7 @@ class SpoolFile:
         ref: BlobRef,
         verified: bool = False,
         durable: bool = True,
+        spares: Spares | None = None,
         step_bytes: int = STEP_BYTES,
     ) -> None:
         self.ref = ref
@@ -47,11 +51,13 @@ class SpoolFile:
         self.whole = whole
         self._verified = verified
         self._durable = durable
+        self._spares = spares
         self._step_bytes = step_bytes
         self._early = EarlySync(partial, step_bytes=step_bytes)
         self._digest = hashlib.sha256()
         self._digested = 0
         self._file: io.FileIO | None = None
+        self._written_over = False
         self._held = ref.size_bytes if verified else _size(partial)
         if self._held > ref.size_bytes:
             partial.unlink()
@@ -76,8 +82,14 @@ class SpoolFile:
         Raises:
             StorageFull: it does not. What is here of it is dropped, for others may need the room.
         """
+        need_bytes = self.ref.size_bytes - self._held + besides_bytes
         try:
-            require_room(self.partial, self.ref.size_bytes - self._held + besides_bytes)
+            try:
+                require_room(self.partial, need_bytes)
+            except StorageFull:
+                if self._spares is None or not self._spares.empty():
+                    raise
+                require_room(self.partial, need_bytes)
         except StorageFull:
             self.drop()
             raise
@@ -120,6 +132,7 @@ class SpoolFile:
         if self._verified:
             return self.whole
         self._wait_for_early_sync()
+        self.close()
         self._held = min(self._held, _size(self.partial))  # it may have been forgotten meanwhile
         if self._held != self.ref.size_bytes:
             held = self._held
@@ -132,8 +145,8 @@ class SpoolFile:
         with storage_errors(self.partial):
             if not self._digest_is_current() or not self.partial.exists():
                 self._opened()
-            found = self._digest.hexdigest()
             self.close()
+            found = self._digest.hexdigest()
             if found != self.ref.sha256:
                 self.drop()
                 raise CorruptData(
@@ -160,10 +173,13 @@ class SpoolFile:
         self._early = EarlySync(self.partial, step_bytes=self._step_bytes)
 
     def close(self) -> None:
-        """Let go of the open file; writing may go on later."""
+        """Let go of the open file, which is as long as what is held then; writing may go on later."""
         if self._file is not None:
-            self._file.close()
-            self._file = None
+            file, self._file = self._file, None
+            with file:
+                if self._written_over:
+                    file.truncate(self._held)
+            self._written_over = False
 
     def _wait_for_early_sync(self) -> None:
         try:
@@ -179,7 +195,10 @@ class SpoolFile:
                 self._digest = hashlib.sha256()
                 self._held = self._digested = update_digest(self._digest, self.partial)
             self.partial.parent.mkdir(parents=True, exist_ok=True)
-            self._file = io.FileIO(self.partial, "ab")
+            self._written_over = (
+                self._held == 0 and self._spares is not None and self._spares.take(self.partial, self.ref.size_bytes)
+            )
+            self._file = io.FileIO(self.partial, "r+b" if self._written_over else "ab")
         return self._file
 
     def _digest_is_current(self) -> bool:
@@ -193,11 +212,16 @@ class Spool:
     Args:
         root: made if it does not exist. Partial files of an earlier process are kept and taken up again.
         durable: whether verified payloads must outlive a loss of power; else only the death of this process.
+        reuse: payloads may be written over what is given to ``spares``; whoever says so wipes the folder first.
+
+    ``spares``: takes payloads that nobody needs any more.
     """
 
-    def __init__(self, root: Path, *, durable: bool = True) -> None:
+    def __init__(self, root: Path, *, durable: bool = True, reuse: bool = False) -> None:
         self.root = root
+        self.spares = Spares(root)
         self._durable = durable
+        self._reuse = reuse
         with storage_errors(root):
             root.mkdir(parents=True, exist_ok=True)
         # File names carry key and digest, so that bytes of one payload are never continued with those of another.
@@ -217,7 +241,14 @@ class Spool:
             earlier.unlink(missing_ok=True)
         self._begun[hashed] = partial
         verified = whole.exists() and _size(whole) == ref.size_bytes
-        return SpoolFile(partial=partial, whole=whole, ref=ref, verified=verified, durable=self._durable)
+        return SpoolFile(
+            partial=partial,
+            whole=whole,
+            ref=ref,
+            verified=verified,
+            durable=self._durable,
+            spares=self.spares if self._reuse else None,
+        )
 
     def forget(self, key: str) -> None:
         """Remove what is left of ``key`` that was not verified."""

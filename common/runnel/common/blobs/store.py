@@ -104,6 +104,14 @@ class BlobStore:
                 sync_file(place.parent)
         return ref
 
+    def release(self, ref: BlobRef) -> Path:
+        """Take a blob out of the store and return its file, which is the caller's now.
+
+        Raises:
+            NotFound: it is not here.
+        """
+        return self.path(ref).rename(self.temporary())
+
     def delete(self, sha256: str) -> bool:
         """Remove the blob; return whether it was there."""
         try:

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from runnel.common.blobs import BlobStore, in_thread
+from runnel.common.blobs import BlobStore, Spares, in_thread
 from runnel.common.disk import write_bytes
 from runnel.common.errors import BadSettings
 from runnel.reducer.store.blobs import Blobs, FolderBlobs
@@ -19,12 +19,12 @@ CACHE_FOLDER = "blob-cache"
 
 @contextlib.asynccontextmanager
 async def opened_blobs(
-    setting: str | None, state: Path, *, cache_bytes: int, allow_plaintext: bool
+    setting: str | None, state: Path, *, cache_bytes: int, allow_plaintext: bool, spares: Spares | None = None
 ) -> AsyncIterator[Blobs]:
     """Open what the setting ``blobs`` names; None: the state folder.
 
     A state folder whose blobs are in a bucket has a file that says so. The first time, what is in the folder is copied
-    to the bucket.
+    to the bucket. In the state folder, payloads that are not wanted any more become ``spares``.
 
     Raises:
         BadSettings: the URL makes no sense, the bucket is not there, the credentials are wrong, or the state's blobs
@@ -39,7 +39,7 @@ async def opened_blobs(
                 hint=f"Give its URL. If they have been copied to {state / BLOBS_FOLDER}, remove {marker}.",
                 key="blobs",
             )
-        async with FolderBlobs(await in_thread(BlobStore, state / BLOBS_FOLDER)) as blobs:
+        async with FolderBlobs(await in_thread(BlobStore, state / BLOBS_FOLDER), spares) as blobs:
             yield blobs
         return
     url = read_bucket_url(setting)

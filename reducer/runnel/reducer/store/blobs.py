@@ -12,7 +12,7 @@ from typing import Protocol
 
 import structlog
 
-from runnel.common.blobs import BlobStore
+from runnel.common.blobs import BlobStore, Spares
 from runnel.common.protocol import BlobRef
 
 log = structlog.get_logger()
@@ -88,10 +88,16 @@ class Blobs(Protocol):
 
 
 class FolderBlobs:
-    """See :class:`Blobs`: everything lasts where it is made, on the disk of the state folder."""
+    """See :class:`Blobs`: everything lasts where it is made, on the disk of the state folder.
 
-    def __init__(self, files: BlobStore) -> None:
+    Args:
+        files: all blobs.
+        spares: what payloads become that are not wanted any more; None: they are removed.
+    """
+
+    def __init__(self, files: BlobStore, spares: Spares | None = None) -> None:
         self.files = files
+        self._spares = spares
 
     async def __aenter__(self) -> FolderBlobs:
         return self
@@ -136,8 +142,11 @@ class FolderBlobs:
         """Do nothing: it is there, or its reader says that it is not."""
 
     async def drop_payloads(self, *files: Path) -> None:
-        """Remove payloads that are not wanted any more."""
-        await asyncio.to_thread(unlink_all, files)
+        """Remove payloads that are not wanted any more, or let them be spares."""
+        if self._spares is None:
+            await asyncio.to_thread(unlink_all, files)
+        else:
+            await self._spares.spend(*files)
 
     async def sweep_payloads(self, folder: Path, wanted: Collection[str]) -> None:
         """Remove all payloads but those that are ``wanted``."""
