@@ -25,7 +25,9 @@ class SmallDisk:
 
     @contextmanager
     def filled(self, room: int) -> Iterator[None]:
-        """Leave only ``room`` bytes, rounded down to whole pages, until the block is left."""
+        """Leave only ``room`` bytes, rounded down to whole pages, until the block is left; spares are no room then."""
+        for spare in self.folder.rglob("*.spare"):
+            spare.unlink(missing_ok=True)
         ballast = self.folder / "ballast"
         with ballast.open("wb") as file:
             try:

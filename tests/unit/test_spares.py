@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,11 @@ import pytest
 from runnel.client.model_cache import ModelCache
 from runnel.combiner.blob_cache import BlobCache
 from runnel.common.blobs import LEAST_SPARE_BYTES, BlobStore, Spares, Spool, SpoolFile, digest_of
+from runnel.common.errors import StorageFull
 from runnel.common.protocol import BlobRef
+from runnel.common.storage import require_room
 from tests.eventually import eventually
+from tests.small_disk import small_disk
 
 pytestmark = pytest.mark.unit
 
@@ -100,13 +104,25 @@ async def test_few_are_kept_and_for_no_longer_than_they_are_of_use(tmp_path: Pat
 
 
 def test_room_is_made_of_them_when_it_is_needed(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 16 * SIZE):
+        spares = Spares(tmp_path / "disk")
+        spent = tmp_path / "disk/spent"
+        spent.write_bytes(payload(1))
+        assert spares.keep(spent)
+        free = shutil.disk_usage(tmp_path / "disk").free
+        require_room(tmp_path / "disk/next", free + SIZE // 2)
+        assert list((tmp_path / "disk").glob("*.spare")) == []
+        with pytest.raises(StorageFull):
+            require_room(tmp_path / "disk/next", free + 2 * SIZE)
+
+
+def test_a_disk_that_fills_up_has_no_spares(tmp_path: Path) -> None:
     spares = Spares(tmp_path)
     spent = tmp_path / "spent"
-    spent.write_bytes(payload(1))
-    assert spares.keep(spent)
-    assert spares.empty()
+    with spent.open("wb") as file:
+        file.truncate(shutil.disk_usage(tmp_path).free // 2)
+    assert not spares.keep(spent)
     assert list(tmp_path.iterdir()) == []
-    assert not spares.empty()
 
 
 class Above:

@@ -8,10 +8,27 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Protocol
+from weakref import WeakSet
 
 from runnel.common.errors import StorageFull
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+class Dispensable(Protocol):
+    """Has files that are kept only while there is room."""
+
+    def empty(self) -> bool:
+        """Remove them; return whether there was anything."""
+
+
+_dispensable: WeakSet[Dispensable] = WeakSet()
+
+
+def give_up_when_full(holder: Dispensable) -> None:
+    """Have ``holder`` emptied, as long as it lives, when room is looked for in this process and there is not enough."""
+    _dispensable.add(holder)
 
 
 @contextmanager
@@ -37,8 +54,9 @@ def require_room(path: Path, need_bytes: int) -> None:
         StorageFull: they do not.
     """
     folder = path if path.is_dir() else path.parent
-    if shutil.disk_usage(folder).free < need_bytes:
-        raise storage_full(path, need_bytes=need_bytes)
+    while shutil.disk_usage(folder).free < need_bytes:
+        if not any(holder.empty() for holder in list(_dispensable)):
+            raise storage_full(path, need_bytes=need_bytes)
 
 
 def storage_full(path: Path, *, need_bytes: int | None = None) -> StorageFull:

@@ -13,6 +13,7 @@ from pathlib import Path
 import structlog
 
 from runnel.common.blobs.threads import in_thread
+from runnel.common.storage import give_up_when_full
 
 log = structlog.get_logger()
 
@@ -31,9 +32,9 @@ class Spares:
     was removed before, waits for the kernel to find both, and on a virtual machine for its host to bring the memory:
     measured there, 2 to 3 seconds per gigabyte against 0.15.
 
-    At most four files are kept, none of less than a megabyte, none on a disk that is filling up, and none for longer
-    than half a minute after the last. Not a moment is a file here that somebody else can open or has linked. All but
-    :meth:`spend` may be called in any thread.
+    At most four files are kept, none of less than a megabyte, none on a disk that is filling up or when room is looked
+    for in vain, and none for longer than half a minute after the last. None is a file that somebody else has linked or
+    could open anew. All but :meth:`spend` may be called in any thread.
 
     Args:
         folder: where they are kept: on the file system of the files, and removed by who owns it when a process starts.
@@ -46,6 +47,7 @@ class Spares:
         self._kept: list[tuple[int, Path]] = []
         self._lock = threading.Lock()
         self._idle: asyncio.TimerHandle | None = None
+        give_up_when_full(self)
 
     async def spend(self, *files: Path) -> None:
         """Remove files, which nobody reads or writes any more, or keep them; what can't be removed is logged."""

@@ -82,14 +82,8 @@ class SpoolFile:
         Raises:
             StorageFull: it does not. What is here of it is dropped, for others may need the room.
         """
-        need_bytes = self.ref.size_bytes - self._held + besides_bytes
         try:
-            try:
-                require_room(self.partial, need_bytes)
-            except StorageFull:
-                if self._spares is None or not self._spares.empty():
-                    raise
-                require_room(self.partial, need_bytes)
+            require_room(self.partial, self.ref.size_bytes - self._held + besides_bytes)
         except StorageFull:
             self.drop()
             raise
