@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 import time
+from itertools import count
 from pathlib import Path
 from random import Random
 from typing import ClassVar
@@ -376,6 +377,22 @@ async def test_the_first_chunk_can_be_smaller(tmp_path: Path, in_memory: bool) -
     chunks = [chunk async for chunk in read_chunks(given, 5, len(data), first_bytes=QUEUED_BYTES)]
     assert [len(chunk) for chunk in chunks] == [QUEUED_BYTES, CHUNK_BYTES, CHUNK_BYTES - QUEUED_BYTES - 5]
     assert b"".join(chunks) == data[5:]
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+@pytest.mark.parametrize(
+    ("pause_s", "sizes"), [(0.0, [512, 1024, 2048, 2048, 2048, 512]), (0.03, [512, 512, 512, 512, 512, 512])]
+)
+async def test_chunks_grow_only_where_they_go_fast(
+    tmp_path: Path, pause_s: float, sizes: list[int], in_memory: bool
+) -> None:
+    data = bytes(sum(sizes) << 10)
+    source = tmp_path / "source"
+    source.write_bytes(data)
+    offered = memoryview(data) if in_memory else source
+    times = (pause_s * (n // 2 + n % 2) for n in count())  # looked at before and after each chunk
+    chunks = [len(chunk) >> 10 async for chunk in read_chunks(offered, 0, len(data), clock=lambda: next(times))]
+    assert chunks == sizes
 
 
 class _SlowDisk(SpoolFile):
