@@ -179,7 +179,8 @@ LARGE_AND_NONE = {
 def test_a_digest_that_is_found_while_writing_is_that_of_the_file(
     arrays: Arrays, zip64_from: int, tmp_path: Path
 ) -> None:
-    with NpzWriter(tmp_path / "m.npz", ModelSchema.of(arrays), digest=True, zip64_from=zip64_from) as writer:
+    schema = ModelSchema.of(arrays)
+    with NpzWriter(tmp_path / "m.npz", schema, digest=True, early_sync=True, zip64_from=zip64_from) as writer:
         with BackgroundWriter(writer, blocks_behind=2) as behind:
             for array in arrays.values():
                 for at in range(0, array.size, 65_536):
@@ -188,7 +189,7 @@ def test_a_digest_that_is_found_while_writing_is_that_of_the_file(
         with pytest.raises(ValueError, match="once it was written"):
             _ = writer.blob
     assert writer.blob == digest_file(tmp_path / "m.npz")
-    with NpzWriter(tmp_path / "plain.npz", ModelSchema.of(arrays), zip64_from=zip64_from) as plain:
+    with NpzWriter(tmp_path / "plain.npz", schema, zip64_from=zip64_from) as plain:
         for array in arrays.values():
             plain.append(array.reshape(-1))
     assert (tmp_path / "plain.npz").read_bytes() == (tmp_path / "m.npz").read_bytes()

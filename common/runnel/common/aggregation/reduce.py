@@ -83,13 +83,13 @@ def reduce_round(
         base_model = stack.enter_context(open_npz(base, source="the present global model"))
         schema = base_model.schema
         state = _State(optimizer, state_in, kept, schema.n_params, stack)
-        writer = stack.enter_context(NpzWriter(model_out, schema, digest=True))
+        writer = stack.enter_context(NpzWriter(model_out, schema, digest=True, early_sync=True))
         behind = stack.enter_context(BackgroundWriter(writer))
         totals = total_blocks(parts, schema, model_out.parent)
         for block, total in zip(base_model.blocks(), totals, strict=True):
             spec = schema.tensors[block.tensor]
             magnitude(block.values, schema, block.tensor, base_model.source)
-            mean = total / weight
+            mean = np.divide(total, weight, out=total)
             if spec.is_float:
                 mean = state.step(block.start, block.values.astype(np.float64), mean)
             else:

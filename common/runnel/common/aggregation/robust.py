@@ -87,7 +87,7 @@ def reduce_updates(
         )
     with UpdateStack(updates, base, model_out.parent, block_params=block_params) as stack:
         schema = stack.schema
-        with NpzWriter(model_out, schema, digest=True) as writer:
+        with NpzWriter(model_out, schema, digest=True, early_sync=True) as writer:
             blocks = zip(schema.spans(stack.block_params), stack.base_blocks(), rule.means(stack), strict=True)
             for span, base_values, mean in blocks:
                 spec = schema.tensors[span.tensor]

@@ -15,15 +15,16 @@ from runnel.common.storage import storage_errors
 class AtomicFile:
     """A file under a temporary name beside ``path`` that takes its place at :meth:`commit`.
 
-    As a context manager it removes the temporary file unless it was committed. A reader never sees half a file, also
-    when this process is killed; what a power failure leaves is up to whoever stores the file for good.
+    ``temporary``: that name. As a context manager it removes the temporary file unless it was committed. A reader never
+    sees half a file, also when this process is killed; what a power failure leaves is up to whoever stores the file for
+    good.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(6)}.part")
+        self.temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(6)}.part")
         with storage_errors(path.parent):
-            self.file: BinaryIO = self._temporary.open("x+b")
+            self.file: BinaryIO = self.temporary.open("x+b")
         self._open = True
 
     def __enter__(self) -> Self:
@@ -56,19 +57,14 @@ class AtomicFile:
                 done = os.pwrite(self.file.fileno(), view, offset)
                 view, offset = view[done:], offset + done
 
-    def read_at(self, offset: int, view: memoryview) -> None:
-        """Fill ``view`` (of bytes) with what was written at ``offset``; :meth:`write` goes on where it was.
+    def flush(self) -> None:
+        """Hand what was written to the system, so that it can be read by the file's descriptor.
 
         Raises:
             StorageFull: the disk is full.
         """
         with storage_errors(self.path.parent):
             self.file.flush()
-        while view:
-            count = os.preadv(self.file.fileno(), [view], offset)
-            if count == 0:
-                raise EOFError(f"{self.path.name} has no {len(view)} bytes at {offset}.")
-            view, offset = view[count:], offset + count
 
     def seal(self) -> None:
         """Hand all bytes to the system; only :meth:`commit` or :meth:`abort` may follow. Idempotent.
@@ -88,7 +84,7 @@ class AtomicFile:
         try:
             self.seal()
             with storage_errors(self.path.parent):
-                self._temporary.replace(self.path)
+                self.temporary.replace(self.path)
                 self._open = False
         finally:
             self.abort()
@@ -105,4 +101,4 @@ class AtomicFile:
             if e.errno not in {errno.ENOSPC, errno.EDQUOT}:
                 raise
         finally:
-            self._temporary.unlink(missing_ok=True)
+            self.temporary.unlink(missing_ok=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import struct
 import zlib
 from collections.abc import Mapping
@@ -13,10 +12,13 @@ from typing import Any, Self
 
 from numpy.typing import NDArray
 
+from runnel.common.blobs.early_sync import EarlySync
 from runnel.common.errors import InvalidInput
 from runnel.common.protocol import BlobRef
+from runnel.common.storage import storage_errors
 from runnel.common.tensors.atomic_file import AtomicFile
 from runnel.common.tensors.casting import block_bytes
+from runnel.common.tensors.growing_digest import GrowingDigest
 from runnel.common.tensors.npy_header import write_header
 from runnel.common.tensors.npz import DEFAULT_MAX_BYTES, magnitude, open_npz
 from runnel.common.tensors.schema import BLOCK_PARAMS, ModelSchema, TensorSpec
@@ -61,19 +63,30 @@ class NpzWriter:
         path: replaced if it exists.
         schema: of the model.
         zip64_from: size or offset in bytes from which members and archives are written as zip64, at most 4 GiB - 1.
-        digest: whether to find the SHA-256 of the file, tensor by tensor while it is written.
+        digest: whether to find the SHA-256 of the file, in a thread, tensor by tensor while the next ones are written.
+        early_sync: whether to bring it to the disk meanwhile, for who syncs it at the end: little is left to do then.
 
     Raises:
         StorageFull: the disk is full (also in :meth:`append` and :meth:`close`).
     """
 
-    def __init__(self, path: Path, schema: ModelSchema, *, zip64_from: int = _MAX32, digest: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        schema: ModelSchema,
+        *,
+        zip64_from: int = _MAX32,
+        digest: bool = False,
+        early_sync: bool = False,
+    ) -> None:
         self.schema = schema
-        self._digest = hashlib.sha256() if digest else None
         self._settled = 0  # entries
         self._settled_at = 0  # bytes
         self._zip64_from = zip64_from
         self._out = AtomicFile(path)
+        self._digest = GrowingDigest(self._out.file.fileno()) if digest else None
+        self._sync = EarlySync(self._out.temporary) if early_sync else None
+        self._blob: BlobRef | None = None
         self._at = 0
         self._closed = False
         self._entries: list[_Entry] = []
@@ -92,7 +105,7 @@ class NpzWriter:
         if kind is None:
             self.close()
         else:
-            self._out.abort()
+            self._abort()
 
     def append(self, block: NDArray[Any]) -> None:
         """Write the next elements, all of one tensor.
@@ -129,10 +142,15 @@ class NpzWriter:
                 spec = self.schema.tensors[len(self._entries) - 1]
                 raise InvalidInput(f"{self._entries[-1].left} elements of {spec} are missing.", tensor=spec.name)
             self._write_directory()
-            self._settle()
+            self._fill_in()
+            if self._digest is not None:
+                self._blob = BlobRef(sha256=self._digest.finish(self._at), size_bytes=self._at)
+            if self._sync is not None:
+                with storage_errors(self._out.path.parent):
+                    self._sync.wait()
             self._out.commit()
         finally:
-            self._out.abort()
+            self._abort()
 
     @property
     def blob(self) -> BlobRef:
@@ -141,23 +159,30 @@ class NpzWriter:
         Raises:
             ValueError: it is not closed, or was to be written without a digest.
         """
-        if self._digest is None or not self._closed:
+        if self._blob is None:
             raise ValueError("the digest of a model is known once it was written with one")
-        return BlobRef(sha256=self._digest.hexdigest(), size_bytes=self._at)
+        return self._blob
 
     def _settle(self) -> None:
-        """Fill in the checksums of what is complete, and read it again for the digest: it does not change any more."""
+        """Let what is complete be read again for the digest, and go to the disk."""
+        self._fill_in()
+        if self._digest is not None:
+            self._digest.advance(self._at)
+        if self._sync is not None:
+            self._sync.appended(self._out.file.fileno(), self._at - self._settled_at)
+        self._settled_at = self._at
+
+    def _fill_in(self) -> None:
+        """Fill in the checksums of what is complete: it does not change any more."""
         for entry in self._entries[self._settled :]:
             self._out.write_at(entry.offset + _CRC_AT, entry.crc.to_bytes(4, "little"))
         self._settled = len(self._entries)
+        self._out.flush()
+
+    def _abort(self) -> None:
         if self._digest is not None:
-            buffer = memoryview(bytearray(min(_SETTLED_AT_ONCE, self._at - self._settled_at)))
-            while self._settled_at < self._at:
-                piece = buffer[: self._at - self._settled_at]
-                self._out.read_at(self._settled_at, piece)
-                self._digest.update(piece)
-                self._settled_at += len(piece)
-        self._settled_at = self._at
+            self._digest.close()
+        self._out.abort()
 
     def _write(self, data: bytes | memoryview, entry: _Entry | None = None) -> None:
         self._out.write(data)
