@@ -61,6 +61,7 @@ class RecordingHandler:
         self.calls: list[tuple[str, str, object]] = []
         self.children: dict[str, Child] = {}
         self.payloads: dict[tuple[str, str], bytes] = {}
+        self.opened: list[BlobRef] = []  # pushes, as they began
         self.refuse: RunnelError | None = None
         self.refuse_message: Exception | None = None
         self.refuse_push: RunnelError | None = None
@@ -108,6 +109,7 @@ class RecordingHandler:
     async def open_push(self, identity: NodeIdentity, order_id: str, ref: BlobRef) -> SpoolFile | None:
         if self.refuse_push is not None:
             raise self.refuse_push
+        self.opened.append(ref)
         return self.spool.open(f"{order_id} {identity.name}", ref)
 
     async def pushed(self, identity: NodeIdentity, order_id: str, ref: BlobRef, file: Path) -> None:

@@ -12,10 +12,10 @@ from pathlib import Path
 from runnel.combiner.payloads import Payload
 from runnel.common.aggregation import Gathering, SumMemory, WeightedSum
 from runnel.common.aggregation.mean import require_weight
-from runnel.common.blobs import Source, digest_of, in_thread, storage_errors
+from runnel.common.blobs import Source, in_thread, storage_errors
 from runnel.common.compression import NO_COMPRESSION, decoded_update, parse_compression
 from runnel.common.errors import BadModel
-from runnel.common.protocol import BlobRef, Gather, PayloadKind, Report
+from runnel.common.protocol import Gather, PayloadKind, Report
 from runnel.common.tensors import ModelSchema, NpzModel, open_npz
 
 
@@ -175,13 +175,12 @@ class Fold:
                 with storage_errors(self._base):
                     shutil.copyfile(model, self._base)
 
-    async def finish(self) -> tuple[Source, BlobRef]:
-        """Return the bytes of the sum or the file of the updates, and their name; nothing may be added after that."""
+    async def finish(self) -> Source:
+        """Return the bytes of the sum or the file of the updates; nothing may be added after that."""
         async with self._turn:
             if self._held is None:
                 raise ValueError("nothing was folded")
-            source: Source = await in_thread(self._held.finish)
-            return source, await in_thread(digest_of, source)
+            return await in_thread(self._held.finish)
 
     def release(self) -> None:
         """What was folded is delivered: let the next order have the memory of the sum."""

@@ -106,8 +106,7 @@ class Partials:
         report = Report(key=order.assignment.key, order_id=order_id, outcomes=outcomes)
         try:
             if order.assignment.key.work is Work.TRAIN and order.weight > 0 and fold is not None:
-                source, ref = await fold.finish()
-                await self._push(order_id, source, ref)
+                ref = await self._push(order_id, await fold.finish())
                 fold.release()
                 self._forget_later()
                 reach(CrashPoint.SUM_PUSHED)
@@ -139,15 +138,13 @@ class Partials:
             self._forgetting.cancel()
         self._forgetting = asyncio.get_running_loop().call_later(_IDLE_S, self._memory.forget)
 
-    async def _push(self, order_id: str, source: Source, ref: BlobRef) -> None:
+    async def _push(self, order_id: str, source: Source) -> BlobRef:
         while True:
             try:
-                await self._link.push(order_id, source, ref, deadline_s=_PUSH_DEADLINE_S)
+                return await self._link.push(order_id, source, None, deadline_s=_PUSH_DEADLINE_S)
             except StorageFull as err:
                 log.error("no room above; trying again", order_id=order_id, error=str(err), again_in_s=_AGAIN_S)
                 await self._wait_for_room(order_id, err)
-            else:
-                return
 
     async def _wait_for_room(self, order_id: str, error: StorageFull) -> None:
         self._tell_no_room(order_id, error)

@@ -324,11 +324,15 @@ Upward = Hello | Heartbeat | Roster | Progress | LogLines | Report | Released | 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Welcome:
-    """First message down. ``credential_public_key``: raw Ed25519 key of 32 bytes, for combiners."""
+    """First message down. ``credential_public_key``: raw Ed25519 key of 32 bytes, for combiners.
+
+    ``late_digests``: whether a push may name its blob at its end.
+    """
 
     name: str
     heartbeat_s: float
     credential_public_key: bytes = b""
+    late_digests: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -233,6 +233,7 @@ def downward_to_wire(message: Downward) -> pb.Downward:
                 name=message.name,
                 heartbeat_ms=_milliseconds(message.heartbeat_s),
                 credential_public_key=message.credential_public_key,
+                late_digests=message.late_digests,
             )
             return pb.Downward(welcome=welcome)
         case Assignment():
@@ -301,6 +302,7 @@ def _welcome_from_wire(wire: pb.Welcome) -> Welcome:
         name=name_from_wire(wire.name, "welcome.name"),
         heartbeat_s=wire.heartbeat_ms / 1000,
         credential_public_key=wire.credential_public_key,
+        late_digests=wire.late_digests,
     )
 
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import structlog
 
-from runnel.common.blobs import Source, SpoolFile, in_thread
+from runnel.common.blobs import Source, SpoolFile, digest_of, in_thread
 from runnel.common.crash_points import CrashPoint, reach
 from runnel.common.errors import (
     Cancelled,
@@ -112,6 +112,51 @@ async def push_blob(attachment: Attachment, order_id: str, source: Source, ref: 
         offset = held
 
 
+async def push_named(
+    attachment: Attachment, order_id: str, source: Source, ref: BlobRef | None, delays: Delays, *, first: bool
+) -> BlobRef:
+    """Push ``source`` as :func:`push_blob` does and return its name; if that is None, find it.
+
+    It is found while it is pushed, and follows it. It is found before if it is wanted ``first``, or the node above does
+    not take it at the end. What breaks goes on with it.
+    """
+    if ref is not None:
+        await push_blob(attachment, order_id, source, ref, delays)
+        return ref
+    naming = asyncio.ensure_future(in_thread(digest_of, source))
+    try:
+        size_bytes = source.nbytes if isinstance(source, memoryview) else source.stat().st_size
+        takes_late = attachment.welcome is not None and attachment.welcome.late_digests
+        if takes_late and not first and size_bytes > CHUNK_BYTES:
+            try:
+                _, complete = await push_once(
+                    attachment.blobs,
+                    order_id,
+                    source,
+                    BlobRef(sha256="", size_bytes=size_bytes),
+                    offset=0,
+                    credential=attachment.credential,
+                    peer=attachment.peer,
+                    naming=asyncio.shield(naming),
+                )
+            except Unauthenticated as error:
+                attachment.end("credential refused", error)  # as in push_blob
+                raise
+            except _TRANSIENT as error:
+                complete = False
+                structlog.get_logger().info(
+                    "push interrupted", via=attachment.peer, order_id=order_id, detail=str(error)
+                )
+            if complete:
+                return await naming
+        ref = await asyncio.shield(naming)
+        await push_blob(attachment, order_id, source, ref, delays)
+        return ref
+    finally:
+        await asyncio.wait((naming,))  # it reads what the caller may use again
+        naming.exception()  # seen: what else was raised says more
+
+
 async def ask_push(attachment: Attachment, order_id: str, ref: BlobRef) -> bool:
     """Ask the node above whether it takes a payload; return whether it has verified all of it already.
 
@@ -172,8 +217,11 @@ async def push_once(
     offset: int | None,
     credential: str,
     peer: str,
+    naming: Awaitable[BlobRef] | None = None,
 ) -> tuple[int, bool]:
     """Push ``source`` from ``offset`` on, or with None only ask how much the peer holds.
+
+    With ``naming`` the digest of ``ref`` is empty, and what that gives is said at the end.
 
     Returns:
         How many bytes the peer holds from the start of the blob, and whether it has verified all of them. The peer may
@@ -203,6 +251,8 @@ async def push_once(
                             reach(CrashPoint.PAYLOAD_HALF_PUSHED)
                     finally:
                         await chunks.aclose()
+                    if naming is not None:
+                        await call.write(pb.Chunk(blob=blob_to_wire(await naming)).SerializeToString())
                 await call.done_writing()
             receipt = await call
     finally:

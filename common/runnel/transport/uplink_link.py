@@ -39,7 +39,7 @@ from runnel.transport.mailbox import Mailbox
 from runnel.transport.retry import RetryPolicy
 from runnel.transport.tls import ClientTls
 from runnel.transport.traffic import ATTACHED, FETCHED, PUSHED
-from runnel.transport.transfers import ask_push, fetch_blob, push_blob
+from runnel.transport.transfers import ask_push, fetch_blob, push_named
 
 _JOIN_DEADLINE_S = 10.0
 _STABLE_S = 5.0
@@ -113,6 +113,7 @@ class UplinkLink:
         self._task: asyncio.Task[None] | None = None
         self._log = structlog.get_logger()
         self._fetched_bytes = self._pushed_bytes = 0
+        self._push_was_cut = False
 
     @property
     def name(self) -> str:
@@ -210,13 +211,12 @@ class UplinkLink:
             self._fetched_bytes += max(0, file.held - held)
             file.close()
 
-    async def push(self, order_id: str, source: Source, ref: BlobRef, *, deadline_s: float) -> None:
-        """Push ``source`` as payload of an order; returns when the node above has verified all of it.
+    async def push(self, order_id: str, source: Source, ref: BlobRef | None, *, deadline_s: float) -> BlobRef:
+        """Push ``source`` as payload of an order; returns its name when the node above has verified all of it.
 
-        A small one of a client is not pushed where the order lets it go within the report: it is only kept for that.
-
-        A call that breaks while the attachment lasts is taken up again where it broke. Pushing again what is there
-        already costs one round trip.
+        A small one of a client is only kept where the order lets it go within the report. A call that breaks while the
+        attachment lasts is taken up again where it broke. What is there already costs one round trip. With None for
+        ``ref`` the name is found meanwhile; after a loss of the attachment before: only what has one is gone on with.
 
         Raises:
             Unreachable: the node is not attached, or the attachment was lost meanwhile: offer it again over the next.
@@ -225,21 +225,28 @@ class UplinkLink:
             CorruptData: ``source`` is not ``ref``.
             RunnelError: what else the node above said.
         """
-        attachment = self._attachment
-        if attachment is None or attachment.lost.is_set():
-            raise Unreachable("Not attached to the network at the moment.", hint="Offer it again when attached.")
-        if self._ask.kind is NodeKind.CLIENT and attachment.within.allows(order_id, ref):
+        attachment = self._now()
+        if ref is not None and self._ask.kind is NodeKind.CLIENT and attachment.within.allows(order_id, ref):
             attachment.within.keep(order_id, ref, _read_whole(source, ref))  # a few kilobytes, just written
-            return
+            return ref
         try:
             async with asyncio.timeout(deadline_s):
-                await attachment.while_attached(push_blob(attachment, order_id, source, ref, self._delays))
+                work = push_named(attachment, order_id, source, ref, self._delays, first=self._push_was_cut)
+                ref = await attachment.while_attached(work)
         except TimeoutError:
-            raise DeadlineExceeded(
-                f"Pushing {ref.size_bytes:,} bytes to {attachment.peer} took longer than {deadline_s:.1f} s.",
-                order_id=order_id,
-            ) from None
+            what = f"Pushing a payload to {attachment.peer} took longer than {deadline_s:.1f} s."
+            raise DeadlineExceeded(what, order_id=order_id) from None
+        except Unreachable:
+            self._push_was_cut = True
+            raise
+        self._push_was_cut = False
         self._pushed_bytes += ref.size_bytes
+        return ref
+
+    def _now(self) -> Attachment:
+        if self._attachment is None or self._attachment.lost.is_set():
+            raise Unreachable("Not attached to the network at the moment.", hint="Offer it again when attached.")
+        return self._attachment
 
     async def probe(self, order_id: str, ref: BlobRef, *, deadline_s: float) -> bool:
         """Ask the node above whether it takes this payload; return whether it has all of it already.
@@ -249,9 +256,7 @@ class UplinkLink:
             DeadlineExceeded: no answer came within ``deadline_s``.
             RunnelError: why it does not take it.
         """
-        attachment = self._attachment
-        if attachment is None or attachment.lost.is_set():
-            raise Unreachable("Not attached to the network at the moment.", hint="Offer it again when attached.")
+        attachment = self._now()
         try:
             async with asyncio.timeout(deadline_s):
                 return await attachment.while_attached(ask_push(attachment, order_id, ref))

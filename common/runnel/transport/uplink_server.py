@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
@@ -24,7 +25,7 @@ from runnel.common.errors import (
     RunnelError,
     Unreachable,
 )
-from runnel.common.protocol import BlobRef, Drain, Hello, Upward, Welcome
+from runnel.common.protocol import RUN_PREFIX, BlobRef, Drain, Hello, Upward, Welcome
 from runnel.rpc.v1 import uplink_pb2 as pb
 from runnel.rpc.v1 import uplink_pb2_grpc as pb_grpc
 from runnel.transport.asking import AskHandler, answer
@@ -83,6 +84,7 @@ class UplinkHandler(Protocol):
     async def open_push(self, identity: NodeIdentity, order_id: str, ref: BlobRef) -> SpoolFile | None:
         """Return where the payload goes, under a key of its own for every order and node; None: all is here already.
 
+        The digest of ``ref`` is empty when it is said at the end; never for a file of a run.
         Raises ``IllegalState`` if the order takes no answers, ``TooLarge`` if it would be too large.
         """
         ...
@@ -259,7 +261,7 @@ class UplinkServer(pb_grpc.UplinkServicer):
         identity = child.identity
         try:
             try:
-                child.send(self._handler.welcome(child))
+                child.send(replace(self._handler.welcome(child), late_digests=True))
                 await self._handler.attached(child, hello)
             except RunnelError as error:
                 self._log.warning("node refused", node=identity.name, error=error.code, detail=str(error))
@@ -341,8 +343,9 @@ class UplinkServer(pb_grpc.UplinkServicer):
         self._group()
         if header is None or not header.HasField("blob"):
             raise InvalidInput("The first chunk of a push must name the blob.", field="blob")
-        ref = blob_from_wire(header.blob)
         order_id = id_from_wire(header.order_id, "order_id")
+        unnamed = not header.blob.sha256 and data and not order_id.startswith(RUN_PREFIX)
+        ref = blob_from_wire(header.blob, unnamed=bool(unnamed))
         async with self._only_push(identity, order_id):
             file = await self._handler.open_push(identity, order_id, ref)
             if file is None or (order_id, ref.sha256) in self._pushed.get(identity.name, ()):
@@ -351,7 +354,7 @@ class UplinkServer(pb_grpc.UplinkServicer):
             if not data or header.offset == file.held:
                 # What only asks has nothing to wait for.
                 left = ref.size_bytes - file.held if data else 0
-                chunks = _pushed(data, request_iterator, self._queue.moved)
+                chunks = _pushed(data, request_iterator, self._queue.moved, file.name)
                 del data, header
                 held = file.held
                 try:
@@ -359,7 +362,7 @@ class UplinkServer(pb_grpc.UplinkServicer):
                         await receive_into(file, chunks)
                 finally:
                     self.received_bytes += max(0, file.held - held)
-            if file.held < ref.size_bytes:
+            if file.held < ref.size_bytes or not file.ref.sha256:
                 return pb.Receipt(held_bytes=file.held, complete=False)
             await self._finish(file, identity, order_id)
         return pb.Receipt(held_bytes=ref.size_bytes, complete=True)
@@ -414,9 +417,12 @@ class UplinkServer(pb_grpc.UplinkServicer):
 
 
 async def _pushed(
-    data: memoryview, messages: AsyncIterator[bytes], moved: Callable[[int], None]
+    data: memoryview, messages: AsyncIterator[bytes], moved: Callable[[int], None], name: Callable[[BlobRef], None]
 ) -> AsyncGenerator[memoryview, None]:
-    """Yield the data of a push; hold none of it longer than it is used, as many may push at once."""
+    """Yield the data of a push; hold none of it longer than it is used, as many may push at once.
+
+    ``name``: takes the name of what had none at first.
+    """
     rest: memoryview | None = data
     del data
     while rest is not None:
@@ -429,5 +435,7 @@ async def _pushed(
         del data
         message = await anext(messages, None)
         if message is not None:
-            _, rest = split_chunk(message)
+            header, rest = split_chunk(message)
+            if header is not None and header.HasField("blob"):
+                name(blob_from_wire(header.blob))
         del message

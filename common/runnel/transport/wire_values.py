@@ -156,9 +156,9 @@ def blob_to_wire(ref: BlobRef) -> pb.BlobRef:
     return pb.BlobRef(sha256=bytes.fromhex(ref.sha256), size_bytes=ref.size_bytes)
 
 
-def blob_from_wire(wire: pb.BlobRef, field: str = "blob") -> BlobRef:
-    """Return the blob's name; the digest must have 32 bytes and the length fit a file."""
-    if len(wire.sha256) != 32:
+def blob_from_wire(wire: pb.BlobRef, field: str = "blob", *, unnamed: bool = False) -> BlobRef:
+    """Return the blob's name; the digest must have 32 bytes (none if ``unnamed``) and the length fit a file."""
+    if len(wire.sha256) != (0 if unnamed else 32):
         raise bad_field(f"{field}.sha256", "32 bytes", f"{len(wire.sha256)} bytes")
     if wire.size_bytes > 1 << 62:
         raise bad_field(f"{field}.size_bytes", "a length that a file may have", wire.size_bytes)

@@ -55,7 +55,7 @@ class WayUp(Protocol):
         """Attach anew."""
         ...
 
-    def push(self, order_id: str, source: Source, ref: BlobRef, *, deadline_s: float) -> Awaitable[None]:
+    def push(self, order_id: str, source: Source, ref: BlobRef, *, deadline_s: float) -> Awaitable[object]:
         """Push a file."""
         ...
 

@@ -37,7 +37,7 @@ class Leftovers:
     def leave(self, key: str, name: str) -> None:
         """Set aside what the node ``name`` had begun under ``key``, if anything; only the newest few of a node stay."""
         digest = self._spool.begun(key)
-        if digest is None:
+        if not digest:
             self._spool.forget(key)
             return
         place = _key(name, digest)

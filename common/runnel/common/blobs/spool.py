@@ -27,7 +27,7 @@ class SpoolFile:
     Args:
         partial: where the bytes are collected; what is there already is taken up again.
         whole: the name that the file gets when length and digest are right.
-        ref: what is to come.
+        ref: what is to come; with an empty digest until :meth:`name`.
         verified: ``whole`` exists already and is right.
         durable: whether ``whole`` must outlive a loss of power; else only the death of this process.
         spares: what is begun is written over one of them. While that goes on the file is longer than what is held, so
@@ -114,6 +114,21 @@ class SpoolFile:
                 rest = rest[count:]
             if self._durable and self._held < self.ref.size_bytes:
                 self._early.appended(file.fileno(), len(data))
+
+    def name(self, ref: BlobRef) -> None:
+        """Say the digest of what came, which nobody knew when it began.
+
+        Raises:
+            CorruptData: it is not for so many bytes, or had a digest before.
+        """
+        if self.ref.sha256 or ref.size_bytes != self.ref.size_bytes:
+            raise CorruptData(
+                f"A blob was announced with {self.ref.size_bytes:,} bytes and the digest {self.ref.sha256[:12]!r}, and"
+                f" then named {ref.sha256[:12]}…, of {ref.size_bytes:,} bytes.",
+                sha256=ref.sha256,
+            )
+        self.whole = self.whole.with_name(self.whole.name.replace(_WHOLE, ref.sha256 + _WHOLE))
+        self.ref = ref
 
     def finish(self) -> Path:
         """Verify length and digest, give the file its final name, return that. May be called again.
@@ -224,6 +239,9 @@ class Spool:
     def open(self, key: str, ref: BlobRef) -> SpoolFile:
         """Return the file for ``key``, with what is held of ``ref``; a partial file of another blob is dropped.
 
+        What came under ``key`` without a digest, which nobody knew yet, is taken for the beginning of the next that has
+        one: verified as a whole, it is that or nothing. What comes without a digest itself begins anew.
+
         Cheap: what is held is read again only with the first write.
         """
         hashed = _hashed(key)
@@ -231,10 +249,12 @@ class Spool:
         partial = self.root / (stem + _PARTIAL)
         whole = self.root / (stem + _WHOLE)
         earlier = self._begun.get(hashed)
-        if earlier is not None and earlier != partial:
+        if earlier is not None and ref.sha256 and earlier.name == f"{hashed}-{_PARTIAL}" and earlier.exists():
+            earlier.replace(partial)
+        elif earlier is not None and (earlier != partial or not ref.sha256):
             earlier.unlink(missing_ok=True)
         self._begun[hashed] = partial
-        verified = whole.exists() and _size(whole) == ref.size_bytes
+        verified = bool(ref.sha256) and whole.exists() and _size(whole) == ref.size_bytes
         return SpoolFile(
             partial=partial,
             whole=whole,
@@ -252,7 +272,7 @@ class Spool:
             partial.unlink(missing_ok=True)
 
     def begun(self, key: str) -> str | None:
-        """Return the digest of what is here under ``key`` and not verified, or None."""
+        """Return the digest of what is here under ``key`` and not verified, or None; empty: it is not known yet."""
         partial = self._begun.get(_hashed(key))
         return partial.stem.rpartition("-")[2] if partial is not None and partial.exists() else None
 

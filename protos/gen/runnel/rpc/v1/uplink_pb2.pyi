@@ -288,7 +288,7 @@ class Chunk(_message.Message):
     """Push only, first chunk: the order that the payload answers, or the run ("run-…") whose file it is"""
     @_builtins.property
     def blob(self) -> Global___BlobRef:
-        """on the first chunk of a stream"""
+        """on the first chunk of a stream; also on the last of a push that began without a digest"""
 
     def __init__(
         self,
@@ -1089,22 +1089,26 @@ class Welcome(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     HEARTBEAT_MS_FIELD_NUMBER: _builtins.int
     CREDENTIAL_PUBLIC_KEY_FIELD_NUMBER: _builtins.int
+    LATE_DIGESTS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """of the node that answers"""
     heartbeat_ms: _builtins.int
     """interval at which the attached node is to be heard"""
     credential_public_key: _builtins.bytes
     """combiners: Ed25519 key (32 bytes) that verifies credentials of nodes below"""
+    late_digests: _builtins.bool
+    """a push may name its blob at its end"""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         heartbeat_ms: _builtins.int = ...,
         credential_public_key: _builtins.bytes = ...,
+        late_digests: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["credential_public_key", b"credential_public_key", "heartbeat_ms", b"heartbeat_ms", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credential_public_key", b"credential_public_key", "heartbeat_ms", b"heartbeat_ms", "late_digests", b"late_digests", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
