@@ -73,17 +73,19 @@ def total_blocks(parts: Sequence[Part], schema: ModelSchema, scratch: Path) -> I
         columns = [_open(part, schema, stack, scratch) for part in parts]
         product = np.empty(BLOCK_PARAMS)
         for span, *blocks in zip(schema.spans(), *columns, strict=True):
-            total = np.zeros(span.count)
+            total: Vector | None = None
             for part, values in zip(parts, blocks, strict=True):
                 with np.errstate(over="ignore", invalid="ignore"):
                     if part.kind is PayloadKind.WEIGHTED_SUM:
-                        np.add(total, values, out=total)
+                        term, own = values, values
                     else:
-                        scaled = product[: span.count]
-                        np.multiply(values, part.weight, out=scaled, dtype=np.float64)
-                        np.add(total, scaled, out=total)
+                        term = np.multiply(values, part.weight, out=product[: span.count], dtype=np.float64)
+                        own = np.empty(span.count)
+                    # Begun at 0: alone, -0.0 would stay what it is. A sum's block is its own memory already.
+                    total = np.add(term, 0.0, out=own) if total is None else np.add(total, term, out=total)
                 if not np.isfinite(total).all():
                     raise too_large(part.source)
+            assert total is not None
             yield total
 
 

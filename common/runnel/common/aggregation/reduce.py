@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from runnel.common.aggregation.float64_file import Float64File, as_bytes
 from runnel.common.aggregation.mean import require_weight
-from runnel.common.aggregation.optimizers import ServerOptimizer
+from runnel.common.aggregation.optimizers import FedAvg, ServerOptimizer
 from runnel.common.aggregation.parts import Part, total_blocks
 from runnel.common.errors import CorruptData, EmptyAggregate, InvalidInput
 from runnel.common.protocol import BlobRef
@@ -85,12 +85,13 @@ def reduce_round(
         state = _State(optimizer, state_in, kept, schema.n_params, stack)
         writer = stack.enter_context(NpzWriter(model_out, schema, digest=True, early_sync=True))
         behind = stack.enter_context(BackgroundWriter(writer))
+        replaces = optimizer == FedAvg()  # the mean is the model
         totals = total_blocks(parts, schema, model_out.parent)
         for block, total in zip(base_model.blocks(), totals, strict=True):
             spec = schema.tensors[block.tensor]
             magnitude(block.values, schema, block.tensor, base_model.source)
             mean = np.divide(total, weight, out=total)
-            if spec.is_float:
+            if spec.is_float and not replaces:
                 mean = state.step(block.start, block.values.astype(np.float64), mean)
             else:
                 state.keep(block.start, mean.size)

@@ -34,6 +34,7 @@ class Position:
     server: ServerCode | None = None  # what the package does here; None: nothing, or it is not wanted
     phase_since: float = field(default_factory=time.monotonic)
     round_since: float | None = None  # when this process began the round, if it did
+    superseded: BlobRef | None = None  # the model before, if this process made the one after it
 
     @property
     def gather(self) -> Gather:

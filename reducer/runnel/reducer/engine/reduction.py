@@ -16,6 +16,7 @@ from runnel.common.blobs import BlobStore, require_room
 from runnel.common.compression import NO_COMPRESSION, decode_in_place, parse_compression
 from runnel.common.errors import BadModel, CorruptData, InvalidInput, NotFound
 from runnel.common.protocol import BlobRef, Failure, Gather, PayloadKind, Report, Work
+from runnel.common.storage import leave_memory
 from runnel.common.tensors import ModelSchema, open_npz
 from runnel.reducer.engine.position import Position
 from runnel.reducer.store.blobs import Blobs
@@ -47,12 +48,15 @@ class ReducedModel:
 class Reduction:
     """The inputs of a reduce step, all local files: where blobs and payloads lie, the global model that the payloads
     update, the state of the optimizer that belongs to it, if it has one.
+
+    ``superseded``: a model before the global one, whose memory in the system's cache the next model may have.
     """
 
     blobs: BlobStore
     folder: Path
     base: BlobRef
     optimizer_state: BlobRef | None
+    superseded: BlobRef | None = None
 
     def run(
         self,
@@ -80,6 +84,9 @@ class Reduction:
         model_out, state_out = self.blobs.temporary(), self.blobs.temporary()
         # Not to take the last of the disk, which the database and other sessions need, for half a model.
         require_room(model_out, self.base.size_bytes)
+        before = self.superseded
+        if before is not None and before not in {self.base, *bases.values()} and self.blobs.has(before):
+            leave_memory(self.blobs.path(before))
         try:
             if chosen.rule is None:
                 made = reduce_round(

@@ -359,7 +359,8 @@ class SessionRunner:
         models = {n: BlobRef(sha256=row.digest, size_bytes=row.size_bytes) for n, row in bases.items()}
         state = await optimizer_state_of(self._blobs, position)
         files, folder = self._blobs.files, self._partials
-        reduction = Reduction(blobs=files, folder=folder, base=position.model, optimizer_state=state)
+        base, before = position.model, position.superseded
+        reduction = Reduction(blobs=files, folder=folder, base=base, optimizer_state=state, superseded=before)
         payloads = [self._partials / row.filename for row in rows]
         async with inputs_here(self._blobs, [position.model, *models.values()], state, payloads):
             by_strategy = functools.partial(
@@ -424,7 +425,7 @@ class SessionRunner:
         self._spent.add(*payloads)  # committed above: they are part of the model now
         await self._server.settle(turn)
         position.optimizer_state = reduced.optimizer_state
-        position.model_id, position.model = model_id, reduced.model
+        position.superseded, position.model_id, position.model = position.model, model_id, reduced.model
 
     def _validates(self) -> bool:
         every, rounds = self.position.config.validate_every, self.position.config.rounds
