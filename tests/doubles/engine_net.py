@@ -60,8 +60,8 @@ class FragileJournal(Journal):
         self.before_commit: Callable[[], Awaitable[None]] = nothing
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[Transaction]:
-        async with super().transaction() as tx:
+    async def transaction(self, *, short: bool = False) -> AsyncIterator[Transaction]:
+        async with super().transaction(short=short) as tx:
             yield tx
             await self.before_commit()
             if self.failing:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -23,12 +25,12 @@ class Counting(sqlite_driver.Connection):
 
     async def _execute(self, *call: Any, **options: Any) -> Any:
         self.trips += 1
-        return await super()._execute(*call, **options)  # type: ignore[no-untyped-call]
+        return await super()._execute(*call, **options)
 
 
 @pytest.fixture
 async def connection(tmp_path: Path) -> AsyncIterator[Counting]:
-    opened = Counting(lambda: sqlite3.connect(tmp_path / "a.db"), iter_chunk_size=64)
+    opened = Counting(lambda: sqlite3.connect(tmp_path / "a.db", check_same_thread=False), iter_chunk_size=64)
     async with opened:
         cursor = opened.cursor()
         await cursor.execute("CREATE TABLE number (n INTEGER PRIMARY KEY)")
@@ -95,3 +97,43 @@ async def test_what_is_wrong_with_a_statement_is_raised(connection: Counting) ->
         await cursor.execute("SELECT * FROM letter")
     await cursor.execute("SELECT count(*) FROM number")
     assert await cursor.fetchone() == (ROWS,)
+
+
+async def test_a_short_transaction_takes_a_trip_for_its_commit_only(connection: Counting) -> None:
+    connection.short = True
+    cursor = connection.cursor()
+    await cursor.execute("SELECT n FROM number WHERE n < ? ORDER BY n", (2,))
+    assert await cursor.fetchall() == [(0,), (1,)]
+    await cursor.executemany("INSERT INTO number VALUES (?)", [(-1,), (-2,)])
+    with pytest.raises(sqlite3.IntegrityError, match="UNIQUE"):
+        await cursor.execute("INSERT INTO number VALUES (1)")
+    await cursor.close()
+    assert connection.trips == 0
+    await connection.commit()
+    await connection.rollback()  # of nothing
+    assert connection.trips == 1
+
+
+async def test_many_rows_are_not_written_while_others_wait(connection: Counting) -> None:
+    connection.short = True
+    await connection.cursor().executemany("INSERT INTO number VALUES (?)", [(-n,) for n in range(1, 1_000)])
+    assert connection.trips == 1
+    await connection.rollback()
+    cursor = connection.cursor()
+    await cursor.execute("SELECT count(*) FROM number")
+    assert await cursor.fetchall() == [(ROWS,)]
+
+
+async def test_a_statement_comes_after_a_trip_that_nobody_waits_for_any_more(connection: Counting) -> None:
+    connection.short = True
+    held, cursor = threading.Event(), connection.cursor()
+    waiting = asyncio.create_task(connection._execute(held.wait, 5))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    asked = asyncio.create_task(cursor.execute("SELECT count(*) FROM number"))
+    await asyncio.sleep(0)
+    assert not asked.done()
+    held.set()
+    await asked
+    assert await cursor.fetchall() == [(ROWS,)]
+    assert connection.trips == 2

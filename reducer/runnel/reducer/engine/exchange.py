@@ -272,7 +272,7 @@ class Exchange:
         awaiting = [client for client, failure in unable.items() if failure.code in WAITING]
         refused = [client for client, failure in unable.items() if failure.code in REFUSING]
         counted_in = None
-        async with self._journal.transaction() as tx:
+        async with self._journal.transaction(short=True) as tx:
             if self._buffered:
                 counted_in = await ledger.counting_round(tx.session, report.key.session_id)
             await ledger.note_outcomes(tx.session, report.key, report.order_id, report.outcomes, counted_in)

@@ -137,7 +137,7 @@ class Exchanges:
         buffers = position.buffered is not None and key.work is Work.TRAIN
         needed = position.config.min_clients if key.work is Work.TRAIN else 0
         collection = Collection(key=key, wanted=None, new_order_id=self._new_order_id, singly=buffers, needed=needed)
-        async with self._journal.database.read() as tx:
+        async with self._journal.database.read(short=True) as tx:
             stored = await ledger.slot_states(tx, key)
             collection.restore({client: SlotState(state) for client, state in stored.items()})
             # A round keeps the package that it began with, whatever the session has been given since.
@@ -198,7 +198,7 @@ class Exchanges:
                 waits.append(until)
             elif exchange is not current:
                 await self._retire(exchange)
-        async with self._journal.database.read() as tx:
+        async with self._journal.database.read(short=True) as tx:
             partials = await ledger.partials(tx, self._position.session_id, self._position.round)
         self._updates = sum(len(partial.clients or ()) for partial in partials)
         return self._updates, min(waits, default=None)

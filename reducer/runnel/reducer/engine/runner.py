@@ -212,7 +212,7 @@ class SessionRunner:
         rule = self.position.config.stop_when
         if rule is None:
             return None
-        async with self._journal.database.read() as tx:
+        async with self._journal.database.read(short=True) as tx:
             view = await ledger.one_round(tx, self.session_id, self.position.round)
         if not rule.holds(view.metrics):
             return None
@@ -351,7 +351,7 @@ class SessionRunner:
 
     async def _reduce(self) -> None:
         position = self.position
-        async with self._journal.database.read() as tx:
+        async with self._journal.database.read(short=True) as tx:
             rows = await ledger.partials(tx, self.session_id, position.round)
             counted = await ledger.counted_updates(tx, self.session_id, position.round)
             turn = await self._server.turn(tx)

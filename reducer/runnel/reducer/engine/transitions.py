@@ -83,7 +83,7 @@ class Transitions:
         taken: list[_Taken] = []
         given_up = False
         left = list(steps)
-        async with self._journal.transaction() as tx:
+        async with self._journal.transaction(short=True) as tx:
             row = await ledger.require_session(tx.session, position.session_id)
             current = await tx.session.get(RoundRow, (row.id, row.round))
             while left:

@@ -109,8 +109,10 @@ class Database:
             await self._engine.dispose()
 
     @asynccontextmanager
-    async def write(self) -> AsyncIterator[AsyncSession]:
+    async def write(self, *, short: bool = False) -> AsyncIterator[AsyncSession]:
         """Open a transaction that is committed at the end of the block.
+
+        ``short``: its statements touch few rows, found by an index, and are not worth the way to SQLite's thread.
 
         Raises:
             StorageFull: the disk of the database has no room.
@@ -122,14 +124,14 @@ class Database:
         async with self._write_lock:
             with database_errors(self.shown):
                 async with AsyncSession(self._engine, expire_on_commit=False) as session:
-                    number = await self._begin(session, deadline, self._lease)
+                    number = await self._begin(session, deadline, self._lease, short=short)
                     yield session
                     await session.flush()
                     await self._commit(session, number)
 
     @asynccontextmanager
-    async def read(self) -> AsyncIterator[AsyncSession]:
-        """Open a session for reading.
+    async def read(self, *, short: bool = False) -> AsyncIterator[AsyncSession]:
+        """Open a session for reading; ``short``: as for :meth:`write`.
 
         Raises:
             Unreachable: the database does not answer, or the lease is lost.
@@ -138,7 +140,7 @@ class Database:
             raise self._lease.lost
         with database_errors(self.shown):
             async with AsyncSession(self._engine) as session:
-                await self._begin(session, self._clock() + self._patience_s, None)
+                await self._begin(session, self._clock() + self._patience_s, None, short=short)
                 yield session
 
     async def _take(self, lease: Lease) -> None:
@@ -156,11 +158,14 @@ class Database:
             else:
                 return
 
-    async def _begin(self, session: AsyncSession, deadline: float, lease: Lease | None) -> int | None:
+    async def _begin(self, session: AsyncSession, deadline: float, lease: Lease | None, *, short: bool) -> int | None:
         """Begin a transaction, waiting for the database if need be; return its number if it writes to PostgreSQL."""
         for pause in self._pauses(deadline):
             try:
-                await session.connection()
+                connection = await session.connection()
+                driver = (await connection.get_raw_connection()).driver_connection
+                if isinstance(driver, sqlite_driver.Connection):
+                    driver.short = short
                 return None if lease is None else await lease.fence(session)
             except SQLAlchemyError as error:
                 await session.close()

@@ -91,10 +91,10 @@ class Journal:
         self._head: tuple[int, str] | None = None
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[Transaction]:
-        """Open a write transaction; its events reach the followers after the commit."""
+    async def transaction(self, *, short: bool = False) -> AsyncIterator[Transaction]:
+        """Open a write transaction; its events reach the followers after the commit. ``short``: as for a `Database`."""
         try:
-            async with self.database.write() as session:
+            async with self.database.write(short=short) as session:
                 # One process at a time writes to a state, and here the writers take turns: what was newest still is.
                 transaction = Transaction(session, self._head)
                 yield transaction

@@ -1,7 +1,8 @@
-"""SQLite below SQLAlchemy's asyncio engine with one trip to the connection's thread for most statements.
+"""SQLite below SQLAlchemy's asyncio engine with one trip to the connection's thread for most statements, or none.
 
 aiosqlite makes four: for the cursor, the statement, its rows and the end of the cursor. Each wakes two threads, which
-costs more than the small statements that a reducer asks.
+costs more than the small statements that a reducer asks. So those of a short transaction, which touch a few rows that
+an index finds, are executed where they are asked; its commit, which waits for the disk, is not.
 """
 
 from __future__ import annotations
@@ -14,10 +15,40 @@ from typing import Any
 import aiosqlite
 
 _AT_ONCE = 500  # rows that come with their statement; of more, as many with each further trip
+_FEW = 64  # rows that a short transaction writes at once without a trip
+_SERIALIZED = sqlite3.threadsafety == 3  # a connection may be used by several threads
 
 
 class Connection(aiosqlite.Connection):
-    """A connection whose cursors have their first rows as soon as the statement was executed."""
+    """A connection whose cursors have their first rows as soon as the statement was executed.
+
+    ``short``: whether the transaction is one, whose statements are executed without a trip.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.short = False
+        self._asked = self._done = 0  # trips; the one is counted on the loop, the other in the thread
+
+    @property
+    def at_hand(self) -> bool:
+        """Whether statements may be executed right here: a trip that nobody waits for any more may be under way."""
+        return self.short and _SERIALIZED and self._asked == self._done
+
+    async def rollback(self) -> None:
+        """Roll back the transaction, if there is one: a pool asks for it with each connection that it is given back."""
+        if self._asked != self._done or self._connection is None or self._connection.in_transaction:
+            await super().rollback()
+
+    async def _execute(self, fn: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        self._asked += 1
+        return await super()._execute(self._trip, fn, *arguments, **options)  # type: ignore[no-untyped-call]
+
+    def _trip(self, fn: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        try:
+            return fn(*arguments, **options)
+        finally:
+            self._done += 1
 
     def cursor(self) -> Cursor:  # type: ignore[override]  # nothing to wait for, so not a coroutine
         """Return a cursor; costs nothing until it executes."""
@@ -69,7 +100,10 @@ class Cursor(aiosqlite.Cursor):
 
     async def _begin(self, how: Callable[..., Any], *statement: Any) -> aiosqlite.Cursor:
         await self.close()
-        await self._execute(self._run, how, *statement)  # type: ignore[no-untyped-call]
+        if self._connection.at_hand and (how is sqlite3.Cursor.execute or len(statement[1]) <= _FEW):
+            self._run(how, *statement)
+        else:
+            await self._execute(self._run, how, *statement)  # type: ignore[no-untyped-call]
         return self
 
     def _run(self, how: Callable[..., Any], *statement: Any) -> None:
@@ -91,6 +125,7 @@ class Cursor(aiosqlite.Cursor):
 
 def connect(*arguments: Any, **options: Any) -> Connection:
     """Return a connection to be awaited; the arguments are those of :func:`sqlite3.connect`."""
+    options["check_same_thread"] = False  # never two at a time, see `Connection.at_hand`
     connection = Connection(partial(sqlite3.connect, *arguments, **options), iter_chunk_size=64)
     connection._thread.daemon = True  # one that is lost must not hold up the end of the process
     return connection
