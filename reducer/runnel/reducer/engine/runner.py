@@ -355,8 +355,10 @@ class SessionRunner:
             rows = await ledger.partials(tx, self.session_id, position.round)
             counted = await ledger.counted_updates(tx, self.session_id, position.round)
             turn = await self._server.turn(tx)
-            bases = {n: await ledger.base_of_round(tx, self.session_id, n) for n in {row.round for row in rows}}
+            earlier = {row.round for row in rows} - {position.round}
+            bases = {n: await ledger.base_of_round(tx, self.session_id, n) for n in earlier}
         models = {n: BlobRef(sha256=row.digest, size_bytes=row.size_bytes) for n, row in bases.items()}
+        models[position.round] = position.model
         state = await optimizer_state_of(self._blobs, position)
         files, folder = self._blobs.files, self._partials
         base, before = position.model, position.superseded
@@ -383,7 +385,7 @@ class SessionRunner:
         model_id = self._new_order_id().replace("ord-", "mod-")
 
         async def change(tx: Transaction, row: SessionRow) -> Sequence[Step]:
-            if not await asyncio.to_thread(self._blobs.lasts, *reduced.digests):
+            if not self._blobs.lasts(*reduced.digests):
                 raise _Vanished
             current = await tx.session.get_one(RoundRow, (self.session_id, row.round))
             tx.session.add(

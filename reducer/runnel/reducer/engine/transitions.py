@@ -84,8 +84,7 @@ class Transitions:
         given_up = False
         left = list(steps)
         async with self._journal.transaction(short=True) as tx:
-            row = await ledger.require_session(tx.session, position.session_id)
-            current = await tx.session.get(RoundRow, (row.id, row.round))
+            row, current = await ledger.present_round(tx.session, position.session_id)
             while left:
                 step = left.pop(0)
                 require_transition(position.session_id, ahead.history, step.to)

@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,6 +19,7 @@ from runnel.common.errors import CorruptData
 from runnel.reducer.domain.values import EventView
 from runnel.reducer.store.access import batches
 from runnel.reducer.store.database import Database
+from runnel.reducer.store.round_statements import ADD_EVENTS
 from runnel.reducer.store.tables import EventRow, TaskRow
 
 GENESIS = "0" * 64
@@ -48,12 +49,13 @@ def event_hash(
 class Transaction:
     """A write transaction and the events that become public when it is committed.
 
-    ``head``: number and hash of the newest event; None: not looked up yet. ``recorded``: whether an event was appended.
+    ``head``: number and hash of the newest event; None: not looked up yet. ``recorded``: the events that were appended
+    and are not written yet.
     """
 
     session: AsyncSession
     head: tuple[int, str] | None = None
-    recorded: bool = False
+    recorded: list[dict[str, Any]] = field(default_factory=list)
 
     async def record(self, kind: str, organisation: str, session_id: str | None = None, **data: Any) -> None:
         """Append an event to the log."""
@@ -63,19 +65,19 @@ class Transaction:
         seq, previous = self.head[0] + 1, self.head[1]
         at = datetime.now(UTC)
         digest = event_hash(previous, seq, at, kind, organisation, session_id, data)
-        self.session.add(
-            EventRow(
-                seq=seq,
-                organisation_id=organisation,
-                session_id=session_id,
-                at=at,
-                kind=kind,
-                data=data,
-                previous_hash=previous,
-                hash=digest,
-            )
+        self.recorded.append(
+            {
+                "seq": seq,
+                "organisation_id": organisation,
+                "session_id": session_id,
+                "at": at,
+                "kind": kind,
+                "data": data,
+                "previous_hash": previous,
+                "hash": digest,
+            }
         )
-        self.head, self.recorded = (seq, digest), True
+        self.head = (seq, digest)
 
 
 class Journal:
@@ -98,6 +100,8 @@ class Journal:
                 # One process at a time writes to a state, and here the writers take turns: what was newest still is.
                 transaction = Transaction(session, self._head)
                 yield transaction
+                if transaction.recorded:
+                    await session.execute(ADD_EVENTS, transaction.recorded)
         except BaseException:
             self._head = None  # a commit that was cut short may have happened
             raise

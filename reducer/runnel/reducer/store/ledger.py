@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, delete, func, insert, select, union_all, update
+from sqlalchemy import ColumnElement, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from runnel.common.errors import IllegalState, InvalidInput
@@ -25,8 +25,10 @@ from runnel.reducer.domain.values import (
     SessionView,
     StopRule,
 )
+from runnel.reducer.store import round_statements
 from runnel.reducer.store.pages import after_cursor, decode_cursor, encode_cursor, page_of
 from runnel.reducer.store.registry import by_prefix, contribution_of
+from runnel.reducer.store.round_statements import of_round, of_work
 from runnel.reducer.store.server_states import let_go
 from runnel.reducer.store.tables import LogRow, ModelRow, PartialRow, RoundRow, SessionRow, SlotRow
 
@@ -115,6 +117,14 @@ async def require_session(tx: AsyncSession, session_id: str) -> SessionRow:
     return row
 
 
+async def present_round(tx: AsyncSession, session_id: str) -> tuple[SessionRow, RoundRow | None]:
+    """Return a session that is known to exist, and its round that is under way, or the last one, if there is one."""
+    found = (await tx.execute(round_statements.PRESENT, {"of_session": session_id})).one_or_none()
+    if found is None:
+        raise IllegalState(f"Session {session_id} is not in the reducer's state.", session=session_id)
+    return found.SessionRow, found.RoundRow
+
+
 async def sessions(tx: AsyncSession, organisation: str, cursor: str | None, limit: int) -> Page[SessionView]:
     """List sessions, newest first, without their rounds."""
     query = select(SessionRow).where(SessionRow.organisation_id == organisation)
@@ -147,16 +157,8 @@ async def session_with_rounds(tx: AsyncSession, row: SessionRow, *, clients: boo
 async def one_round(tx: AsyncSession, session_id: str, number: int) -> RoundView:
     """Return a round without its clients."""
     row = await tx.get_one(RoundRow, (session_id, number))
-    # Counted by the database: rows of a thousand clients are most of what committing a round would cost. Two queries in
-    # one, each with its index: with both conditions in one, the slots of all rounds of the session would be looked at.
-    counts = [
-        select(SlotRow.state, func.count())
-        .where(SlotRow.session_id == session_id, SlotRow.work == Work.TRAIN.value, *belongs)
-        .group_by(SlotRow.state)
-        for belongs in ([SlotRow.counted_in == number], [SlotRow.round == number, SlotRow.counted_in.is_(None)])
-    ]
     states: Counter[str] = Counter()
-    for state, count in await tx.execute(union_all(*counts)):
+    for state, count in await tx.execute(round_statements.SLOT_COUNTS, of_round(session_id, number)):
         states[state] += count
     return _round_view(row, states)
 
@@ -166,8 +168,9 @@ async def one_round(tx: AsyncSession, session_id: str, number: int) -> RoundView
 
 async def add_slots(tx: AsyncSession, key: AssignmentKey, clients: Iterable[str]) -> None:
     """Store that these clients are asked, of whom nothing is stored for this work yet."""
-    if rows := [_slot(key, client) | {"state": "open"} for client in sorted(clients)]:
-        await tx.execute(insert(SlotRow), rows)
+    nothing: dict[str, Any] = {"state": "open", "metrics": {}, "extra": {}, "elapsed_s": {}}
+    if rows := [_slot(key, client) | nothing for client in sorted(clients)]:
+        await tx.execute(round_statements.ADD_SLOTS, rows)
 
 
 async def open_slots(tx: AsyncSession, key: AssignmentKey, clients: Iterable[str]) -> None:
@@ -188,8 +191,8 @@ async def slots(tx: AsyncSession, key: AssignmentKey) -> list[SlotRow]:
 
 async def slot_states(tx: AsyncSession, key: AssignmentKey) -> dict[str, str]:
     """Return the states of the slots of a phase by client."""
-    found = await tx.execute(select(SlotRow.client, SlotRow.state).where(*_of(key)))
-    return {row.client: row.state for row in found}
+    found = await tx.execute(round_statements.SLOT_STATES, of_work(key))
+    return {client: state for client, state in found}  # noqa: C416 - of rows, which are no tuples to mypy
 
 
 def _of(key: AssignmentKey) -> tuple[ColumnElement[bool], ...]:
@@ -202,10 +205,7 @@ def _slot(key: AssignmentKey, client: str) -> dict[str, Any]:
 
 async def counted_updates(tx: AsyncSession, session_id: str, number: int) -> list[CountedUpdate]:
     """Return the updates that are part of a round's model, by client."""
-    query = select(SlotRow.round, SlotRow.client, SlotRow.weight, SlotRow.metrics, SlotRow.extra).where(
-        SlotRow.session_id == session_id, SlotRow.work == Work.TRAIN.value, SlotRow.counted_in == number
-    )
-    found = await tx.execute(query.order_by(SlotRow.client, SlotRow.round))
+    found = await tx.execute(round_statements.COUNTED_UPDATES, of_round(session_id, number))
     return [CountedUpdate(each.round, each.client, each.weight or 0.0, each.metrics, each.extra) for each in found]
 
 
@@ -241,7 +241,7 @@ async def note_outcomes(
         IllegalState: a client is already counted in this round; nothing of the report may count then.
     """
     stored = await slot_states(tx, key)
-    noted = []
+    noted, work = [], of_work(key)
     for outcome in outcomes:
         if stored.get(outcome.client, "counted") == "counted":
             raise IllegalState(
@@ -252,8 +252,9 @@ async def note_outcomes(
         failure = outcome.failure
         stored[outcome.client] = "counted" if failure is None else "awaiting" if failure.code in WAITING else "failed"
         noted.append(
-            _slot(key, outcome.client)
-            | {
+            {
+                **work,
+                "of_client": outcome.client,
                 "state": stored[outcome.client],
                 "order_id": order_id,
                 "counted_in": (counted_in or key.round) if failure is None else None,
@@ -267,8 +268,7 @@ async def note_outcomes(
             }
         )
     if noted:
-        # In bulk: an object for each of a thousand clients takes several times as long.
-        await tx.execute(update(SlotRow), noted)
+        await tx.execute(round_statements.NOTE_OUTCOMES, noted)
 
 
 def _extra(text: str) -> dict[str, Any]:
@@ -281,16 +281,7 @@ def _extra(text: str) -> dict[str, Any]:
 
 async def mark_late(tx: AsyncSession, key: AssignmentKey) -> None:
     """Store that whoever has not answered is late."""
-    await tx.execute(
-        update(SlotRow)
-        .where(
-            SlotRow.session_id == key.session_id,
-            SlotRow.round == key.round,
-            SlotRow.work == key.work.value,
-            SlotRow.state == "open",
-        )
-        .values(state="late")
-    )
+    await tx.execute(round_statements.MARK_LATE, of_work(key))
 
 
 async def mark_all_late(tx: AsyncSession, session_id: str) -> None:
@@ -303,25 +294,23 @@ async def add_partial(
     tx: AsyncSession, report: Report, child: str, filename: str, counted_in: int | None = None
 ) -> None:
     """Store where the payload of a durable report lies, and for which round it is."""
-    tx.add(
-        PartialRow(
-            order_id=report.order_id,
-            session_id=report.key.session_id,
-            round=report.key.round,
-            counted_in=counted_in or report.key.round,
-            child=child,
-            kind=report.payload_kind.value,
-            weight=report.weight,
-            filename=filename,
-            clients=[outcome.client for outcome in report.outcomes if outcome.failure is None],
-        )
-    )
+    row = {
+        "order_id": report.order_id,
+        "session_id": report.key.session_id,
+        "round": report.key.round,
+        "counted_in": counted_in or report.key.round,
+        "child": child,
+        "kind": report.payload_kind.value,
+        "weight": report.weight,
+        "filename": filename,
+        "clients": [outcome.client for outcome in report.outcomes if outcome.failure is None],
+    }
+    await tx.execute(round_statements.ADD_PARTIAL, row)
 
 
 async def partials(tx: AsyncSession, session_id: str, number: int) -> list[PartialRow]:
     """Return the payloads of which a round's model is made, by order."""
-    query = select(PartialRow).where(PartialRow.session_id == session_id, PartialRow.counted_in == number)
-    return list(await tx.scalars(query.order_by(PartialRow.order_id)))
+    return list(await tx.scalars(round_statements.PARTIALS, of_round(session_id, number)))
 
 
 async def base_of_round(tx: AsyncSession, session_id: str, number: int) -> ModelRow:
@@ -341,7 +330,7 @@ async def all_partial_files(tx: AsyncSession) -> set[str]:
 
 async def drop_partials(tx: AsyncSession, session_id: str, number: int) -> None:
     """Forget the payloads of a round, which are part of its model now."""
-    await tx.execute(delete(PartialRow).where(PartialRow.session_id == session_id, PartialRow.counted_in <= number))
+    await tx.execute(round_statements.DROP_PARTIALS, of_round(session_id, number))
 
 
 async def drop_spare(tx: AsyncSession, session_id: str, last: int) -> list[str]:

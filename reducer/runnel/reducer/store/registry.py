@@ -16,6 +16,7 @@ from runnel.compute_package import key_id, public_key_text, signature_of
 from runnel.compute_package.signatures import MAX_SIGNATURES
 from runnel.reducer.domain.values import ENDED, ClientContribution, ModelView, PackageView, Page, SignerView
 from runnel.reducer.store.pages import after_cursor, page_of
+from runnel.reducer.store.round_statements import PACKAGE_OF_ROUND, of_round
 from runnel.reducer.store.tables import (
     ModelRow,
     PackageRow,
@@ -95,11 +96,8 @@ def package_view(row: PackageRow, use: PackageUse = _UNKNOWN) -> PackageView:
 
 async def package_of_round(tx: AsyncSession, organisation: str, session_id: str, number: int) -> PackageRow:
     """Return the package that a round of a session runs."""
-    of_round = select(RoundRow.package_digest).where(RoundRow.session_id == session_id, RoundRow.number == number)
-    wanted = select(PackageRow).where(
-        PackageRow.organisation_id == organisation, PackageRow.digest == of_round.scalar_subquery()
-    )
-    return (await tx.execute(wanted)).scalar_one()
+    wanted = {"of_organisation": organisation, **of_round(session_id, number)}
+    return (await tx.execute(PACKAGE_OF_ROUND, wanted)).scalar_one()
 
 
 def package_signatures(row: PackageRow) -> tuple[PackageSignature, ...]:
