@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 from collections.abc import AsyncIterator
@@ -16,6 +17,7 @@ from runnel.common.protocol import (
     Assignment,
     AssignmentKey,
     BlobRef,
+    NodeKind,
     Outcome,
     PayloadKind,
     Report,
@@ -93,13 +95,19 @@ async def test_a_model_that_came_damaged_is_fetched(network: SmallNetwork, tmp_p
     assert (tmp_path / "target").read_bytes() == MODEL
 
 
-async def test_a_small_payload_goes_within_its_report(network: SmallNetwork, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "payload_kind"),
+    [(NodeKind.CLIENT, PayloadKind.UPDATE), (NodeKind.COMBINER, PayloadKind.WEIGHTED_SUM)],
+)
+async def test_a_small_payload_goes_within_its_report(
+    network: SmallNetwork, tmp_path: Path, kind: NodeKind, payload_kind: PayloadKind
+) -> None:
     update = tmp_path / "update"
     update.write_bytes(b"update")
-    async with network.link() as link:
+    async with network.link(kind=kind) as link:
         await asked(link, network, order())
         await link.push("ord-1", update, ref_of(b"update"), deadline_s=5)
-        link.send(report(ref_of(b"update")))
+        link.send(dataclasses.replace(report(ref_of(b"update")), payload_kind=payload_kind))
         await eventually(lambda: network.handler.said("received"))
     (got,) = network.handler.said("received")
     assert isinstance(got, Report)

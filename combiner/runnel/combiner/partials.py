@@ -15,10 +15,10 @@ from runnel.combiner.domain.outcomes import fitting, in_order
 from runnel.combiner.folding import Fold
 from runnel.combiner.payloads import Payloads
 from runnel.common.aggregation import SumMemory
-from runnel.common.blobs import Source
+from runnel.common.blobs import Source, digest_of
 from runnel.common.crash_points import CrashPoint, reach
 from runnel.common.errors import BadModel, RunnelError, StorageFull, Unreachable
-from runnel.common.protocol import BlobRef, Failure, PayloadKind, Progress, Report, Stage, Work
+from runnel.common.protocol import MOST_WITHIN_BYTES, BlobRef, Failure, PayloadKind, Progress, Report, Stage, Work
 from runnel.transport import UplinkLink
 
 log = structlog.get_logger()
@@ -139,9 +139,12 @@ class Partials:
         self._forgetting = asyncio.get_running_loop().call_later(_IDLE_S, self._memory.forget)
 
     async def _push(self, order_id: str, source: Source) -> BlobRef:
+        # A small sum has its name at once, so that it can go within the report; that of a large one is found meanwhile.
+        small = isinstance(source, memoryview) and source.nbytes <= MOST_WITHIN_BYTES
+        ref = digest_of(source) if small else None
         while True:
             try:
-                return await self._link.push(order_id, source, None, deadline_s=_PUSH_DEADLINE_S)
+                return await self._link.push(order_id, source, ref, deadline_s=_PUSH_DEADLINE_S)
             except StorageFull as err:
                 log.error("no room above; trying again", order_id=order_id, error=str(err), again_in_s=_AGAIN_S)
                 await self._wait_for_room(order_id, err)

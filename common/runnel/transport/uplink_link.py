@@ -214,9 +214,9 @@ class UplinkLink:
     async def push(self, order_id: str, source: Source, ref: BlobRef | None, *, deadline_s: float) -> BlobRef:
         """Push ``source`` as payload of an order; returns its name when the node above has verified all of it.
 
-        A small one of a client is only kept where the order lets it go within the report. A call that breaks while the
-        attachment lasts is taken up again where it broke. What is there already costs one round trip. With None for
-        ``ref`` the name is found meanwhile; after a loss of the attachment before: only what has one is gone on with.
+        A small one is only kept where the order lets it go within the report. A call that breaks while the attachment
+        lasts is taken up again where it broke. What is there already costs one round trip. With None for ``ref`` the
+        name is found meanwhile; after a loss of the attachment before: only what has one is gone on with.
 
         Raises:
             Unreachable: the node is not attached, or the attachment was lost meanwhile: offer it again over the next.
@@ -226,7 +226,7 @@ class UplinkLink:
             RunnelError: what else the node above said.
         """
         attachment = self._now()
-        if ref is not None and self._ask.kind is NodeKind.CLIENT and attachment.within.allows(order_id, ref):
+        if ref is not None and attachment.within.allows(order_id, ref):
             attachment.within.keep(order_id, ref, _read_whole(source, ref))  # a few kilobytes, just written
             return ref
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import random
 from collections.abc import Callable, Iterable
 from datetime import timedelta
@@ -44,6 +45,7 @@ from runnel.reducer.engine.measures import Measures
 from runnel.reducer.engine.position import position_of
 from runnel.reducer.engine.retention import Retention
 from runnel.reducer.engine.runner import SessionRunner
+from runnel.reducer.engine.small_blobs import keep_small_payload
 from runnel.reducer.engine.tasks import Tasks
 from runnel.reducer.server_functions.functions import ServerFunctions
 from runnel.reducer.store import access, ledger
@@ -332,6 +334,9 @@ class Engine:
         try:
             if exchange is None or exchange.collection.key != report.key:
                 raise IllegalState(f"Order {report.order_id} of {child} is closed.", order_id=report.order_id)
+            if payload is None and report.payload_data:
+                payload = await keep_small_payload(report, self._partials)
+                report = dataclasses.replace(report, payload_data=b"")
             await exchange.report(child, report, payload)
         except Unreachable:
             # The durable state may have the report, and then its payload: the next start looks which are wanted. The

@@ -17,6 +17,7 @@ from runnel.common.crash_points import CrashPoint, reach
 from runnel.common.errors import IllegalState, Unreachable
 from runnel.common.payload_limits import require_fitting_payload
 from runnel.common.protocol import (
+    MOST_WITHIN_BYTES,
     REFUSING,
     WAITING,
     Assignment,
@@ -91,6 +92,7 @@ class Exchange:
         wake: is called after each change, so that who waits looks again.
         show: tells people how far the work is; None: as the collection counts.
         aside: clients whose site does not take the work of this session yet; kept up here.
+        model_data: the global model, if it is to go within the orders.
     """
 
     def __init__(
@@ -104,7 +106,9 @@ class Exchange:
         wake: Callable[[], None],
         show: Callable[[], None] | None = None,
         aside: dict[str, Aside] | None = None,
+        model_data: bytes = b"",
     ) -> None:
+        self._model_data = model_data
         self._aside = {} if aside is None else aside
         self.collection = collection
         self.position = position
@@ -376,9 +380,11 @@ class Exchange:
                     clients=tuple(sorted(order.clients)),
                     package=position.package,
                     model=position.model,
+                    model_data=self._model_data,
                     model_format=position.model_format,
                     client_settings=json.dumps(position.config.client_settings, sort_keys=True),
                     remaining_s=remaining_s,
+                    payload_within=MOST_WITHIN_BYTES,
                     gather=self._gather,
                     compression=position.config.compress,
                     signatures=position.signatures,

@@ -10,6 +10,7 @@ from runnel.common.protocol import AssignmentKey, BlobRef, PackageSignature, Wor
 from runnel.reducer.domain.collection import Collection, SlotState
 from runnel.reducer.engine.exchange import Aside, Exchange, Network
 from runnel.reducer.engine.position import Position
+from runnel.reducer.engine.small_blobs import small_model
 from runnel.reducer.store import ledger, registry
 from runnel.reducer.store.blobs import Blobs
 from runnel.reducer.store.journal import Journal
@@ -159,6 +160,8 @@ class Exchanges:
             wake=self._wake,
             show=self._show_buffer if buffers else None,
             aside=self._aside,
+            # Of single orders too many may wait at once for one node.
+            model_data=b"" if buffers else await small_model(self._blobs, position.model),
         )
         self._under_way[key] = exchange
         return exchange

@@ -15,7 +15,7 @@ from runnel.common.aggregation.mean import part_magnitude, require_weight, updat
 from runnel.common.blobs import BlobStore, require_room
 from runnel.common.compression import NO_COMPRESSION, decode_in_place, parse_compression
 from runnel.common.errors import BadModel, CorruptData, InvalidInput, NotFound
-from runnel.common.protocol import BlobRef, Failure, Gather, PayloadKind, Report, Work
+from runnel.common.protocol import MOST_WITHIN_BYTES, BlobRef, Failure, Gather, PayloadKind, Report, Work
 from runnel.common.storage import leave_memory
 from runnel.common.tensors import ModelSchema, open_npz
 from runnel.reducer.engine.position import Position
@@ -199,7 +199,10 @@ async def check_payload(
         await asyncio.to_thread(_check_updates, payload, base, child, len(counted))
         return report
     if report.payload_kind is wanted:
-        await asyncio.to_thread(_check_sum, payload, base, child, report.weight)
+        if report.payload.size_bytes <= MOST_WITHIN_BYTES:  # less than the way to a thread
+            _check_sum(payload, base, child, report.weight)
+        else:
+            await asyncio.to_thread(_check_sum, payload, base, child, report.weight)
         return report
     if report.payload_kind is not PayloadKind.UPDATE or len(report.outcomes) != 1:
         raise CorruptData(

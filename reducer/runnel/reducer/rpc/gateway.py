@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
@@ -16,6 +15,7 @@ from runnel.common.errors import Conflict, Forbidden, IllegalState, StorageFull,
 from runnel.common.protocol import RUN_PREFIX, BlobRef, Drain, Hello, NodeKind, Report, Upward, Welcome
 from runnel.reducer.domain.values import DEFAULT_ORGANISATION, Role
 from runnel.reducer.engine.engine import Engine
+from runnel.reducer.engine.small_blobs import payload_name
 from runnel.reducer.rpc.run_files import RunFiles
 from runnel.reducer.store import access
 from runnel.reducer.store.blobs import Blobs
@@ -248,9 +248,7 @@ class Gateway:
         except IllegalState:
             await asyncio.to_thread(file.unlink, missing_ok=True)
             raise
-        # A name for each push: not even the same payload, pushed again, may take the place of one that is being checked
-        # or counted, for that may be decoded there, and is removed only by whoever has it.
-        place = self._partials / f"{order_id}-{secrets.token_hex(8)}.payload"
+        place = self._partials / payload_name(order_id)
         await asyncio.to_thread(file.replace, place)
         await asyncio.to_thread(self._spool.forget, f"{order_id}/{identity.name}")
         self._begun.get(identity.name, set()).discard(order_id)

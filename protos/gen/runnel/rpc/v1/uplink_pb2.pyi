@@ -1155,7 +1155,7 @@ class Assignment(_message.Message):
     clients would cost. Who does not find it here fetches it.
     """
     payload_within: _builtins.int
-    """A client's payload of at most so many bytes may come within its report; 0: it is pushed, as larger ones are."""
+    """A payload of at most so many bytes may come within its report; 0: it is pushed, as larger ones are."""
     organisation: _builtins.str
     """whose session it is, for the site's records"""
     @_builtins.property
