@@ -201,14 +201,15 @@ def test_a_digest_that_is_found_while_writing_is_that_of_the_file(
 
 
 def test_what_fails_behind_is_told_and_leaves_no_file(tmp_path: Path) -> None:
-    schema = ModelSchema(tensors=(TensorSpec(name="w", shape=(3,), dtype="float32"),))
+    schema = ModelSchema(tensors=(TensorSpec(name="w", shape=(30_000,), dtype="float32"),))
 
     def write(blocks: int) -> None:
         with NpzWriter(tmp_path / "m.npz", schema) as writer, BackgroundWriter(writer, blocks_behind=2) as behind:
             for _ in range(blocks):
-                behind.append(np.zeros(2, np.float32))
+                behind.append(np.zeros(20_000, np.float32))
             behind.finish()
 
+    # Of blocks that are not written at once.
     for blocks in (2, 9):  # told at the end, and before
         with pytest.raises(InvalidInput, match="elements are left"):
             write(blocks)

@@ -21,6 +21,7 @@ from runnel.combiner.partials import Partials
 from runnel.combiner.payloads import Payloads, remove
 from runnel.combiner.runs import Runs
 from runnel.combiner.small_blobs import take_small_payload, with_small_model
+from runnel.combiner.stage_news import StageNews
 from runnel.common.blobs import KEPT_HEARTBEATS, BlobStore, Spares, SpoolFile
 from runnel.common.crash_points import CrashPoint, reach
 from runnel.common.errors import CapacityExceeded, RunnelError, StorageFull
@@ -115,6 +116,7 @@ class Combiner:
         self._children: dict[str, Child] = {}
         self._lines_dropped = 0
         self._link = link_factory(self.hello)
+        self._stages = StageNews(self._link)
         self.asks = AskRelay(name, self._membership, self._link)
         self.folded = Tally(("folded",), ("refused",))  # reports from below
         self._cache = BlobCache(
@@ -150,6 +152,7 @@ class Combiner:
     ) -> None:
         if self._isolation is not None:
             self._isolation.cancel()
+        self._stages.close()
         await self._partials.close()
         await self._cache.close()
         await self._group.__aexit__(kind, error, trace)
@@ -198,6 +201,7 @@ class Combiner:
                         self._from_above(message)
                     case Detached(reason=reason):
                         log.warning("detached", reason=reason)
+                        self._stages.close()
                         fenced = list(self._book.orders)
                         self._apply(self._book.parent_gone())
                         for order_id in fenced:
@@ -291,8 +295,10 @@ class Combiner:
         for decision in decisions:
             match decision:
                 case SendUp(Progress(stage=stage) as progress) if stage not in {Stage.COUNTED, Stage.FAILED}:
-                    self._link.offer(progress)
+                    self._stages.tell(progress)
                 case SendUp(message):
+                    if isinstance(message, Progress):
+                        self._stages.outdated(message)
                     self._link.send(message)
                 case SendDown(child, message):
                     self._send_down(child, message)
@@ -319,6 +325,7 @@ class Combiner:
                 told = Progress(
                     key=report.key, order_id=order_id, client=outcome.client, stage=stage, detail=err.message
                 )
+                self._stages.outdated(told)
                 self._link.send(told)
             order = self._book.orders.get(order_id)
             if order is not None and not order.closing:

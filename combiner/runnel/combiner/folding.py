@@ -18,6 +18,8 @@ from runnel.common.errors import BadModel
 from runnel.common.protocol import Gather, PayloadKind, Report
 from runnel.common.tensors import ModelSchema, NpzModel, open_npz
 
+_FEW = 4  # small updates that are folded at once without a thread
+
 
 @dataclass(slots=True, kw_only=True)
 class _Waiting:
@@ -28,6 +30,11 @@ class _Waiting:
     source: str
     model: Path | None
     error: Exception | None = None
+
+    @property
+    def is_slight(self) -> bool:
+        """Whether it came within its report, and is an update: no file is needed to add it."""
+        return not isinstance(self.payload, Path) and self.report.payload_kind is PayloadKind.UPDATE
 
 
 class Fold:
@@ -94,9 +101,17 @@ class Fold:
             # Whoever comes first folds for all that wait: for a small update the way to a thread is the larger part.
             if batch := self._waiting:
                 self._waiting = []
-                await in_thread(self._add_all, batch)
+                if self._is_slight(batch):
+                    self._add_all(batch)
+                else:
+                    await in_thread(self._add_all, batch)
         if mine.error is not None:
             raise mine.error
+
+    def _is_slight(self, batch: Sequence[_Waiting]) -> bool:
+        """Whether a few small updates are to be summed in memory: then others wait less than the way takes."""
+        sums = self.payload_kind is PayloadKind.WEIGHTED_SUM and self._compression.is_none
+        return sums and len(batch) <= _FEW and all(each.is_slight for each in batch)
 
     def _add_all(self, batch: Sequence[_Waiting]) -> None:
         for each in batch:
@@ -194,5 +209,9 @@ class Fold:
             if isinstance(self._held, Gathering):
                 self._held.close()
             self._held = None
-            await asyncio.to_thread(self._path.unlink, missing_ok=True)
-            await asyncio.to_thread(self._base.unlink, missing_ok=True)
+            if self.payload_kind is PayloadKind.UPDATES or not self._compression.is_none:
+                await asyncio.to_thread(self._remove)
+
+    def _remove(self) -> None:
+        self._path.unlink(missing_ok=True)
+        self._base.unlink(missing_ok=True)

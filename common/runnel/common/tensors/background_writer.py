@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from runnel.common.tensors.npz_writer import NpzWriter
 
 _BLOCKS_BEHIND = 8
+_SMALL_BYTES = 64 << 10  # written in less time than the thread takes to wake
 
 
 class BackgroundWriter:
@@ -48,6 +49,9 @@ class BackgroundWriter:
         Raises:
             StorageFull, InvalidInput: writing an earlier block failed.
         """
+        if block.nbytes <= _SMALL_BYTES and not self._under_way:
+            self._writer.append(block)
+            return
         self._under_way.append(self._thread.submit(self._writer.append, block))
         while len(self._under_way) > self._blocks_behind:
             self._under_way.popleft().result()
