@@ -5,7 +5,8 @@ library, and talks to its client (:mod:`runnel.client.runtimes.zygote`) over a U
 the package runs here: its folder is not on the path while the modules are imported.
 
 A child that comes out of :func:`_serve` has everything that a new ``python SCRIPT ARGUMENTS`` has, and leaves by way of
-the interpreter's own end, so that exit handlers, threads, exit status and tracebacks are the interpreter's own.
+the interpreter's own end, so that exit handlers, threads, exit status and tracebacks are the interpreter's own. Of a
+run that ended well only the last part of that end is done here (:class:`_End`).
 """
 
 _AS_STARTED = dict(globals())
@@ -29,6 +30,7 @@ import struct  # noqa: E402
 import termios  # noqa: E402
 import threading  # noqa: E402
 import time  # noqa: E402
+from _weakref import ref  # noqa: E402
 from types import ModuleType, TracebackType  # noqa: E402
 from typing import Any  # noqa: E402
 
@@ -36,6 +38,12 @@ NOT_FORKABLE = frozenset({"grpc", "jax", "jaxlib", "mpi4py", "tensorflow"})
 _MESSAGE_BYTES = 4096
 _REASON_CHARACTERS = 1000
 _OUTPUTS = (1, 2)
+# What the interpreter's exit status is when the last of what was printed could not be written.
+_NOT_WRITTEN = 120
+_NONE_AT_THE_END = (
+    *("path", "argv", "ps1", "ps2", "last_type", "last_value", "last_traceback"),
+    *("path_hooks", "path_importer_cache", "meta_path", "__interactivehook__"),
+)
 _BUFFERED = (io.BufferedWriter, io.BufferedRandom)
 
 
@@ -52,16 +60,15 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     control = socket.socket(fileno=int(sys.argv[1]))
     control.set_inheritable(False)
-    loaded: list[tuple[str, object]] = []
+    end = _End()
     # Before any other, so it is called after all others.
-    atexit.register(_spare, loaded)
+    atexit.register(end)
     first, descriptors = _receive(control)
     if first is None:
         return
     try:
         _import(_read(descriptors[0])["imports"])
-        loaded += [item for item in sys.modules.items() if item[0] not in _LOADED_BEFORE]
-        loaded.append(("", loaded))
+        end.spare()
         _check_fit(control)
     except _Unfit as unfit:
         _tell(control, unfit=str(unfit))
@@ -69,7 +76,12 @@ def main() -> None:
     _tell(control, ready=True)
     run = _serve(control)
     if run is not None:
-        _become(run)
+        try:
+            _become(run)
+        except SystemExit as said:
+            end.is_good = said.code is None or (type(said.code) is int and said.code == 0)
+            raise
+        end.is_good = True
 
 
 # ---- what is imported
@@ -272,16 +284,76 @@ def _forget_the_past() -> None:
         logging.__dict__["_startTime"] = time.time_ns() if isinstance(start, int) else time.time()
 
 
-def _spare(loaded: "list[tuple[str, object]]") -> None:
-    """Keep the end of a run from taking the zygote's modules apart, which takes longer than many a run.
+class _End:
+    """The end of a run, after all exit handlers of the script.
 
-    What the script and its own modules hold is let go as always. ``loaded`` holds itself and is frozen, so nothing ever
-    lets go of what is in it; a file that the run has left there would never be written out.
+    An interpreter takes apart all that it has, which takes longer than many a run: each page of it that is written to
+    has to be copied first. So the zygote's modules are kept from that, and a run that ended well leaves when what the
+    script and its own modules hold is let go, in the interpreter's order, and its outputs are written out. That goes
+    only for a process that has one thread: another one might go on, or be waited for.
     """
-    _write_out_files()
-    for name, module in loaded:
-        if sys.modules.get(name) is module:
-            del sys.modules[name]
+
+    def __init__(self) -> None:
+        self.is_good = False
+        self._loaded: list[tuple[str, object]] = []
+        self._exit: Any = None
+
+    def spare(self) -> None:
+        """Keep what is imported now. The list is frozen and holds itself: nothing ever lets go of what is in it."""
+        self._loaded += [item for item in sys.modules.items() if item[0] not in _LOADED_BEFORE]
+        self._loaded.append(("", self._loaded))
+        if (ctypes := sys.modules.get("ctypes")) is not None:
+            # Libraries have exit handlers of their own, which os._exit would pass over.
+            self._exit = ctypes.PyDLL(None).exit
+
+    def __call__(self) -> None:
+        # A file that the run has left in a module that is kept would never be written out.
+        _write_out_files()
+        for name, module in self._loaded:
+            if sys.modules.get(name) is module:
+                del sys.modules[name]
+        if self._exit is None or not self.is_good or len(os.listdir("/proc/self/task")) > 1 or not _flush():  # noqa: PTH208
+            return
+        _let_go()
+        self._exit(0 if _flush() else _NOT_WRITTEN)
+
+
+def _flush() -> bool:
+    """Write out what was printed, and return whether that could be done."""
+    for output in (sys.stdout, sys.stderr):
+        try:
+            if output is not None and not output.closed:
+                output.flush()
+        except Exception:  # noqa: BLE001 (the script may have put anything there)
+            return False
+    return True
+
+
+def _let_go() -> None:
+    """Do to the script and its modules what the interpreter does to all modules."""
+    atexit._clear()
+    if gc.isenabled():
+        gc.collect()
+    for name in _NONE_AT_THE_END:
+        if hasattr(sys, name):
+            setattr(sys, name, None)
+    sys.stdin, sys.stdout, sys.stderr = sys.__stdin__, sys.__stdout__, sys.__stderr__
+    own = [name for name in sys.modules if name not in _LOADED_BEFORE or name == "__main__"]
+    modules = [ref(sys.modules[name]) for name in own if isinstance(sys.modules[name], ModuleType)]
+    for name in own:
+        sys.modules[name] = None  # type: ignore[assignment]
+    gc.collect()
+    for one in reversed(modules):
+        if (module := one()) is not None:
+            _empty(module.__dict__)
+
+
+def _empty(names: "dict[str, Any]") -> None:
+    """Let go of what a module holds that others hold, as the interpreter does: first what only it should know."""
+    for only_own in (True, False):
+        for name in list(names):
+            if name != "__builtins__" and (not only_own or (name[:1] == "_" and name[:2] != "__")):
+                names[name] = None
 
 
 def _write_out_files() -> None:
