@@ -4,12 +4,13 @@ Reducer, combiner and client are real processes. Two light clients (see ``light_
 model of 4 KB; after that one real client runs 200 rounds of a script that does nothing. Each twentieth of the rounds
 all is looked at from outside: resident memory, open descriptors and threads by the kernel's count, bytes in state
 folders, pages of the reducer's database. Models are kept as ``keep_models`` says, so that only what is meant to grow
-does: the trail, the ledger and the log of events, which are rows.
+does: the trail, the ledger and the log of events, which are rows, and the client's audit log, which is never shortened
+and told by itself.
 
 Memory is told as the slope of a straight line through the second half of the rounds: in the first, what has a bound
 fills, and Python enlarges its table of interned strings, through which each path of a new name passes, once and by
-2 MB. Descriptors and threads are told as what the second half's most is above that of the first, the database as
-bytes per round.
+2 MB. Descriptors and threads are told as what the second half's least is above that of the first: a run under way has
+some of its own, and a look may find any part of one. The database and the audit log are told as bytes per round.
 
     python -m benchmarks.growth [--quick] [--json]
 """
@@ -17,10 +18,11 @@ bytes per round.
 from __future__ import annotations
 
 import asyncio
+import operator
 import os
 import sqlite3
 import statistics
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +33,7 @@ from benchmarks.figures import Figure, Result, Series, figure, run_alone
 from benchmarks.light_clients import light_clients
 from benchmarks.local_network import LocalNetwork, local_network
 from benchmarks.usage import MB, open_descriptors, resident_bytes, threads
+from runnel.client.audit import AUDIT_FILE
 from runnel.common.blobs import digest_file
 from runnel.common.tensors import write_npz
 from runnel.compute_package import pack
@@ -54,13 +57,17 @@ TRAIN = "import shutil, sys\nshutil.copyfile(sys.argv[1], sys.argv[2])\n"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Look:
-    """What a role held after ``round`` rounds. ``files_bytes``: of its state folder, without the database."""
+    """What a role held after ``round`` rounds.
+
+    ``files_bytes``: of its state folder, without the database and the audit log; ``audit_bytes``: of the latter.
+    """
 
     round: int
     resident_bytes: int
     descriptors: int
     threads: int
     files_bytes: int
+    audit_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +86,7 @@ async def measure(quick: bool) -> Result:
         *_figures(light, ("reducer", "combiner"), quick=quick),
         *_database_figures(light, quick=quick),
         *_figures(real, ("client",), quick=quick),
+        figure("client: audit log", "B/round", [slope(_late(real.looks["client"]), lambda look: look.audit_bytes)]),
     ]
     return Result(
         benchmark="growth",
@@ -179,21 +187,25 @@ def _look(number: int, pid: int, state: Path) -> Look:
         resident_bytes=resident_bytes(pid),
         descriptors=open_descriptors(pid),
         threads=threads(pid),
-        files_bytes=_files_bytes(state),
+        files_bytes=sum(map(_size, _bounded_files(state))),
+        audit_bytes=_size(state / AUDIT_FILE),
     )
 
 
-def _files_bytes(folder: Path) -> int:
-    """Return the bytes below ``folder`` without the database; what goes meanwhile counts nothing."""
-    total = 0
+def _bounded_files(folder: Path) -> Iterator[Path]:
+    """Yield the files below ``folder`` without those that are meant to grow: the database and the audit log."""
     for parent, _, names in os.walk(folder):
         for name in names:
-            if not name.startswith("reducer.db"):
-                try:
-                    total += (Path(parent) / name).lstat().st_size
-                except FileNotFoundError:
-                    continue
-    return total
+            if name != AUDIT_FILE and not name.startswith("reducer.db"):
+                yield Path(parent) / name
+
+
+def _size(file: Path) -> int:
+    """Return the bytes of a file; one that is not there, or went meanwhile, counts nothing."""
+    try:
+        return file.lstat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _prepare(folder: Path) -> tuple[Path, Path]:
@@ -214,8 +226,7 @@ def _figures(course: Course, roles: tuple[str, ...], *, quick: bool) -> list[Fig
     figures = []
     for role in roles:
         looks = course.looks[role]
-        late = looks[len(looks) // 2 :]
-        early = looks[: len(looks) // 2]
+        late = _late(looks)
         memory = slope(late, lambda look: look.resident_bytes)
         files = slope(late, lambda look: look.files_bytes)
         figures.append(
@@ -223,12 +234,11 @@ def _figures(course: Course, roles: tuple[str, ...], *, quick: bool) -> list[Fig
         )
         figures.append(figure(f"{role}: memory at the end", "MB", [late[-1].resident_bytes / MB]))
         for what in ("descriptors", "threads"):
-            more = max(getattr(look, what) for look in late) - max(getattr(look, what) for look in early)
             figures.append(
                 figure(
                     f"{role}: {what}, more in the second half",
                     "",
-                    [max(0, more)],
+                    [more(looks, operator.attrgetter(what))],
                     target=None if quick else TARGET_MORE,
                 )
             )
@@ -258,6 +268,24 @@ def _database_figures(course: Course, *, quick: bool) -> list[Figure]:
         figure("round", "ms", [1e3 * each for each in course.rounds_s]),
         figure("round, last tenth times first", "x", [last / first]),
     ]
+
+
+def more(looks: list[Look], of: Callable[[Look], int]) -> int:
+    """Return by how much the least of what ``of`` tells is more in the second half of ``looks`` than in the first.
+
+    >>> def look(number, descriptors):
+    ...     return Look(round=number, resident_bytes=1, descriptors=descriptors, threads=1, files_bytes=0)
+    >>> more([look(n, 18 + extra) for n, extra in enumerate((0, 3, 0, 1, 0, 7))], lambda look: look.descriptors)
+    0
+    >>> more([look(n, 18 + n) for n in range(6)], lambda look: look.descriptors)
+    3
+    """
+    half = len(looks) // 2
+    return max(0, min(map(of, looks[half:])) - min(map(of, looks[:half])))
+
+
+def _late(looks: list[Look]) -> list[Look]:
+    return looks[len(looks) // 2 :]
 
 
 def slope(looks: list[Look], of: Callable[[Look], int]) -> float:
