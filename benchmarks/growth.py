@@ -1,7 +1,7 @@
 """What grows with the number of rounds: memory, descriptors, threads and disk of each role, over 4,000 rounds.
 
 Reducer, combiner and client are real processes. Two light clients (see ``light_clients.py``) give 4,000 rounds of a
-model of 4 KB; after that one real client runs 200 rounds of a script that does nothing. Each twentieth of the rounds
+model of 4 KB; after that one real client runs 1,000 rounds of a script that does nothing. Each twentieth of the rounds
 all is looked at from outside: resident memory, open descriptors and threads by the kernel's count, bytes in state
 folders, pages of the reducer's database. Models are kept as ``keep_models`` says, so that only what is meant to grow
 does: the trail, the ledger and the log of events, which are rows, and the client's audit log, which is never shortened
@@ -81,7 +81,7 @@ class Course:
 
 async def measure(quick: bool) -> Result:
     """Measure both runs."""
-    light, real = await _light(60 if quick else 4000), await _real(10 if quick else 200)
+    light, real = await _light(60 if quick else 4000), await _real(10 if quick else 1000)
     figures = [
         *_figures(light, ("reducer", "combiner"), quick=quick),
         *_database_figures(light, quick=quick),
