@@ -2,7 +2,8 @@
 
     python -m benchmarks.compare BEFORE.json AFTER.json [--all]
 
-The exit status is 1 when a figure has got worse by more than the spread, or a target is missed that was met.
+The exit status is 1 when a figure has got worse by more than the spread, or a target is missed that was met; 2 when a
+file is no result.
 """
 
 from __future__ import annotations
@@ -65,7 +66,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("after", type=Path)
     parser.add_argument("--all", action="store_true", help="also what has not changed")
     arguments = parser.parse_args(argv)
-    before, after = Report.read(arguments.before), Report.read(arguments.after)
+    try:
+        before, after = Report.read(arguments.before), Report.read(arguments.after)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
     console = Console(width=None if sys.stdout.isatty() else 140)
     differing = [
         f"{key}: {before.machine.get(key)} then {value}"

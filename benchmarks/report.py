@@ -35,8 +35,16 @@ class Report:
 
     @staticmethod
     def read(path: Path) -> Report:
-        """Read what :func:`write` wrote as JSON."""
-        return Report.from_json(json.loads(path.read_text()))
+        """Read what :func:`write` wrote as JSON.
+
+        Raises:
+            OSError: there is no such file.
+            ValueError: it is something else.
+        """
+        try:
+            return Report.from_json(json.loads(path.read_text()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is no result of `make bench` in JSON") from error
 
     @staticmethod
     def from_json(document: Mapping[str, Any]) -> Report:

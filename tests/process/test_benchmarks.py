@@ -168,6 +168,20 @@ def test_only_a_change_beyond_the_spread_is_one(tmp_path: Path, capsys: pytest.C
     assert "1 worse" in said
 
 
+@pytest.mark.parametrize("text", [None, "# Benchmarks", "{}", "[]", '{"day": 1, "results": [{}]}'])
+def test_what_is_no_result_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str | None) -> None:
+    good, _ = write(report_of(figure("pause", "ms", [10, 11, 12])), tmp_path / "good")
+    other = tmp_path / "other.json"
+    if text is not None:
+        other.write_text(text)
+    with pytest.raises(SystemExit) as ended:
+        compare.main([str(good), str(other)])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert str(other) in said
+    assert ("is no result of `make bench`" in said) is (text is not None)
+
+
 def test_a_target_that_was_met_and_is_missed_is_worse_within_the_spread_too(tmp_path: Path) -> None:
     met, _ = write(report_of(figure("overhead", "ms", [90, 95, 120], target=100)), tmp_path / "met")
     missed, _ = write(report_of(figure("overhead", "ms", [90, 105, 120], target=100)), tmp_path / "missed")

@@ -235,6 +235,20 @@ async def test_nothing_is_overwritten(tmp_path: Path) -> None:
         restore(tmp_path / "none.tar", tmp_path / "copy")
 
 
+async def test_paths_that_lead_nowhere_are_named(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    await make_state(state)
+    with pytest.raises(NotFound, match=f"There is no folder {tmp_path / 'nowhere'}") as caught:
+        back_up(state, tmp_path / "nowhere" / "b.tar")
+    assert caught.value.hint == "Make it first."
+    back_up(state, tmp_path / "b.tar")
+    with pytest.raises(InvalidInput, match="is a folder, not a backup"):
+        restore(state, tmp_path / "copy")
+    with pytest.raises(Conflict, match=r"b\.tar is a file"):
+        restore(tmp_path / "b.tar", tmp_path / "b.tar")
+    assert not (tmp_path / "copy").exists()
+
+
 async def test_a_folder_that_is_being_restored_is_left_alone(tmp_path: Path) -> None:
     state, file, copy = tmp_path / "state", tmp_path / "b.tar", tmp_path / "copy"
     await make_state(state)

@@ -73,7 +73,8 @@ def back_up(state: Path, output: Path, progress: Progress | None = None) -> Back
     """Write a backup of the state folder to ``output``, with mode 0600, as it holds keys; the reducer may run.
 
     Raises:
-        NotFound: there is no embedded database in ``state``, or its models are in a bucket.
+        NotFound: there is no embedded database in ``state``, its models are in a bucket, or there is no folder for
+            ``output``.
         Conflict: ``output`` exists, or another backup of this folder is under way.
         CorruptData: a file of the state is not what it was when it was stored; it is named.
         StorageFull: no room; nothing is left at ``output``.
@@ -96,6 +97,8 @@ def back_up(state: Path, output: Path, progress: Progress | None = None) -> Back
         )
     if output.exists():
         raise Conflict(f"{output} exists.", hint="Choose another --output, or remove it first.", path=str(output))
+    if not output.absolute().parent.is_dir():
+        raise NotFound(f"There is no folder {output.absolute().parent}.", hint="Make it first.", path=str(output))
     partial = output.with_name(f".{output.name}.{secrets.token_hex(4)}.part")
     with _only_backup(state), storage_errors(output):
         try:

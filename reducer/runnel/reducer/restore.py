@@ -36,7 +36,7 @@ def restore(backup: Path, state: Path, progress: Progress | None = None) -> Back
 
     Raises:
         NotFound: there is no such backup.
-        Conflict: ``state`` has something in it.
+        Conflict: ``state`` has something in it, or is a file.
         InvalidInput: the file is no backup, or of a newer format.
         CorruptData: it was cut off or changed; what is wrong is named, and nothing of it is kept in ``state``.
         StorageFull: no room; nothing of it is kept in ``state``.
@@ -46,6 +46,8 @@ def restore(backup: Path, state: Path, progress: Progress | None = None) -> Back
         archive = backup.open("rb")
     except FileNotFoundError as error:
         raise NotFound(f"There is no file {backup}.", path=str(backup)) from error
+    except IsADirectoryError as error:
+        raise InvalidInput(f"{backup} is a folder, not a backup of a reducer.", path=str(backup)) from error
     with archive, storage_errors(state):
         state.mkdir(parents=True, exist_ok=True)
         with StateLock(state):
@@ -68,6 +70,8 @@ def restore(backup: Path, state: Path, progress: Progress | None = None) -> Back
 def _require_empty(state: Path) -> None:
     if not state.exists():
         return
+    if not state.is_dir():
+        raise Conflict(f"{state} is a file.", hint="Restore into a new folder.", path=str(state))
     # What an attempt that was killed left behind is nothing that anybody misses.
     there = sorted(path.name for path in state.iterdir() if path.name not in {_RESTORING, "lock"})
     if there:
