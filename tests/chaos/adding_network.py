@@ -54,15 +54,20 @@ class AddingNetwork(ProcessNetwork):
         self.proxies: dict[str, FaultyProxy] = {}
         self.steps: dict[str, float] = {}
 
-    def start(self, combiners: int, clients: int, *reducer: str) -> None:
-        """Start all, ``reducer`` with these further arguments; clients prefer the combiners in turn."""
+    def start(self, combiners: int, clients: int, *reducer: str, above: str = "") -> None:
+        """Start all, ``reducer`` with these further arguments; clients prefer the combiners in turn.
+
+        ``above``: a combiner of this name is between the others and the reducer.
+        """
         self.start_reducer(*reducer)
         self.rpc = self._proxied("reducer", self.rpc)
-        for number in range(1, combiners + 1):
-            name = f"c{number}"
+        for name in [*([above] if above else []), *(f"c{number}" for number in range(1, combiners + 1))]:
             address = self._proxied(name, "")
-            self.start_combiner(name, "--advertise", address)
+            parent = above if name != above else ""
+            self.start_combiner(name, "--advertise", address, "--parent", parent)
             self.follow(name)
+            if name == above:
+                self.until_attached(name)
         with self.together():
             for number in range(1, clients + 1):
                 name = f"site-{number}"
@@ -94,6 +99,11 @@ class AddingNetwork(ProcessNetwork):
         beside.write_text(point.value)
         beside.replace(self._crash_file(name))
 
+    def places(self) -> dict[str, str | None]:
+        """Return where each client is."""
+        nodes = {node.name: node.attached_to for node in self.sdk.nodes.list() if node.status == "attached"}
+        return {name: nodes.get(name) for name in self.steps}
+
     def _crash_file(self, name: str) -> Path:
         return self.folder / f"{name}.crash"
 
@@ -104,8 +114,7 @@ class AddingNetwork(ProcessNetwork):
         """
 
         def places() -> set[str | None]:
-            nodes = {node.name: node.attached_to for node in self.sdk.nodes.list() if node.status == "attached"}
-            return {nodes.get(name) for name in self.steps}
+            return set(self.places().values())
 
         if anew:
             self.kill("c1", signal.SIGTERM)
@@ -176,9 +185,12 @@ class AddingNetwork(ProcessNetwork):
             assert name in again or len(mine) == rounds, f"{name} did finished work again"
 
     def require_nothing_held(self) -> None:
-        """Wait until every client was told that it may forget its reports."""
+        """Wait until every client was told that it may forget its reports, and nothing of a sum is left above."""
+        running = [name for name in self.proxies if self.process(name).poll() is None]
+        folders = [self.folder / name / "outbox" for name in self.steps]
+        folders += [self.folder / name / ("partials" if name == "reducer" else "sums") for name in running]
 
-        def nothing() -> bool:
-            return not any(any((self.folder / name / "outbox").iterdir()) for name in self.steps)
+        def held() -> list[Path]:
+            return [file for folder in folders for file in folder.iterdir()]
 
-        eventually_blocking(nothing, timeout_s=30)
+        eventually_blocking(lambda: not held(), timeout_s=30, state=held)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import socket
 import sys
 import threading
@@ -19,7 +20,14 @@ class Fault(Enum):
     HOLE = "hole"  # nothing gets through and nothing is closed: a cable is out
     RESET = "reset"  # connections are reset, new ones too
     SLOW = "slow"  # each piece is late by a quarter of a second
+    LOSS = "loss"  # of each two pieces one is lost: it comes when it was sent again, and what is behind it waits
     TRICKLE = "trickle"  # a few bytes at a time
+    BYTE = "byte"  # one byte per second
+    NO_SERVER = "no-server"  # half-open: the server has lost its end of each connection, who connected is not told
+    NO_CALLER = "no-caller"  # half-open: who connected is gone, the server is not told
+
+
+FAULTS = [fault for fault in Fault if fault is not Fault.NONE]
 
 
 class Way(Enum):
@@ -27,6 +35,25 @@ class Way(Enum):
 
     UP = "up"  # from who connected
     DOWN = "down"
+
+
+# Half-open connections: the bytes from which end come no more. New connections are good.
+LOST = {Fault.NO_SERVER: Way.DOWN, Fault.NO_CALLER: Way.UP}
+PIECE_BYTES = {Fault.TRICKLE: 64, Fault.BYTE: 1}
+PAUSE_S = {Fault.TRICKLE: 0.01, Fault.BYTE: 1.0}
+RETRANSMISSION_S = 0.2
+
+
+class Connection:
+    """Two ends by the way of the bytes that come from them; ``lost``: one of them, which the other is not told."""
+
+    def __init__(self, near: asyncio.StreamWriter, far: asyncio.StreamWriter) -> None:
+        self.ends = {Way.UP: near, Way.DOWN: far}
+        self.lost: Way | None = None
+
+    def lose(self, end: Way) -> None:
+        self.lost = end
+        _reset(self.ends[end])
 
 
 class FaultyProxy:
@@ -47,7 +74,8 @@ class FaultyProxy:
         self._thread = threading.Thread(target=self._run, name="faulty proxy", daemon=True)
         self._ready = threading.Event()
         self._stop: Callable[[], object] = lambda: None
-        self._writers: set[asyncio.StreamWriter] = set()
+        self._connections: set[Connection] = set()
+        self._random = random.Random(0)
 
     def __enter__(self) -> FaultyProxy:
         self._thread.start()
@@ -61,10 +89,12 @@ class FaultyProxy:
         self._thread.join()
 
     def inflict(self, fault: Fault) -> None:
-        """Misbehave so from now on; :attr:`Fault.RESET` also hits the connections that are open."""
+        """Misbehave so from now on; a reset also hits the connections that are open, half-open only these."""
         self.fault = fault
         if fault is Fault.RESET:
             self._loop.call_soon_threadsafe(self._reset_all)
+        elif fault in LOST:
+            self._loop.call_soon_threadsafe(self._lose_all, LOST[fault])
 
     def cut_after(self, way: Way, size: int) -> None:
         """Reset all connections once when so many more bytes have gone this way; new ones are good again."""
@@ -107,41 +137,65 @@ class FaultyProxy:
         except OSError:
             _reset(writer)
             return
-        self._writers |= {writer, up_writer}
+        connection = Connection(writer, up_writer)
+        self._connections.add(connection)
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._pipe(reader, up_writer, Way.UP))
-                group.create_task(self._pipe(up_reader, writer, Way.DOWN))
+                group.create_task(self._pipe(reader, up_writer, Way.UP, connection))
+                group.create_task(self._pipe(up_reader, writer, Way.DOWN, connection))
         except* (OSError, EOFError):
             pass  # one side is gone; so is the other, below
         finally:
-            self._writers -= {writer, up_writer}
+            self._connections.discard(connection)
             for each in (writer, up_writer):
                 with contextlib.suppress(RuntimeError, OSError):
                     each.close()
 
-    async def _pipe(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: Way) -> None:
-        while data := await reader.read(65536):
-            self.moved[way] += len(data)
-            if self.moved[way] >= self._cut_at.get(way, sys.maxsize):
-                del self._cut_at[way]
-                self.cuts += 1
-                self._reset_all()
-            while self.fault is Fault.HOLE:  # noqa: ASYNC110 - a fault ends when the test says so
-                await asyncio.sleep(0.05)
-            if self.fault is Fault.SLOW:
-                await asyncio.sleep(0.25)
-            size = 64 if self.fault is Fault.TRICKLE else len(data)
-            for at in range(0, len(data), size):
-                writer.write(data[at : at + size])
-                await writer.drain()
-                if self.fault is Fault.TRICKLE:
-                    await asyncio.sleep(0.01)
+    async def _pipe(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: Way, connection: Connection
+    ) -> None:
+        with contextlib.suppress(OSError):  # of an end that is gone, as below
+            while data := await reader.read(65536):
+                self.moved[way] += len(data)
+                if self.moved[way] >= self._cut_at.get(way, sys.maxsize):
+                    del self._cut_at[way]
+                    self.cuts += 1
+                    self._reset_all()
+                try:
+                    await self._forward(data, writer, connection)
+                except OSError:
+                    if connection.lost is None:
+                        raise
+        if connection.lost is way:
+            await asyncio.Event().wait()  # until the other end gives up by itself
         raise EOFError
 
+    async def _forward(self, data: bytes, writer: asyncio.StreamWriter, connection: Connection) -> None:
+        """Write as the fault of the moment lets it through."""
+        if self.fault is Fault.SLOW:
+            await asyncio.sleep(0.25)
+        wait_s = RETRANSMISSION_S
+        while self.fault is Fault.LOSS and self._random.random() < 0.5:
+            await asyncio.sleep(wait_s)
+            wait_s *= 2
+        while data and connection.lost is None:
+            while self.fault is Fault.HOLE:  # noqa: ASYNC110 - a fault ends when the test says so
+                await asyncio.sleep(0.05)
+            fault = self.fault
+            size = PIECE_BYTES.get(fault, len(data))
+            writer.write(data[:size])
+            await writer.drain()
+            data = data[size:]
+            await asyncio.sleep(PAUSE_S.get(fault, 0))
+
     def _reset_all(self) -> None:
-        for writer in list(self._writers):
-            _reset(writer)
+        for connection in list(self._connections):
+            for each in connection.ends.values():
+                _reset(each)
+
+    def _lose_all(self, end: Way) -> None:
+        for connection in list(self._connections):
+            connection.lose(end)
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:

@@ -14,11 +14,12 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tests.chaos.adding_network import AddingNetwork
-from tests.chaos.proxy import Fault
+from tests.chaos.proxy import FAULTS, Fault
 
 COMBINERS, CLIENTS = 2, 4
 ROUNDS = 5
@@ -68,7 +69,7 @@ class Soak:
                 self._network.process(who).send_signal(signal.SIGCONT)
             case _:
                 where, seconds = self._random.choice(sorted(self._network.proxies)), self._random.uniform(0.5, 5)
-                fault = self._random.choice([Fault.HOLE, Fault.RESET, Fault.SLOW, Fault.TRICKLE])
+                fault = self._random.choice(FAULTS)
                 self._tell(f"{fault.value} before {where} for {seconds:.1f} s")
                 self._network.proxies[where].inflict(fault)
                 time.sleep(seconds)
@@ -76,7 +77,10 @@ class Soak:
 
 
 def soak(seed: int, seconds: float, tell: Callable[[str], object]) -> Soak:
-    """Run a soak in a temporary folder; raises AssertionError when the ledger does not balance."""
+    """Run a soak in a temporary folder; raises AssertionError when the ledger does not balance.
+
+    Whatever else is raised, such as the error of a component that does not start again, is a failure too.
+    """
     with (
         tempfile.TemporaryDirectory(prefix="runnel-soak-") as folder,
         AddingNetwork(Path(folder), RUNNEL_HEARTBEAT_S="1") as network,
@@ -87,12 +91,14 @@ def soak(seed: int, seconds: float, tell: Callable[[str], object]) -> Soak:
         return run
 
 
-def main() -> int:
-    """Run from the command line."""
+def main(argv: Sequence[str] | None = None, run: Callable[..., object] = soak) -> int:
+    """Run from the command line; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1_000_000))
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
+    if options.minutes <= 0:
+        parser.error(f"--minutes {options.minutes:g}: nothing is seen in no time")
     started = time.monotonic()
 
     def tell(line: str) -> None:
@@ -100,9 +106,10 @@ def main() -> int:
 
     tell(f"seed {options.seed}, {options.minutes:g} minutes")
     try:
-        soak(options.seed, options.minutes * 60, tell)
-    except AssertionError as error:
-        tell(f"FAILED with --seed {options.seed}: {error}")
+        run(options.seed, options.minutes * 60, tell)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the seed is what shows it again
+        traceback.print_exc()
+        tell(f"FAILED with --seed {options.seed}: {type(error).__name__}: {error}")
         return 1
     return 0
 

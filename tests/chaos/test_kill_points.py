@@ -72,3 +72,18 @@ def test_no_update_is_lost_or_counted_twice(
     network.relaunch(who)
     network.require_exact(session, ROUNDS, again=[who] if point in UNFINISHED else [])
     network.require_nothing_held()
+
+
+@pytest.mark.parametrize("point", [CrashPoint.UPDATE_FOLDED, CrashPoint.SUM_PUSHED], ids=lambda point: point.value)
+def test_another_combiner_gets_what_one_had_that_never_comes_back(
+    network: AddingNetwork, work: tuple[str, str], point: CrashPoint
+) -> None:
+    network.until_attached("c1", "c2", *network.steps)
+    who = network.gather()
+    network.crash(who, point)
+    session = network.start_session(work, ROUNDS)
+    assert network.until_dead(who, timeout_s=60) == -signal.SIGKILL
+    network.require_exact(session, ROUNDS)
+    network.require_nothing_held()
+    assert set(network.places().values()) == {"c1", "c2"} - {who}
+    network.relaunch(who)

@@ -10,6 +10,7 @@ import pytest
 from runnel.common.crash_points import CrashPoint
 from tests.bucket_server import CREDENTIALS, running_bucket_server
 from tests.chaos.adding_network import AddingNetwork
+from tests.chaos.test_kill_points import WHO
 
 pytestmark = [pytest.mark.process, pytest.mark.restarts, pytest.mark.timeout(120)]
 
@@ -27,9 +28,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AddingNetwork]
 
 
 @pytest.mark.parametrize(
-    "point",
-    [CrashPoint.REPORT_RECEIVED, CrashPoint.REPORT_COMMITTED, CrashPoint.MODEL_STORED, CrashPoint.ROUND_COMMITTED],
-    ids=lambda point: point.value,
+    "point", [point for point, names in WHO.items() if "reducer" in names], ids=lambda point: point.value
 )
 def test_no_update_is_lost_or_counted_twice(network: AddingNetwork, work: tuple[str, str], point: CrashPoint) -> None:
     network.until_attached("c1", *network.steps)
