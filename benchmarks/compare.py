@@ -3,7 +3,7 @@
     python -m benchmarks.compare BEFORE.json AFTER.json [--all]
 
 The exit status is 1 when a figure has got worse by more than the spread, or a target is missed that was met; 2 when a
-file is no result.
+file is no result. Limits and peers that were measured beside are shown and nobody's to make worse.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from rich.table import Table
 
 from benchmarks.figures import Figure, number
 from benchmarks.report import Report
+
+_BESIDE = ("limit ", "Flower", "NVFlare")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,8 +38,16 @@ class Change:
         return before[1] < after[0] or after[1] < before[0]
 
     @property
+    def beside(self) -> bool:
+        """Whether it is of a limit or of a peer."""
+        name = self.after.name
+        return name.endswith(" alone") or any(part.startswith(_BESIDE) for part in name.split(": "))
+
+    @property
     def worse(self) -> bool:
-        """Whether it has clearly got worse, or a target is missed that was met."""
+        """Whether it is ours and has clearly got worse, or a target is missed that was met."""
+        if self.beside:
+            return False
         up = self.after.median > self.before.median
         return (self.clear and up is not self.after.more_is_better) or (
             self.before.verdict == "met" and self.after.verdict == "missed"
@@ -88,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 number(each.after.median),
                 each.after.unit,
                 f"{each.percent:+.0f} %",
-                "worse" if each.worse else "better" if each.clear else "same",
+                "worse" if each.worse else "same" if not each.clear else "beside" if each.beside else "better",
             )
     console.print(table)
     console.print(f"{len(found)} figures compared, {sum(each.worse for each in found)} worse.")

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import asyncio
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks.figures import Figure, Result, figure, run_alone
+from benchmarks.figures import Bars, Figure, Result, figure, run_alone
 from benchmarks.light_rounds import LightRounds, light_rounds
 from benchmarks.limits import fold_seconds, transfer_seconds, transfers_of_round
 from benchmarks.usage import MB
@@ -55,6 +56,7 @@ _FULL = {
 async def measure(quick: bool) -> Result:
     """Measure all rows."""
     figures: list[Figure] = []
+    measured: list[Row] = []
     for megabytes, wanted in (_QUICK if quick else _FULL).items():
         size_bytes, runs = megabytes * 1_000_000, 3 if megabytes <= TARGET_FROM_MB else 1
         # The limits first and last: the machine may be busy with something else for a while.
@@ -70,12 +72,25 @@ async def measure(quick: bool) -> Result:
             figures += _figures(row, _limit_s(row.clients, transfer_s, fold_s))
         if megabytes >= TARGET_FROM_MB and len(rows) > 1:
             figures += _flatness(rows[0], rows[-1])
+        measured += rows
     return Result(
         benchmark="memory",
         parameters={"combiners": 1, "clients_are": "light, in one process"},
         figures=figures,
         notes=("A model is float32; base is the idle process.",),
+        bars=(_bars(measured),),
     )
+
+
+def _bars(rows: Sequence[Row]) -> Bars:
+    """Draw the peaks beside what they are to stay below."""
+    values: dict[str, list[float | None]] = {f"limit {TARGET_MODELS:g} models": []}
+    for row in rows:
+        promised = row.megabytes >= TARGET_FROM_MB
+        values[f"limit {TARGET_MODELS:g} models"].append(TARGET_MODELS * row.megabytes if promised else None)
+        for role, peak in row.measured.peaks.items():
+            values.setdefault(role, []).append(peak / MB)
+    return Bars(name="peak memory above the idle process", unit="MB", groups=[row.name for row in rows], values=values)
 
 
 def _limit_s(clients: int, transfer_s: float, fold_s: float) -> float:

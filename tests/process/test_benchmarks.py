@@ -118,6 +118,12 @@ def test_memory_is_counted_above_the_idle_process(report: Report) -> None:
     assert combiner.median >= 2  # the sum alone
     assert combiner.median < 60
     assert 30 < found["1 MB, 2 clients: combiner base"].median < 300
+    (result,) = (each for each in report.results if each.benchmark == "memory")
+    (bars,) = result.bars
+    assert list(bars.groups) == ["1 MB, 2 clients"]
+    assert set(bars.values) == {"limit 3 models", "combiner", "reducer"}
+    (drawn,) = bars.values["combiner"]
+    assert drawn == pytest.approx(combiner.median)
 
 
 def test_rounds_stand_beside_their_limits(report: Report) -> None:
@@ -166,6 +172,20 @@ def test_only_a_change_beyond_the_spread_is_one(tmp_path: Path, capsys: pytest.C
     assert "+27 %" in said
     assert "better" in said
     assert "1 worse" in said
+
+
+def test_a_limit_or_a_peer_that_got_slower_makes_nothing_worse(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["8 clients, 4 KB: limit numpy, round", "8 clients, 4 KB: Flower, round", "100 MB: grpc.aio alone"]
+    reports = []
+    for stem, seconds in (("before", 1.0), ("after", 2.0)):
+        figures = [figure(name, "s", [seconds]) for name in names]
+        reports.append(str(write(report_of(*figures), tmp_path / stem)[0]))
+    assert compare.main(reports) == 0
+    said = capsys.readouterr().out
+    assert said.count("+100 %") == said.count("beside") == len(names)
+    assert "0 worse" in said
 
 
 @pytest.mark.parametrize("text", [None, "# Benchmarks", "{}", "[]", '{"day": 1, "results": [{}]}'])
