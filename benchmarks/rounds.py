@@ -57,7 +57,7 @@ _FULL = (
     Row(clients=8, kilobytes=4, rounds=30, peer_rounds=5, cold=True),
     Row(clients=8, kilobytes=10_000, rounds=10, peer_rounds=5),
     Row(clients=4, kilobytes=100_000, rounds=7, peer_rounds=5),
-    Row(clients=8, kilobytes=100_000, rounds=5, peer_rounds=3),
+    Row(clients=8, kilobytes=100_000, rounds=5, peer_rounds=5),
 )
 _QUOTED = (
     "FEDn 0.33, quoted, not measured here (its server needs MongoDB and MinIO; a quiet machine of two cores):"

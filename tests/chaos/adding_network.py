@@ -152,6 +152,15 @@ class AddingNetwork(ProcessNetwork):
         options = {"min_clients": len(self.steps), "round_timeout_s": 120.0, "retries": 20} | more
         return self.sdk.sessions.start(package=package, seed=seed, rounds=rounds, **options).session
 
+    def until_under_way(self, session: str) -> None:
+        """Wait until a round is done and others are not, so that what happens now happens in the middle."""
+
+        def done() -> bool:
+            return any(each.status == "committed" for each in self.sdk.sessions.show(session).rounds)
+
+        eventually_blocking(done, timeout_s=30)
+        assert self.sdk.sessions.show(session).status == "running"
+
     def require_exact(
         self,
         session: str,

@@ -34,7 +34,7 @@ def all_at(network: AddingNetwork) -> str:
 def test_a_cut_between_two_tiers(network: AddingNetwork, work: tuple[str, str], where: str, fault: Fault) -> None:
     where = all_at(network) if where == "combiner" else where
     session = network.start_session(work, rounds=4)
-    time.sleep(0.7)  # into the middle of a round, wherever that is
+    network.until_under_way(session)
     proxy = network.proxies[where]
     proxy.inflict(fault)
     time.sleep(5 * HEARTBEAT_S)
@@ -49,7 +49,7 @@ def test_a_process_that_stands_still_for_longer_than_the_heartbeats(
 ) -> None:
     who = all_at(network) if who == "combiner" else who
     session = network.start_session(work, rounds=4)
-    time.sleep(0.7)
+    network.until_under_way(session)
     network.process(who).send_signal(signal.SIGSTOP)
     time.sleep(5 * HEARTBEAT_S)
     network.process(who).send_signal(signal.SIGCONT)

@@ -77,7 +77,7 @@ def test_a_combiner_that_is_killed_above_or_below(
 def test_a_cut_between_combiners(network: AddingNetwork, work: tuple[str, str], fault: Fault) -> None:
     at_a_leaf(network)
     session = network.start_session(work, rounds=4)
-    time.sleep(0.7)  # into the middle of a round, wherever that is
+    network.until_under_way(session)
     network.proxies["top"].inflict(fault)
     time.sleep(5 * HEARTBEAT_S)
     network.proxies["top"].inflict(Fault.NONE)
@@ -88,7 +88,7 @@ def test_a_cut_between_combiners(network: AddingNetwork, work: tuple[str, str], 
 def test_a_combiner_above_others_stands_still(network: AddingNetwork, work: tuple[str, str]) -> None:
     at_a_leaf(network)
     session = network.start_session(work, rounds=4)
-    time.sleep(0.7)
+    network.until_under_way(session)
     network.process("top").send_signal(signal.SIGSTOP)
     time.sleep(5 * HEARTBEAT_S)
     network.process("top").send_signal(signal.SIGCONT)
@@ -114,7 +114,7 @@ def test_a_cut_between_the_reducer_and_its_clients(
     direct: AddingNetwork, direct_work: tuple[str, str], fault: Fault
 ) -> None:
     session = direct.start_session(direct_work, rounds=4)
-    time.sleep(0.7)
+    direct.until_under_way(session)
     direct.proxies["reducer"].inflict(fault)
     time.sleep(5 * HEARTBEAT_S)
     direct.proxies["reducer"].inflict(Fault.NONE)
