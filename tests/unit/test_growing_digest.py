@@ -9,6 +9,8 @@ import pytest
 
 from runnel.common.tensors.growing_digest import GrowingDigest
 
+pytestmark = pytest.mark.unit
+
 DATA = bytes(range(256)) * 12_000  # three pieces
 
 

@@ -63,7 +63,7 @@ class Network(Protocol):
         """Bring a blob."""
         ...
 
-    async def push(self, order_id: str, source: Source, ref: BlobRef, *, deadline_s: float) -> None:
+    async def push(self, order_id: str, source: Source, ref: BlobRef, *, deadline_s: float) -> object:
         """Give a blob to the network, under a run's name."""
         ...
 

@@ -358,11 +358,10 @@ class SessionRunner:
             earlier = {row.round for row in rows} - {position.round}
             bases = {n: await ledger.base_of_round(tx, self.session_id, n) for n in earlier}
         models = {n: BlobRef(sha256=row.digest, size_bytes=row.size_bytes) for n, row in bases.items()}
-        models[position.round] = position.model
+        models[position.round] = base = position.model
         state = await optimizer_state_of(self._blobs, position)
-        files, folder = self._blobs.files, self._partials
-        base, before = position.model, position.superseded
-        reduction = Reduction(blobs=files, folder=folder, base=base, optimizer_state=state, superseded=before)
+        files, folder, superseded = self._blobs.files, self._partials, position.superseded
+        reduction = Reduction(blobs=files, folder=folder, base=base, optimizer_state=state, superseded=superseded)
         payloads = [self._partials / row.filename for row in rows]
         async with inputs_here(self._blobs, [position.model, *models.values()], state, payloads):
             by_strategy = functools.partial(
