@@ -7,7 +7,7 @@ where they came. What is on the wire is the message ``Chunk`` in either case.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -72,6 +72,29 @@ class BlobCalls:
             f"/{UPLINK_SERVICE}/Fetch", request_serializer=pb.FetchRequest.SerializeToString
         )
         self.push: Any = channel.stream_unary(f"/{UPLINK_SERVICE}/Push", response_deserializer=pb.Receipt.FromString)
+
+
+class Messages:
+    """The messages of a call, one after another; what was taken is held by its taker alone.
+
+    gRPC's own iterator holds each message until the next one is there, for as long as the sender takes: half a
+    megabyte for every node that pushes over a slow line.
+
+    Args:
+        context: of the call, whose iterator of messages must not be used as well.
+    """
+
+    def __init__(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        self._context = context
+
+    def __aiter__(self) -> Messages:
+        return self
+
+    async def __anext__(self) -> bytes:
+        message = await self._context.read()
+        if message is grpc.aio.EOF:
+            raise StopAsyncIteration
+        return cast("bytes", message)
 
 
 def add_uplink(servicer: pb_grpc.UplinkServicer, server: grpc.aio.Server) -> None:

@@ -39,6 +39,8 @@ _OPTIONS: tuple[tuple[str, Any], ...] = (
     # the bandwidth to many times that, and this is held once for every node that pushes at the same time.
     ("grpc.http2.bdp_probe", 0),
     ("grpc.http2.lookahead_bytes", 512 << 10),
+    # Else each connection over which something large came keeps half a megabyte for what may come next, for good.
+    ("grpc.experimental.tcp_max_read_buffer_size", 256 << 10),
 )
 
 

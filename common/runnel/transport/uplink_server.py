@@ -31,7 +31,7 @@ from runnel.rpc.v1 import uplink_pb2_grpc as pb_grpc
 from runnel.transport.asking import AskHandler, answer
 from runnel.transport.authority import require_authority
 from runnel.transport.child import Child
-from runnel.transport.chunk_wire import UPLINK_SERVICE, add_uplink, join_chunk, split_chunk
+from runnel.transport.chunk_wire import UPLINK_SERVICE, Messages, add_uplink, join_chunk, split_chunk
 from runnel.transport.chunks import MAX_CHUNK_BYTES, read_chunks, receive_into
 from runnel.transport.credentials import CredentialVerifier, NodeIdentity, bearer
 from runnel.transport.messages import downward_to_wire, upward_from_wire
@@ -334,9 +334,10 @@ class UplinkServer(pb_grpc.UplinkServicer):
     # ---- Push
 
     async def Push(  # type: ignore[override]  # noqa: N802, D102 - the name is the wire's, and documented there
-        self, request_iterator: AsyncIterator[bytes], context: Context
+        self, _: AsyncIterator[bytes], context: Context
     ) -> pb.Receipt:
-        message = await self._first(request_iterator)
+        messages = Messages(context)
+        message = await self._first(messages)
         header, data = (None, memoryview(b"")) if message is None else split_chunk(message)
         del message
         identity = self._verifier.verify(bearer(context))
@@ -354,7 +355,7 @@ class UplinkServer(pb_grpc.UplinkServicer):
             if not data or header.offset == file.held:
                 # What only asks has nothing to wait for.
                 left = ref.size_bytes - file.held if data else 0
-                chunks = _pushed(data, request_iterator, self._queue.moved, file.name)
+                chunks = _pushed(data, messages, self._queue.moved, file.name)
                 del data, header
                 held = file.held
                 try:

@@ -1,0 +1,109 @@
+"""How much of pushes a server holds in memory while they wait for what comes next, and when they are over."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import gc
+import hashlib
+import os
+import tracemalloc
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from runnel.common.protocol import BlobRef
+from runnel.rpc.v1 import uplink_pb2 as pb
+from runnel.transport import open_channel
+from runnel.transport.chunk_wire import BlobCalls
+from runnel.transport.chunks import CHUNK_BYTES
+from runnel.transport.credentials import bearer_metadata
+from runnel.transport.transfer_queue import TransferQueue
+from runnel.transport.transfers import push_once
+from runnel.transport.wire_values import blob_to_wire
+from tests.doubles.uplink import SmallNetwork
+from tests.eventually import eventually
+
+pytestmark = pytest.mark.network
+
+PUSHES = 24
+
+
+async def test_pushes_over_slow_lines_hold_no_chunk_that_was_written(tmp_path: Path) -> None:
+    ref = BlobRef(sha256="5e" * 32, size_bytes=4 * CHUNK_BYTES)
+    chunk = os.urandom(CHUNK_BYTES)
+    async with (
+        SmallNetwork(tmp_path / "red", queue=TransferQueue(at_once=PUSHES)) as network,
+        open_channel(network.address, tls=None) as channel,
+    ):
+
+        def written() -> int:
+            return sum(file.stat().st_size for file in network.folder.rglob("*") if file.is_file())
+
+        async def push_half(name: str) -> Any:
+            call = BlobCalls(channel).push(metadata=bearer_metadata(network.credential(name)), timeout=60)
+            await call.write(pb.Chunk(blob=blob_to_wire(ref), order_id="ord-1", data=chunk).SerializeToString())
+            await call.write(pb.Chunk(data=chunk).SerializeToString())
+            return call
+
+        tracemalloc.start()
+        try:
+            calls = await asyncio.gather(*(push_half(f"c{number}") for number in range(PUSHES)))
+            await eventually(lambda: written() == PUSHES * 2 * CHUNK_BYTES, timeout_s=20)
+            gc.collect()
+            held, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        for call in calls:
+            call.cancel()
+    assert held < PUSHES * CHUNK_BYTES / 4
+
+
+class _Mallinfo(ctypes.Structure):
+    """``struct mallinfo2`` of glibc."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+        )
+    ]
+
+
+def allocated_bytes() -> int:
+    """Return the bytes that are allocated in this process now, by gRPC's own code as well."""
+    gc.collect()
+    mallinfo = ctypes.CDLL(None).mallinfo2
+    mallinfo.restype = _Mallinfo
+    found = mallinfo()
+    return int(found.uordblks + found.hblkhd)
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="needs glibc 2.33")
+async def test_a_connection_keeps_no_chunk_of_what_came_over_it(tmp_path: Path) -> None:
+    async with SmallNetwork(tmp_path / "red") as network, AsyncExitStack() as stack:
+        names = [f"c{number}" for number in range(PUSHES)]
+        channels = [await stack.enter_async_context(open_channel(network.address, tls=None)) for _ in names]
+
+        async def push(name: str, channel: grpc.aio.Channel, order_id: str, data: bytes) -> None:
+            ref = BlobRef(sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data))
+            credential = network.credential(name)
+            _, complete = await push_once(
+                BlobCalls(channel), order_id, memoryview(data), ref, offset=0, credential=credential, peer="the server"
+            )
+            assert complete
+
+        async def push_all(order_id: str, data: bytes) -> None:
+            await asyncio.gather(
+                *(push(name, channel, order_id, data) for name, channel in zip(names, channels, strict=True))
+            )
+            network.handler.payloads.clear()
+
+        await push_all("ord-1", b"little")
+        before = allocated_bytes()
+        await push_all("ord-2", os.urandom(4 * CHUNK_BYTES))
+        await eventually(lambda: allocated_bytes() - before < PUSHES * CHUNK_BYTES / 4)
