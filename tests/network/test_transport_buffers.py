@@ -19,7 +19,7 @@ from runnel.common.protocol import BlobRef
 from runnel.rpc.v1 import uplink_pb2 as pb
 from runnel.transport import open_channel
 from runnel.transport.chunk_wire import BlobCalls
-from runnel.transport.chunks import CHUNK_BYTES
+from runnel.transport.chunks import CHUNK_BYTES, QUEUED_BYTES
 from runnel.transport.credentials import bearer_metadata
 from runnel.transport.transfer_queue import TransferQueue
 from runnel.transport.transfers import push_once
@@ -107,3 +107,45 @@ async def test_a_connection_keeps_no_chunk_of_what_came_over_it(tmp_path: Path) 
         before = allocated_bytes()
         await push_all("ord-2", os.urandom(4 * CHUNK_BYTES))
         await eventually(lambda: allocated_bytes() - before < PUSHES * CHUNK_BYTES / 4)
+
+
+async def test_a_push_sends_no_more_than_its_first_chunk_before_it_is_its_turn(tmp_path: Path) -> None:
+    data = os.urandom(4 * CHUNK_BYTES)
+    ref = BlobRef(sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data))
+    queue = TransferQueue(at_once=1, busy_bytes_per_s=0.0)
+    async with (
+        SmallNetwork(tmp_path / "red", queue=queue) as network,
+        open_channel(network.address, tls=None) as channel,
+    ):
+        taken: list[int] = []
+        calls = BlobCalls(channel)
+
+        class Counting:
+            """The call, which counts what it is given."""
+
+            def __init__(self, call: Any) -> None:
+                self._call = call
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(self._call, name)
+
+            def __await__(self) -> Any:
+                return self._call.__await__()
+
+            async def write(self, message: bytes) -> None:
+                taken.append(len(message))
+                await self._call.write(message)
+
+        push = calls.push
+        calls.push = lambda **more: Counting(push(**more))
+        async with asyncio.TaskGroup() as group:
+            async with queue.place(len(data)):
+                credential = network.credential("c1")
+                waiting = group.create_task(
+                    push_once(calls, "ord-1", memoryview(data), ref, offset=0, credential=credential, peer="the server")
+                )
+                await eventually(lambda: queue.waiting == 1)
+                assert len(taken) == 1
+                assert taken[0] < 2 * QUEUED_BYTES
+            assert await waiting == (len(data), True)
+        assert sum(taken) > len(data)

@@ -485,9 +485,11 @@ class ChunkSizes:
     def __init__(self) -> None:
         self.seen: list[int] = []
 
-    async def push(self, messages: AsyncIterator[bytes], _: object) -> pb.Receipt:
+    async def push(self, messages: AsyncIterator[bytes], context: Any) -> pb.Receipt:
         async for message in messages:
             self.seen.append(len(split_chunk(message)[1]))
+            if len(self.seen) == 1:
+                await context.send_initial_metadata(())
         return pb.Receipt(held_bytes=sum(self.seen), complete=True)
 
     def register(self, server: grpc.aio.Server) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import suppress
+from typing import Any
 
 import structlog
 
@@ -32,6 +33,7 @@ Delays = Callable[[], Iterator[float]]
 
 _TRANSIENT = (Unreachable, DeadlineExceeded, CapacityExceeded, Cancelled)
 _USELESS_ATTEMPTS = 3
+_TURN_S = 60.0  # until what the peer lets in is sent unasked
 
 
 async def fetch_blob(present: Callable[[], Awaitable[Attachment]], file: SpoolFile, delays: Delays) -> None:
@@ -247,8 +249,10 @@ async def push_once(
                             del data
                             await call.write(message)
                             del message
-                            header = b""
                             reach(CrashPoint.PAYLOAD_HALF_PUSHED)
+                            if header and first == QUEUED_BYTES:
+                                await _its_turn(call)
+                            header = b""
                     finally:
                         await chunks.aclose()
                     if naming is not None:
@@ -258,3 +262,10 @@ async def push_once(
     finally:
         call.cancel()
     return receipt.held_bytes, receipt.complete
+
+
+async def _its_turn(call: Any) -> None:
+    """Wait until the peer takes the rest: then it sends its metadata, or has answered; a minute if it does neither."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_TURN_S):
+            await call.initial_metadata()

@@ -32,7 +32,7 @@ from runnel.transport.asking import AskHandler, answer
 from runnel.transport.authority import require_authority
 from runnel.transport.child import Child
 from runnel.transport.chunk_wire import UPLINK_SERVICE, Messages, add_uplink, join_chunk, split_chunk
-from runnel.transport.chunks import MAX_CHUNK_BYTES, read_chunks, receive_into
+from runnel.transport.chunks import CHUNK_BYTES, MAX_CHUNK_BYTES, read_chunks, receive_into
 from runnel.transport.credentials import CredentialVerifier, NodeIdentity, bearer
 from runnel.transport.messages import downward_to_wire, upward_from_wire
 from runnel.transport.status import unexpected
@@ -360,6 +360,8 @@ class UplinkServer(pb_grpc.UplinkServicer):
                 held = file.held
                 try:
                     async with self._queue.place(left):
+                        if left > CHUNK_BYTES:
+                            await context.send_initial_metadata(())  # the caller waits for that with all but the first
                         await receive_into(file, chunks)
                 finally:
                     self.received_bytes += max(0, file.held - held)

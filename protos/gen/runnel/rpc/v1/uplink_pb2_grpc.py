@@ -80,6 +80,7 @@ class UplinkServicer:
     def Push(self, request_iterator, context):
         """Streams the payload of a report upwards. The first chunk names the order, the blob and the offset; a stream of one
         chunk without data asks how much is already held. The answer tells how many bytes are held, verified or not.
+        The first chunk of more than 512 KiB has 16 KiB; the rest follows the server's initial metadata, when it has room.
         Where the welcome says `late_digests`, the first chunk may name the blob by its length alone, and its end is a chunk
         without data that names it whole: so the digest of what is in memory is found while it is pushed. What came without
         a digest is verified when one is named, by that chunk or by the next push for the order, which may go on with it.

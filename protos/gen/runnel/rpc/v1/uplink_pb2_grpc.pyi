@@ -31,6 +31,7 @@ class UplinkStub:
     Push: _aio.StreamUnaryMultiCallable[_uplink_pb2.Chunk, _uplink_pb2.Receipt]
     """Streams the payload of a report upwards. The first chunk names the order, the blob and the offset; a stream of one
     chunk without data asks how much is already held. The answer tells how many bytes are held, verified or not.
+    The first chunk of more than 512 KiB has 16 KiB; the rest follows the server's initial metadata, when it has room.
     Where the welcome says `late_digests`, the first chunk may name the blob by its length alone, and its end is a chunk
     without data that names it whole: so the digest of what is in memory is found while it is pushed. What came without
     a digest is verified when one is named, by that chunk or by the next push for the order, which may go on with it.
@@ -71,6 +72,7 @@ class UplinkServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_uplink_pb2.Receipt]:
         """Streams the payload of a report upwards. The first chunk names the order, the blob and the offset; a stream of one
         chunk without data asks how much is already held. The answer tells how many bytes are held, verified or not.
+        The first chunk of more than 512 KiB has 16 KiB; the rest follows the server's initial metadata, when it has room.
         Where the welcome says `late_digests`, the first chunk may name the blob by its length alone, and its end is a chunk
         without data that names it whole: so the digest of what is in memory is found while it is pushed. What came without
         a digest is verified when one is named, by that chunk or by the next push for the order, which may go on with it.
