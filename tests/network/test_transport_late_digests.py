@@ -98,6 +98,20 @@ async def test_after_a_lost_attachment_it_is_told_first_until_one_arrived(networ
     assert network.handler.payloads == {("ord-1", "c1"): data, ("ord-2", "c1"): data}
 
 
+async def test_what_was_begun_and_is_another_one_now_arrives_all_the_same(network: SmallNetwork) -> None:
+    begun, data = os.urandom(4 << 20), os.urandom(4 << 20)
+    async with BreakableProxy(network.address) as proxy:
+        network.directory.places = {"red": proxy.address}
+        async with network.link() as link:
+            await anext(aiter(link))
+            proxy.cut_up_after = 3 << 20
+            with pytest.raises(Unreachable):
+                await link.push("ord-1", memoryview(begun), None, deadline_s=10)
+            await eventually(lambda: link.attached)
+            assert await link.push("ord-1", memoryview(data), None, deadline_s=10) == ref_of(data)
+    assert network.handler.payloads == {("ord-1", "c1"): data}
+
+
 class RawPush:
     """A push chunk by chunk."""
 

@@ -102,11 +102,18 @@ def test_without_a_name_it_begins_anew_and_is_never_there_already(tmp_path: Path
     assert kept.read_bytes() == b"update"
 
 
-def test_nobody_comes_back_for_what_has_no_name(tmp_path: Path) -> None:
+def test_who_comes_back_goes_on_with_what_had_no_name(tmp_path: Path) -> None:
     spool = Spool(tmp_path)
     left = Leftovers(spool, 60.0)
     begun = spool.open("o", UNNAMED)
     begun.write(0, b"upd")
     begun.close()
     left.leave("o", "c1")
-    assert files(spool) == []
+    left.take_up("o2", "another", NAMED.sha256)
+    assert spool.open("o2", NAMED).held == 0
+    left.take_up("o3", "c1", NAMED.sha256)
+    rest = spool.open("o3", NAMED)
+    assert rest.held == 3
+    rest.write(3, b"ate")
+    assert rest.finish().read_bytes() == b"update"
+    assert files(spool) == [b"update"]

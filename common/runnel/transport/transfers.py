@@ -79,14 +79,14 @@ async def push_blob(attachment: Attachment, order_id: str, source: Source, ref: 
     """Push ``source`` over ``attachment`` until the node above has verified all of it.
 
     Raises:
-        CorruptData: ``source`` is not ``ref``, or the node above does not get further.
+        CorruptData: ``source`` is not ``ref``, also from its start, or the node above does not get further.
         RunnelError: what trying again can't mend.
     """
     log = structlog.get_logger()
     waits = delays()
     # What fits one chunk is sent at once; for more it pays to ask first what is held or whether it is wanted at all.
     offset: int | None = None if ref.size_bytes > CHUNK_BYTES else 0
-    useless = 0
+    useless, anew = 0, False
     while True:
         try:
             held, complete = await push_once(
@@ -98,6 +98,12 @@ async def push_blob(attachment: Attachment, order_id: str, source: Source, ref: 
                 credential=attachment.credential,
                 peer=attachment.peer,
             )
+        except CorruptData:
+            if not offset or anew:
+                raise
+            # What the node above had may have been of another payload, and it has dropped it.
+            offset, anew = None, True
+            continue
         except Unauthenticated as error:
             attachment.end("credential refused", error)  # it is offered again over the next, with a new credential
             raise

@@ -37,7 +37,7 @@ class Leftovers:
     def leave(self, key: str, name: str) -> None:
         """Set aside what the node ``name`` had begun under ``key``, if anything; only the newest few of a node stay."""
         digest = self._spool.begun(key)
-        if not digest:
+        if digest is None:
             self._spool.forget(key)
             return
         place = _key(name, digest)
@@ -49,11 +49,14 @@ class Leftovers:
             self._forget(each)
 
     def take_up(self, key: str, name: str, sha256: str) -> None:
-        """Let what was set aside of this payload of this node be that of ``key``, if nothing is there yet."""
-        place = _key(name, sha256)
-        if place in self._left and self._spool.begun(key) is None:
-            del self._left[place]
-            self._spool.move(place, key)
+        """Let what was set aside of this payload of this node be that of ``key``, if nothing is there yet.
+
+        Or what it had begun last without a digest: that is the same as a rule, and verified as a whole like all others.
+        """
+        for place in (_key(name, sha256), _key(name, "")):
+            if place in self._left and self._spool.begun(key) is None:
+                del self._left[place]
+                self._spool.move(place, key)
 
     def expire(self) -> None:
         """Remove what nobody came back for; to be called when the time of what was left is over."""
