@@ -287,7 +287,10 @@ class ClientAgent:
     async def _drop(self, key: AssignmentKey, ending: list[asyncio.Task[None]], *, counted: bool) -> None:
         if ending:
             await asyncio.wait(ending)
-        await in_thread(self._compressor.settled, key, counted=counted)
+        if self._outbox.is_light(key):  # to remove it takes less than the way to a thread and back
+            self._compressor.settled(key, counted=counted)
+        else:
+            await in_thread(self._compressor.settled, key, counted=counted)
         if self._clearing.get(key) is asyncio.current_task():
             del self._clearing[key]
 
@@ -304,18 +307,13 @@ class ClientAgent:
             outcome = await self._delivery.keep(key, outcome, update)
             reach(CrashPoint.UPDATE_KEPT)
         finally:
-            await in_thread(self._clear_away, key, folder)
+            self._compressor.kept(key)  # also where a compression was cancelled, and went on in its thread
+            if not _removed(folder):
+                await in_thread(shutil.rmtree, folder, ignore_errors=True)
         del self._running[key]
         self.work.add(key.work.value, "done" if outcome.failure is None else "failed")
         self._apply(self._book.finished(key, failed=outcome.failure is not None))
         self._gate.answered(assignment)
-
-    def _clear_away(self, key: AssignmentKey, folder: Path) -> None:
-        self._compressor.kept(key)  # also where a compression was cancelled, and went on in its thread
-        try:
-            folder.rmdir()  # it is empty as a rule
-        except OSError:
-            shutil.rmtree(folder, ignore_errors=True)
 
     async def _cleared(self, session_id: str) -> None:
         if clearing := [task for key, task in self._clearing.items() if key.session_id == session_id]:
@@ -338,3 +336,14 @@ class ClientAgent:
         finally:
             if self._offers.get(key) is asyncio.current_task():
                 del self._offers[key]
+
+
+def _removed(folder: Path) -> bool:
+    """Remove ``folder`` if it is empty, as it is as a rule, and return whether it is gone."""
+    try:
+        folder.rmdir()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True

@@ -84,12 +84,13 @@ class Compressor:
 
     def kept(self, key: AssignmentKey) -> None:
         """Hear that an update is in the outbox, or came to nothing: the outbox knows now what its reports carry."""
-        with self._lock:
-            self._under_way.pop(key, None)
+        if key in self._under_way:
+            with self._lock:
+                self._under_way.pop(key, None)
 
     def settled(self, key: AssignmentKey, *, counted: bool) -> None:
         """Drop a report from the outbox; if it was ``counted``, what it left takes the place of what it carried."""
-        held = self._outbox.get(key) if counted else None
+        held = self._outbox.get(key) if counted and not self._outbox.is_light(key) else None
         if held is not None and (held.left is not None or held.carried):
             try:
                 self._advance(held)

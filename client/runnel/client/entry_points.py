@@ -29,6 +29,7 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -43,13 +44,14 @@ from runnel.client.domain.contract import (
 from runnel.client.fedn_surroundings import SeedPlaces, fedn_variables, is_told_no_seed, lay_data_beside
 from runnel.client.model_exchange import ModelExchange
 from runnel.client.runtimes.runtime import STARTED_MARK, Call, Finished, Limits, LineSink, Prepared, Runtime
-from runnel.common.blobs import in_thread, storage_errors
+from runnel.common.blobs import SMALL_BYTES, by_size, in_thread, storage_errors
 from runnel.common.errors import BadModel, BadOutput
 from runnel.common.model_format import ModelFormat
 from runnel.common.tensors import ModelSchema, open_npz
 
 _JSON_OUTPUTS = {"validate": "validation.json", "predict": "prediction.json"}
 _COPY_BYTES = 1 << 30
+_FEW_FILES = 16
 _LENT_NS = 10**18
 """When a model that is lent was modified, as its file says until somebody writes to it."""
 
@@ -97,9 +99,11 @@ async def train(
         run = _Run(
             runtime=runtime, prepared=prepared, folder=folder, env=env, timeout_s=timeout_s, say=say, limits=limits
         )
+        nbytes = _size(model)
         async with _given(model, model_in, settings_json, lend=lend, exchange=exchange) as expect:
             finished = await run("train", model_in, model_out)
-        kept, notes = await in_thread(_take_update, finished, expect, model_out, workdir, exchange)
+        nbytes = max(nbytes, _few_bytes(folder))  # it can't unpack to more than the model
+        kept, notes = await by_size(nbytes, _take_update, finished, expect, model_out, workdir, exchange)
         _tell_not_finite(notes, say)
     return TrainResult(update=kept, notes=notes, elapsed_s=finished.elapsed_s, log_tail=finished.log_tail)
 
@@ -250,7 +254,7 @@ def _touch(mark: Path) -> None:
 @asynccontextmanager
 async def _run_folder(workdir: Path) -> AsyncIterator[Path]:
     with storage_errors(workdir):
-        folder = await in_thread(_make_folder, workdir)
+        folder = _make_folder(workdir)
     try:
         yield folder
     finally:
@@ -260,6 +264,21 @@ async def _run_folder(workdir: Path) -> AsyncIterator[Path]:
 
 def _is_there(folder: Path) -> bool:
     return os.path.lexists(folder)
+
+
+def _size(file: Path) -> int:
+    return file.stat().st_size
+
+
+def _few_bytes(folder: Path) -> int:
+    """Return how much is in ``folder``; more than is small if there are folders in it, or many files."""
+    nbytes = 0
+    with os.scandir(folder) as entries:
+        for number, entry in enumerate(entries):
+            if number == _FEW_FILES or entry.is_dir(follow_symlinks=False):
+                return SMALL_BYTES + 1
+            nbytes += entry.stat(follow_symlinks=False).st_size
+    return nbytes
 
 
 def _remove(folder: Path) -> None:
@@ -300,7 +319,8 @@ async def _given(
 ) -> AsyncIterator[ModelSchema]:
     """Make the files of the input, which are there while the block runs; the value is the schema of the model."""
     with storage_errors(model_in):
-        lent, schema = await in_thread(_give, model, model_in, settings_json, lend=lend, exchange=exchange)
+        given = partial(_give, model, model_in, settings_json, lend=lend, exchange=exchange)
+        lent, schema = await by_size(_size(model) + len(settings_json), given)
     try:
         yield schema
     finally:

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from runnel.common.blobs import BlobStore, Spares
+from runnel.common.blobs import LEAST_SPARE_BYTES, BlobStore, Spares, by_size
 from runnel.common.protocol import BlobRef
 
 Fetch = Callable[[BlobRef, Path, Spares], Awaitable[None]]
@@ -74,7 +74,7 @@ class ModelCache:
     async def _drop_down_to(self, count: int) -> None:
         while len(self._used) > count:
             sha256, ref = self._used.popitem(last=False)
-            if self._models.has(ref) and not self._readers[sha256]:
+            if ref.size_bytes >= LEAST_SPARE_BYTES and self._models.has(ref) and not self._readers[sha256]:
                 await self._spares.spend(self._models.release(ref))
             else:
-                await asyncio.to_thread(self._models.delete, sha256)
+                await by_size(ref.size_bytes, self._models.delete, sha256)

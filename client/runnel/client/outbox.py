@@ -13,7 +13,7 @@ from typing import Any
 
 import structlog
 
-from runnel.common.blobs import digest_file, storage_errors
+from runnel.common.blobs import SMALL_BYTES, digest_file, storage_errors
 from runnel.common.crash_points import CrashPoint, reach
 from runnel.common.disk import write_json
 from runnel.common.protocol import REFUSING, WAITING, AssignmentKey, BlobRef, Failure, Outcome, Work
@@ -59,6 +59,7 @@ class Outbox:
 
     def __init__(self, root: Path) -> None:
         self._root = root
+        self._light: set[AssignmentKey] = set()
         root.mkdir(parents=True, exist_ok=True)
         for folder in root.iterdir():
             if not (folder / "report.json").exists() or not self._is_whole(folder) or self._is_waiting(folder):
@@ -100,6 +101,8 @@ class Outbox:
                 },
                 durable=False,
             )
+        if left is None and not carried and (payload is None or payload.size_bytes <= SMALL_BYTES):
+            self._light.add(key)
         return HeldReport(
             key=key,
             outcome=outcome,
@@ -108,6 +111,10 @@ class Outbox:
             left=None if left is None else folder / "left",
             carried=tuple(carried),
         )
+
+    def is_light(self, key: AssignmentKey) -> bool:
+        """Whether a report that this process kept is small and has nothing of a compression; it does not block."""
+        return key in self._light
 
     def held(self) -> list[AssignmentKey]:
         """Return what is kept."""
@@ -124,6 +131,7 @@ class Outbox:
 
     def drop(self, key: AssignmentKey) -> None:
         """Forget a report; one that is not there is no error."""
+        self._light.discard(key)
         folder = self._folder(key)
         (folder / "report.json").unlink(missing_ok=True)
         try:

@@ -5,7 +5,7 @@ from runnel.common.blobs.leftovers import KEPT_HEARTBEATS, Leftovers
 from runnel.common.blobs.spares import LEAST_SPARE_BYTES, Spares
 from runnel.common.blobs.spool import Spool, SpoolFile
 from runnel.common.blobs.store import BlobStore
-from runnel.common.blobs.threads import in_thread, to_its_end
+from runnel.common.blobs.threads import SMALL_BYTES, by_size, in_thread, to_its_end
 from runnel.common.storage import require_room, storage_errors
 
 __all__ = [
@@ -13,12 +13,14 @@ __all__ = [
     "EMPTY",
     "KEPT_HEARTBEATS",
     "LEAST_SPARE_BYTES",
+    "SMALL_BYTES",
     "BlobStore",
     "Leftovers",
     "Source",
     "Spares",
     "Spool",
     "SpoolFile",
+    "by_size",
     "digest_file",
     "digest_of",
     "in_thread",

@@ -8,6 +8,9 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
+SMALL_BYTES = 64 << 10
+"""To read, check or write so much takes less than the way to a thread and back."""
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -43,3 +46,8 @@ async def in_thread(function: Callable[P, R], /, *args: P.args, **kwargs: P.kwar
     call = partial(contextvars.copy_context().run, function, *args, **kwargs)
     # Not by to_thread, which would need a task to be waited for.
     return await _whole(asyncio.get_running_loop().run_in_executor(None, call))
+
+
+async def by_size(nbytes: int, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+    """Call ``function``, which reads and writes so many bytes of files: here if they are few, else in a thread."""
+    return function(*args, **kwargs) if nbytes <= SMALL_BYTES else await in_thread(function, *args, **kwargs)
