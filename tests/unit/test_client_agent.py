@@ -34,6 +34,7 @@ from runnel.common.protocol import (
     Report,
     Settled,
     Settlement,
+    Stage,
     Upward,
     Welcome,
     Work,
@@ -279,6 +280,19 @@ async def test_asked_again_after_a_failure_it_works_again(site: Site) -> None:
     site.link.receive(site.order(2))
     good = await site.reported(2)
     assert (good.order_id, good.outcomes[0].failure, good.payload_kind) == ("ord-2", None, PayloadKind.UPDATE)
+
+
+async def test_only_of_a_run_that_lasts_is_told_that_it_runs(site: Site) -> None:
+    def running() -> list[AssignmentKey]:
+        return [each.key for each in site.link.sent if isinstance(each, Progress) and each.stage is Stage.RUNNING]
+
+    site.link.receive(site.order(1))
+    await eventually(running, timeout_s=5)
+    site.runtime.may_end.set()
+    await site.reported(1)
+    site.link.receive(settled(), site.order(2, OTHER))
+    await site.reported(2)
+    assert running() == [site.order(1).key]
 
 
 async def test_called_off_and_asked_again_at_once_the_two_runs_do_not_touch(site: Site) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ log = structlog.get_logger()
 
 TELLING_BYTES = 1 << 20
 """To tell of a smaller transfer takes as long as the transfer."""
+_TELLING_S = 0.3  # whoever looks sees a shorter run as one that has ended
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,8 +139,7 @@ class Execution:
             self._tell(key, Stage.FETCHING)
         with timed(elapsed_s, "fetch"):
             model = await self._models.get(assignment.model)
-        self._tell(key, Stage.RUNNING)
-        with timed(elapsed_s, "run"):
+        with timed(elapsed_s, "run"), self._told_if_long(key, Stage.RUNNING):
             common |= {
                 "model": model,
                 "settings_json": assignment.client_settings,
@@ -158,6 +160,14 @@ class Execution:
             base, how = await self._models.get(assignment.model), assignment.compression
             update = await in_thread(self._compressor.compress, key, trained.update, how=how, base=base, workdir=folder)
         return done, update
+
+    @contextmanager
+    def _told_if_long(self, key: AssignmentKey, stage: Stage) -> Iterator[None]:
+        telling = asyncio.get_running_loop().call_later(_TELLING_S, self._tell, key, stage)
+        try:
+            yield
+        finally:
+            telling.cancel()
 
     def _runs(
         self, assignment: Assignment, admission: Admission, folder: Path, say: LineSink
