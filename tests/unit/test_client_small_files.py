@@ -15,6 +15,8 @@ from runnel.common.blobs import SMALL_BYTES, by_size
 async def test_only_small_files_are_read_here(nbytes: int, is_here: bool) -> None:
     assert (await by_size(nbytes, threading.get_ident) == threading.get_ident()) is is_here
 
+pytestmark = pytest.mark.unit
+
 
 def test_what_a_run_left_is_small_if_its_files_are_few_and_small(tmp_path: Path) -> None:
     (tmp_path / "model_out.npz").write_bytes(b"x" * 4096)
