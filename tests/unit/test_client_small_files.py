@@ -15,6 +15,7 @@ from runnel.common.blobs import SMALL_BYTES, by_size
 async def test_only_small_files_are_read_here(nbytes: int, is_here: bool) -> None:
     assert (await by_size(nbytes, threading.get_ident) == threading.get_ident()) is is_here
 
+
 pytestmark = pytest.mark.unit
 
 
