@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import create_engine, event, inspect, select, text
+from sqlalchemy import Connection, create_engine, event, inspect, select, text
 from sqlalchemy.exc import IntegrityError, StatementError
 
 from runnel.common.errors import Conflict, StorageFull
@@ -42,6 +43,24 @@ def test_the_migrations_make_what_the_tables_say(tmp_path: Path) -> None:
     finally:
         made.dispose()
         migrated.dispose()
+
+
+@pytest.mark.parametrize("make", [migrate, apply_migrations])
+@pytest.mark.parametrize(
+    ("condition", "index"),
+    [("removed_at IS NULL", "ix_model_kept"), ("optimizer_state IS NOT NULL", "ix_model_with_state")],
+)
+def test_what_retention_asks_is_found_without_the_whole_trail(
+    tmp_path: Path, make: Callable[[Connection], None], condition: str, index: str
+) -> None:
+    engine = create_engine(f"sqlite:///{tmp_path / 'reducer.db'}")
+    query = f"EXPLAIN QUERY PLAN SELECT * FROM model WHERE session_id = 's' AND {condition}"
+    try:
+        with engine.begin() as connection:
+            make(connection)
+            assert index in str(connection.execute(text(query)).all())
+    finally:
+        engine.dispose()
 
 
 def test_a_first_start_that_ends_on_the_way_leaves_no_table(tmp_path: Path) -> None:
