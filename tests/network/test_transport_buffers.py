@@ -26,6 +26,7 @@ from runnel.transport.transfers import push_once
 from runnel.transport.wire_values import blob_to_wire
 from tests.doubles.uplink import SmallNetwork
 from tests.eventually import eventually
+from tests.needs import needs
 
 pytestmark = pytest.mark.network
 
@@ -83,8 +84,8 @@ def allocated_bytes() -> int:
     return int(found.uordblks + found.hblkhd)
 
 
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="needs glibc 2.33")
 async def test_a_connection_keeps_no_chunk_of_what_came_over_it(tmp_path: Path) -> None:
+    needs(hasattr(ctypes.CDLL(None), "mallinfo2"), "glibc 2.33")
     async with SmallNetwork(tmp_path / "red") as network, AsyncExitStack() as stack:
         names = [f"c{number}" for number in range(PUSHES)]
         channels = [await stack.enter_async_context(open_channel(network.address, tls=None)) for _ in names]

@@ -16,6 +16,7 @@ from runnel.common.storage import leave_memory, sync_file
 from runnel.common.tensors import write_npz
 from runnel.reducer.engine.reduction import Reduction
 from runnel.reducer.store.tables import PartialRow
+from tests.needs import needs
 
 pytestmark = pytest.mark.unit
 
@@ -40,15 +41,13 @@ def pages_in_memory(path: Path) -> int:
 @pytest.fixture(autouse=True)
 def _disk(tmp_path: Path) -> None:
     """Nothing of this can be seen where the temporary folder is itself in memory."""
-    if not hasattr(os, "posix_fadvise"):
-        pytest.skip("this system has no posix_fadvise")
+    needs(hasattr(os, "posix_fadvise"), "a system with posix_fadvise")
     probe = tmp_path / "probe"
     probe.write_bytes(bytes(mmap.PAGESIZE))
     sync_file(probe)
     with probe.open("rb") as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    if pages_in_memory(probe):
-        pytest.skip("the temporary folder is in memory")
+    needs(not pages_in_memory(probe), "a temporary folder that is not in memory")
 
 
 def test_a_file_on_the_disk_leaves_the_memory_and_is_read_as_before(tmp_path: Path) -> None:

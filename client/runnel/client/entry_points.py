@@ -273,11 +273,14 @@ def _size(file: Path) -> int:
 def _few_bytes(folder: Path) -> int:
     """Return how much is in ``folder``; more than is small if there are folders in it, or many files."""
     nbytes = 0
-    with os.scandir(folder) as entries:
-        for number, entry in enumerate(entries):
-            if number == _FEW_FILES or entry.is_dir(follow_symlinks=False):
-                return SMALL_BYTES + 1
-            nbytes += entry.stat(follow_symlinks=False).st_size
+    try:
+        with os.scandir(folder) as entries:
+            for number, entry in enumerate(entries):
+                if number == _FEW_FILES or entry.is_dir(follow_symlinks=False):
+                    return SMALL_BYTES + 1
+                nbytes += entry.stat(follow_symlinks=False).st_size
+    except OSError:  # what a run has left behind may go on removing files
+        return SMALL_BYTES + 1
     return nbytes
 
 
