@@ -233,7 +233,7 @@ async def test_payloads_that_are_not_what_they_are_said_to_be(tmp_path: Path, at
             await node.push(order_id, UPDATE + b"more", ref_of(UPDATE))
         with pytest.raises(TooLarge, match="mallory wants to push 1,000,000,000 bytes"):
             await node.push(order_id, b"x", dataclasses.replace(ref_of(b"x"), size_bytes=1_000_000_000))
-        with pytest.raises(InvalidInput, match="A chunk has at most 2097152 bytes"):
+        with pytest.raises(InvalidInput, match="A chunk has at most 1048576 bytes"):
             await node.push(order_id, b"x" * 4_000_000, chunk=4_000_000)
         with pytest.raises(IllegalState, match="ord-another"):
             await node.push("ord-another", UPDATE)

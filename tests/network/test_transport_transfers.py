@@ -408,7 +408,7 @@ async def test_a_header_alone_asks_how_much_is_held(network: SmallNetwork) -> No
         ("order_id", {"blob": pb.BlobRef(sha256=bytes(32))}),
         ("sha256", {"blob": pb.BlobRef(sha256=b"x"), "order_id": "o"}),
         (
-            "at most 2097152 bytes",
+            "at most 1048576 bytes",
             {"blob": wire_ref(ref_of(bytes(1 << 22))), "order_id": "o", "data": bytes(1 << 21) + b"x"},
         ),
     ],

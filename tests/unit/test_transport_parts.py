@@ -381,7 +381,7 @@ async def test_the_first_chunk_can_be_smaller(tmp_path: Path, in_memory: bool) -
 
 @pytest.mark.parametrize("in_memory", [False, True])
 @pytest.mark.parametrize(
-    ("pause_s", "sizes"), [(0.0, [512, 1024, 2048, 2048, 2048, 512]), (0.03, [512, 512, 512, 512, 512, 512])]
+    ("pause_s", "sizes"), [(0.0, [512, 1024, 1024, 1024, 1024, 512]), (0.03, [512, 512, 512, 512, 512, 512])]
 )
 async def test_chunks_grow_only_where_they_go_fast(
     tmp_path: Path, pause_s: float, sizes: list[int], in_memory: bool

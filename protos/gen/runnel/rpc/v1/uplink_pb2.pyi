@@ -273,7 +273,7 @@ Global___FetchRequest: _TypeAlias = FetchRequest  # noqa: Y015
 
 @_typing.final
 class Chunk(_message.Message):
-    """A piece of a blob, at most 2 MiB of data."""
+    """A piece of a blob, at most 1 MiB of data."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
