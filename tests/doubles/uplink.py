@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
-from runnel.common.blobs import BlobStore, Spool, SpoolFile, digest_file
+from runnel.common.blobs import BlobStore, Spool, SpoolFile, is_blob
 from runnel.common.errors import Conflict, Forbidden, RunnelError, Unauthenticated
 from runnel.common.protocol import (
     AssignmentKey,
@@ -114,7 +114,7 @@ class RecordingHandler:
 
     async def pushed(self, identity: NodeIdentity, order_id: str, ref: BlobRef, file: Path) -> None:
         await self.hold_pushed.wait()
-        assert digest_file(file) == ref
+        assert is_blob(file.read_bytes(), ref)
         self.calls.append(("pushed", identity.name, order_id))
         self.payloads[(order_id, identity.name)] = file.read_bytes()
         file.unlink()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from blake3 import blake3
 
 from runnel.common.errors import CorruptData, InvalidInput, RunnelError, Unreachable
 from runnel.common.protocol import BlobRef, Welcome
@@ -34,11 +35,11 @@ async def network(tmp_path: Path) -> AsyncIterator[SmallNetwork]:
 
 
 def ref_of(data: bytes) -> BlobRef:
-    return BlobRef(sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data))
+    return BlobRef(blake3=blake3(data).hexdigest(), size_bytes=len(data))
 
 
 def unnamed(data: bytes) -> BlobRef:
-    return BlobRef(sha256="", size_bytes=len(data))
+    return BlobRef(size_bytes=len(data))
 
 
 @pytest.mark.parametrize("size", [0, 1, CHUNK_BYTES, CHUNK_BYTES + 1, 3_000_000])
@@ -134,18 +135,26 @@ def begin(data: bytes = b"", order_id: str = "ord-1", size_bytes: int = 6) -> pb
 
 
 def name(of: bytes = UPDATE, **more: Any) -> pb.Chunk:
+    return pb.Chunk(blob=pb.BlobRef(blake3=blake3(of).digest(), size_bytes=len(of)), **more)
+
+
+def name_before(of: bytes = UPDATE, **more: Any) -> pb.Chunk:
+    """Name it as nodes of an earlier version do."""
     return pb.Chunk(blob=pb.BlobRef(sha256=hashlib.sha256(of).digest(), size_bytes=len(of)), **more)
 
 
+@pytest.mark.parametrize("named", [name, name_before])
 @pytest.mark.parametrize("came", [b"upd", UPDATE])
-async def test_what_has_no_name_yet_is_gone_on_with_under_it(network: SmallNetwork, came: bytes) -> None:
+async def test_what_has_no_name_yet_is_gone_on_with_under_it(
+    network: SmallNetwork, came: bytes, named: Callable[..., pb.Chunk]
+) -> None:
     async with open_channel(network.address, tls=None) as channel:
         assert await RawPush(channel, network).answer(begin(came)) == (len(came), False)
         assert network.handler.said("pushed") == []
         if came != UPDATE:
-            asked = await RawPush(channel, network).answer(name(order_id="ord-1"))
+            asked = await RawPush(channel, network).answer(named(order_id="ord-1"))
             assert asked == (len(came), False)
-        rest = name(order_id="ord-1", offset=len(came), data=UPDATE[len(came) :])
+        rest = named(order_id="ord-1", offset=len(came), data=UPDATE[len(came) :])
         assert await RawPush(channel, network).answer(rest) == (6, True)
     assert network.handler.payloads == {("ord-1", "c1"): UPDATE}
 
@@ -154,6 +163,7 @@ async def test_what_has_no_name_yet_is_gone_on_with_under_it(network: SmallNetwo
     ("chunks", "error", "match"),
     [
         ((begin(b"UPDATE"), name()), CorruptData, "has the digest"),
+        ((begin(b"UPDATE"), name_before()), CorruptData, "has the digest"),
         ((begin(b"upd"), name(b"updat")), CorruptData, "of 5 bytes"),
         ((begin(UPDATE), name(), name(b"UPDATE")), CorruptData, "then named"),
         ((begin(UPDATE), pb.Chunk(blob=pb.BlobRef(size_bytes=6))), InvalidInput, "sha256"),
@@ -161,7 +171,16 @@ async def test_what_has_no_name_yet_is_gone_on_with_under_it(network: SmallNetwo
         ((begin(),), InvalidInput, "sha256"),
         ((begin(UPDATE + b"more"), name()), CorruptData, "Expected bytes from 0 up to 6"),
     ],
-    ids=["another digest", "another length", "two names", "none at the end", "a file of a run", "a question", "more"],
+    ids=[
+        "another digest",
+        "another SHA-256",
+        "another length",
+        "two names",
+        "none at the end",
+        "a file of a run",
+        "a question",
+        "more",
+    ],
 )
 async def test_what_does_not_fit_is_refused(
     network: SmallNetwork, chunks: tuple[pb.Chunk, ...], error: type[RunnelError], match: str

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -330,6 +331,22 @@ def test_a_wrong_digest_drops_the_file_and_it_can_come_again(tmp_path: Path) -> 
     assert file.held == 0
     file.write(0, b"payload")
     assert file.finish().read_bytes() == b"payload"
+
+
+@pytest.mark.parametrize("came", [b"model", b"MODEL"])
+def test_a_model_that_has_both_digests_is_checked_by_the_faster_and_kept_by_its_name(
+    tmp_path: Path, came: bytes
+) -> None:
+    ref = BlobRef(sha256="0" * 64, blake3=blake3(b"model").hexdigest(), size_bytes=5)
+    file = Spool(tmp_path / "spool").open("key", ref)
+    file.write(0, came)
+    if came != b"model":
+        with pytest.raises(CorruptData, match=ref.blake3):
+            file.finish()
+        return
+    store = BlobStore(tmp_path / "store")
+    assert store.adopt(file.finish(), ref) == ref
+    assert store.has(BlobRef(sha256=ref.sha256, size_bytes=5))
 
 
 def test_a_short_payload_is_no_payload(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from runnel.client import delivery as delivery_module
 from runnel.client.agent import ClientAgent
 from runnel.client.outbox import Outbox
 from runnel.client.runtimes import Call, Finished, LineSink, PackageFiles, Prepared
-from runnel.common.blobs import Spares, digest_file
+from runnel.common.blobs import Spares, digest_file, digest_payload
 from runnel.common.compression import NO_COMPRESSION
 from runnel.common.errors import EntryPointFailed, StorageFull
 from runnel.common.protocol import (
@@ -102,7 +102,7 @@ class Link:
         if self.full:
             self.full -= 1
             raise StorageFull("c1: No room.")
-        assert digest_file(source) == ref
+        assert digest_payload(source) == ref
 
     @property
     def reports(self) -> list[Report]:

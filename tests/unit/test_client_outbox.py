@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from runnel.client import outbox as outbox_module
 from runnel.client.outbox import Outbox
-from runnel.common.blobs import digest_file
+from runnel.common.blobs import digest_payload
 from runnel.common.errors import StorageFull
 from runnel.common.protocol import AssignmentKey, Failure, Outcome, Work
 
@@ -36,7 +36,7 @@ def folder_of(outbox: Path) -> Path:
 
 
 def test_a_report_is_there_after_a_restart(tmp_path: Path) -> None:
-    ref = digest_file(update(tmp_path))
+    ref = digest_payload(update(tmp_path))
     kept = Outbox(tmp_path / "out").keep(KEY, OUTCOME, tmp_path / "update.npz")
     assert not (tmp_path / "update.npz").exists()
     again = Outbox(tmp_path / "out")
@@ -151,7 +151,7 @@ def test_a_full_disk_is_named_and_leaves_nothing_for_whole(tmp_path: Path, monke
 def test_keeping_again_replaces(tmp_path: Path) -> None:
     outbox = Outbox(tmp_path / "out")
     outbox.keep(KEY, OUTCOME, update(tmp_path))
-    ref = digest_file(update(tmp_path, b"another"))
+    ref = digest_payload(update(tmp_path, b"another"))
     outbox.keep(KEY, OUTCOME, tmp_path / "update.npz")
     held = outbox.get(KEY)
     assert held is not None

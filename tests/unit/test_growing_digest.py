@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
 
 from runnel.common.tensors.growing_digest import GrowingDigest
 
@@ -24,7 +25,9 @@ def test_it_is_that_of_the_whole_whenever_it_was_advanced(steps: tuple[int, ...]
             written = until
             digest.advance(until)
         file.write(DATA[written:])
-        assert digest.finish(len(DATA)) == hashlib.sha256(DATA).hexdigest()
+        found = digest.finish(len(DATA))
+        assert (found.sha256, found.blake3) == (hashlib.sha256(DATA).hexdigest(), blake3(DATA).hexdigest())
+        assert found.size_bytes == len(DATA)
         digest.close()
         digest.close()
 

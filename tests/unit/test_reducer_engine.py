@@ -118,6 +118,15 @@ async def test_a_client_that_moves_is_asked_where_it_is_and_its_old_way_is_fence
     assert settlements(net, "m2") == [(("a",), Settlement.COUNTED)]
 
 
+async def test_the_model_that_a_round_made_can_be_checked_by_the_faster_digest(net: Net) -> None:
+    await net.attach("a")
+    await net.start(rounds=2)
+    first = await net.order("a")
+    await net.report("a", first, *ok("a"))
+    second = await net.order("a", 2)
+    assert (first.model.blake3, len(second.model.blake3)) == ("", 64)
+
+
 async def test_a_node_that_detaches_takes_its_orders_along(net: Net) -> None:
     await net.attach("a")
     await net.start()

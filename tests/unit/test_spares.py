@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from runnel.client.model_cache import ModelCache
 from runnel.combiner.blob_cache import BlobCache
-from runnel.common.blobs import LEAST_SPARE_BYTES, BlobStore, Spares, Spool, SpoolFile, digest_of
+from runnel.common.blobs import LEAST_SPARE_BYTES, BlobStore, Spares, Spool, SpoolFile
 from runnel.common.errors import StorageFull
 from runnel.common.protocol import BlobRef
 from runnel.common.storage import require_room
@@ -27,7 +28,7 @@ def payload(number: int, size: int = SIZE) -> bytes:
 
 
 def ref_of(data: bytes) -> BlobRef:
-    return digest_of(memoryview(data))
+    return BlobRef(sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data))
 
 
 def inode(path: Path) -> int:

@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
 
 from runnel.common.blobs import Leftovers, Spool
 from runnel.common.errors import CorruptData
@@ -13,22 +14,24 @@ from runnel.common.protocol import BlobRef
 
 pytestmark = pytest.mark.unit
 
-NAMED = BlobRef(sha256=hashlib.sha256(b"update").hexdigest(), size_bytes=6)
-UNNAMED = BlobRef(sha256="", size_bytes=6)
+NAMED = BlobRef(blake3=blake3(b"update").hexdigest(), size_bytes=6)
+BEFORE = BlobRef(sha256=hashlib.sha256(b"update").hexdigest(), size_bytes=6)  # by a node of an earlier version
+UNNAMED = BlobRef(size_bytes=6)
 
 
 def files(spool: Spool) -> list[bytes]:
     return [path.read_bytes() for path in spool.root.iterdir()]
 
 
-def test_it_is_verified_by_the_name_that_it_is_given(tmp_path: Path) -> None:
+@pytest.mark.parametrize("named", [NAMED, BEFORE], ids=["BLAKE3", "SHA-256"])
+def test_it_is_verified_by_the_name_that_it_is_given(named: BlobRef, tmp_path: Path) -> None:
     spool = Spool(tmp_path)
     file = spool.open("o", UNNAMED)
     file.write(0, b"update")
-    file.name(NAMED)
-    assert file.ref == NAMED
+    file.name(named)
+    assert file.ref == named
     assert file.finish().read_bytes() == b"update"
-    assert spool.open("o", NAMED).verified
+    assert spool.open("o", named).verified
 
 
 def test_without_a_name_it_is_nothing(tmp_path: Path) -> None:
@@ -40,12 +43,13 @@ def test_without_a_name_it_is_nothing(tmp_path: Path) -> None:
     assert files(spool) == []
 
 
-def test_another_name_drops_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("named", [NAMED, BEFORE], ids=["BLAKE3", "SHA-256"])
+def test_another_name_drops_it(named: BlobRef, tmp_path: Path) -> None:
     spool = Spool(tmp_path)
     file = spool.open("o", UNNAMED)
     file.write(0, b"UPDATE")
-    file.name(NAMED)
-    with pytest.raises(CorruptData, match=NAMED.sha256):
+    file.name(named)
+    with pytest.raises(CorruptData, match=named.name):
         file.finish()
     assert files(spool) == []
 
@@ -53,7 +57,7 @@ def test_another_name_drops_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ref", [UNNAMED, NAMED], ids=["another length", "a second name"])
 def test_a_name_that_does_not_fit_is_refused(ref: BlobRef, tmp_path: Path) -> None:
     file = Spool(tmp_path).open("o", ref)
-    other = BlobRef(sha256=NAMED.sha256, size_bytes=6 if ref.sha256 else 7)
+    other = BlobRef(sha256=NAMED.blake3, size_bytes=6 if ref.name else 7)
     with pytest.raises(CorruptData, match="announced with 6 bytes"):
         file.name(other)
     assert file.ref == ref
@@ -80,7 +84,7 @@ def test_what_is_gone_on_with_and_was_something_else_is_found(tmp_path: Path) ->
     begun.close()
     rest = spool.open("o", NAMED)
     rest.write(3, b"ate")
-    with pytest.raises(CorruptData, match=NAMED.sha256):
+    with pytest.raises(CorruptData, match=NAMED.blake3):
         rest.finish()
     assert spool.open("o", NAMED).held == 0
 
@@ -109,9 +113,9 @@ def test_who_comes_back_goes_on_with_what_had_no_name(tmp_path: Path) -> None:
     begun.write(0, b"upd")
     begun.close()
     left.leave("o", "c1")
-    left.take_up("o2", "another", NAMED.sha256)
+    left.take_up("o2", "another", NAMED.blake3)
     assert spool.open("o2", NAMED).held == 0
-    left.take_up("o3", "c1", NAMED.sha256)
+    left.take_up("o3", "c1", NAMED.blake3)
     rest = spool.open("o3", NAMED)
     assert rest.held == 3
     rest.write(3, b"ate")

@@ -44,6 +44,7 @@ from runnel.common.protocol import (
 )
 from runnel.rpc.v1 import uplink_pb2 as pb
 from runnel.transport.messages import downward_from_wire, downward_to_wire, upward_from_wire, upward_to_wire
+from runnel.transport.wire_values import blob_from_wire
 
 pytestmark = pytest.mark.unit
 
@@ -54,9 +55,9 @@ weights = st.floats(0, 1e18)
 numbers = st.dictionaries(texts, st.floats(allow_nan=False, allow_infinity=False), max_size=3)
 several_names = st.lists(names, max_size=3).map(tuple)
 seconds = st.integers(1, 1 << 40).map(lambda ms: ms / 1000)
-blobs = st.builds(
-    BlobRef, sha256=st.binary(min_size=32, max_size=32).map(bytes.hex), size_bytes=st.integers(0, 1 << 50)
-)
+digests = st.binary(min_size=32, max_size=32).map(bytes.hex)
+blobs = st.builds(BlobRef, sha256=digests, size_bytes=st.integers(0, 1 << 50))
+payload_names = st.builds(BlobRef, blake3=digests, size_bytes=st.integers(0, 1 << 50))
 keys = st.builds(AssignmentKey, session_id=ids, round=st.integers(1, (1 << 32) - 1), work=st.sampled_from(Work))
 members = st.builds(
     Member,
@@ -81,7 +82,7 @@ outcomes = st.builds(
     elapsed_s=numbers,
 )
 payloads = st.tuples(st.just(PayloadKind.NONE), st.none()) | st.tuples(
-    st.sampled_from([PayloadKind.UPDATE, PayloadKind.WEIGHTED_SUM]), blobs
+    st.sampled_from([PayloadKind.UPDATE, PayloadKind.WEIGHTED_SUM]), payload_names | blobs
 )
 reports = st.builds(
     lambda key, order_id, outcomes, payload, weight: Report(
@@ -218,6 +219,27 @@ def test_time_that_is_used_up_is_not_time_without_limit() -> None:
     assert came.remaining_s == 0.001
 
 
+def test_a_model_keeps_both_digests_and_a_package_only_the_one_that_signatures_vouch_for() -> None:
+    both = BlobRef(sha256="01" * 32, blake3="02" * 32, size_bytes=1)
+    order = Assignment(
+        order_id="o",
+        key=AssignmentKey(session_id="s", round=1, work=Work.TRAIN),
+        clients=("c",),
+        package=both,
+        model=both,
+        remaining_s=1.0,
+    )
+    came = downward_from_wire(downward_to_wire(order))
+    assert isinstance(came, Assignment)
+    assert (came.model.sha256, came.model.blake3) == (both.sha256, both.blake3)
+    assert (came.package.sha256, came.package.blake3) == (both.sha256, "")
+
+
+def test_a_file_of_a_run_is_named_by_its_sha256_alone() -> None:
+    with pytest.raises(InvalidInput, match=r"blob\.sha256"):
+        blob_from_wire(pb.BlobRef(blake3=bytes(32), size_bytes=1))
+
+
 def _report() -> pb.Upward:
     key = AssignmentKey(session_id="s", round=1, work=Work.TRAIN)
     ref = BlobRef(sha256="00" * 32, size_bytes=9)
@@ -262,6 +284,7 @@ def _self(wire: pb.Upward) -> pb.Member:
             lambda wire: wire.report.outcomes[0].metrics.update({"loss": math.nan}),
         ),
         ("report.payload.sha256", _report, lambda wire: setattr(wire.report.payload, "sha256", b"short")),
+        ("report.payload.blake3", _report, lambda wire: setattr(wire.report.payload, "blake3", b"short")),
         ("report.payload.size_bytes", _report, lambda wire: setattr(wire.report.payload, "size_bytes", 1 << 63)),
         ("report.payload", _report, lambda wire: wire.report.ClearField("payload")),
         ("report.payload_kind", _report, lambda wire: setattr(wire.report, "payload_kind", 0)),

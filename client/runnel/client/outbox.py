@@ -13,7 +13,7 @@ from typing import Any
 
 import structlog
 
-from runnel.common.blobs import SMALL_BYTES, digest_file, storage_errors
+from runnel.common.blobs import SMALL_BYTES, digest_payload, storage_errors
 from runnel.common.crash_points import CrashPoint, reach
 from runnel.common.disk import write_json
 from runnel.common.protocol import REFUSING, WAITING, AssignmentKey, BlobRef, Failure, Outcome, Work
@@ -85,7 +85,7 @@ class Outbox:
             folder.mkdir(exist_ok=True)
             payload = None
             if update is not None:
-                payload = digest_file(update)
+                payload = digest_payload(update)
                 shutil.move(update, folder / "payload")
             if left is not None:
                 shutil.move(left, folder / "left")

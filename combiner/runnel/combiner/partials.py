@@ -15,7 +15,7 @@ from runnel.combiner.domain.outcomes import fitting, in_order
 from runnel.combiner.folding import Fold
 from runnel.combiner.payloads import Payloads
 from runnel.common.aggregation import SumMemory
-from runnel.common.blobs import Source, digest_of
+from runnel.common.blobs import Source, digest_payload
 from runnel.common.crash_points import CrashPoint, reach
 from runnel.common.errors import BadModel, RunnelError, StorageFull, Unreachable
 from runnel.common.protocol import MOST_WITHIN_BYTES, BlobRef, Failure, PayloadKind, Progress, Report, Stage, Work
@@ -141,7 +141,7 @@ class Partials:
     async def _push(self, order_id: str, source: Source) -> BlobRef:
         # A small sum has its name at once, so that it can go within the report; that of a large one is found meanwhile.
         small = isinstance(source, memoryview) and source.nbytes <= MOST_WITHIN_BYTES
-        ref = digest_of(source) if small else None
+        ref = digest_payload(source) if small else None
         while True:
             try:
                 return await self._link.push(order_id, source, ref, deadline_s=_PUSH_DEADLINE_S)

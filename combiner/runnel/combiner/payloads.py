@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from pathlib import Path
 
-from runnel.common.blobs import Leftovers, Spool, SpoolFile
+from runnel.common.blobs import Leftovers, Spool, SpoolFile, is_blob
 from runnel.common.errors import CorruptData
 from runnel.common.protocol import BlobRef
 
@@ -42,7 +41,7 @@ class Payloads:
     async def open(self, order_id: str, name: str, ref: BlobRef) -> SpoolFile:
         """Return where the payload of a node for an order goes; another that it had begun is dropped."""
         self._begun.setdefault(order_id, set()).add(name)
-        self._left.take_up(f"{order_id}/{name}", name, ref.sha256)
+        self._left.take_up(f"{order_id}/{name}", name, ref.name)
         return await asyncio.to_thread(self._spool.open, f"{order_id}/{name}", ref)
 
     async def keep(self, order_id: str, name: str, ref: BlobRef, file: Path) -> None:
@@ -58,7 +57,7 @@ class Payloads:
         Raises:
             CorruptData: it is not what it is announced as.
         """
-        if hashlib.sha256(data).hexdigest() != ref.sha256:
+        if not is_blob(data, ref):
             raise CorruptData(f"The payload of {name} for {order_id} is not what its report says.", node=name)
         _, earlier = self._whole.get((order_id, name), (None, b""))
         self._whole[(order_id, name)] = (ref, data)

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
+from runnel.common.blob_ref import BlobRef as BlobRef
+
 MAX_WEIGHT = 1e18
 """The largest weight of one update. It is a number of examples; with more, one client could make a sum overflow."""
 
@@ -117,14 +119,6 @@ class Settlement(Enum):
 
 RUN_PREFIX = "run-"
 """The ids of runs begin so: a push under such an id brings a file of that run, any other the answer to an order."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BlobRef:
-    """Names a blob by the SHA-256 of its bytes: ``sha256`` in lower-case hex (64 characters), ``size_bytes`` exact."""
-
-    sha256: str
-    size_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -67,12 +67,14 @@ from runnel.transport.wire_values import (
     key_to_wire,
     member_from_wire,
     member_to_wire,
+    model_from_wire,
     name_from_wire,
     names_from_wire,
     needed_blob,
     not_negative,
     outcome_from_wire,
     outcome_to_wire,
+    payload_from_wire,
     text_from_wire,
     text_to_wire,
 )
@@ -171,7 +173,7 @@ def _report_from_wire(wire: pb.Report) -> Report:
     kind = PayloadKind.NONE
     if wire.payload_kind != pb.PAYLOAD_KIND_UNSPECIFIED:
         kind = enum_from_wire(PayloadKind, pb.PayloadKind, "PAYLOAD_KIND_", wire.payload_kind, "report.payload_kind")
-    payload = needed_blob(wire, "payload", "report") if kind is not PayloadKind.NONE else None
+    payload = needed_blob(wire, "payload", "report", payload_from_wire) if kind is not PayloadKind.NONE else None
     if payload is None and wire.HasField("payload"):
         raise bad_field("report.payload_kind", "stated, as there is a payload", wire.payload_kind)
     return Report(
@@ -310,7 +312,8 @@ def _assignment_from_wire(wire: pb.Assignment) -> Assignment:
     gather = Gather.SUM
     if wire.gather != pb.GATHER_UNSPECIFIED:
         gather = enum_from_wire(Gather, pb.Gather, "GATHER_", wire.gather, "assignment.gather")
-    package, model = (needed_blob(wire, name, "assignment") for name in ("package", "model"))
+    package = needed_blob(wire, "package", "assignment")
+    model = needed_blob(wire, "model", "assignment", model_from_wire)
     return Assignment(
         order_id=id_from_wire(wire.order_id, "assignment.order_id"),
         key=key_from_wire(wire.key, "assignment.key"),

@@ -9,7 +9,7 @@ from typing import Any
 
 import structlog
 
-from runnel.common.blobs import Source, SpoolFile, digest_of, in_thread
+from runnel.common.blobs import Source, SpoolFile, digest_payload, in_thread
 from runnel.common.crash_points import CrashPoint, reach
 from runnel.common.errors import (
     Cancelled,
@@ -131,7 +131,7 @@ async def push_named(
     if ref is not None:
         await push_blob(attachment, order_id, source, ref, delays)
         return ref
-    naming = asyncio.ensure_future(in_thread(digest_of, source))
+    naming = asyncio.ensure_future(in_thread(digest_payload, source))
     try:
         size_bytes = source.nbytes if isinstance(source, memoryview) else source.stat().st_size
         takes_late = attachment.welcome is not None and attachment.welcome.late_digests
@@ -141,7 +141,7 @@ async def push_named(
                     attachment.blobs,
                     order_id,
                     source,
-                    BlobRef(sha256="", size_bytes=size_bytes),
+                    BlobRef(size_bytes=size_bytes),
                     offset=0,
                     credential=attachment.credential,
                     peer=attachment.peer,

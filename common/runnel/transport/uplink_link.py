@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, suppress
@@ -14,7 +13,7 @@ from types import TracebackType
 import grpc
 import structlog
 
-from runnel.common.blobs import Source, Spares, SpoolFile
+from runnel.common.blobs import Source, Spares, SpoolFile, is_blob
 from runnel.common.errors import (
     BadSettings,
     Cancelled,
@@ -187,7 +186,7 @@ class UplinkLink:
             StorageFull: there is no room for it here.
             RunnelError: the error that ended the link.
         """
-        partial = target.with_name(f"{target.name}.{ref.sha256[:16]}.part")
+        partial = target.with_name(f"{target.name}.{ref.name[:16]}.part")
         file = SpoolFile(partial=partial, whole=target, ref=ref, durable=False, spares=spares)
         data = None if self._attachment is None else self._attachment.within.model(ref)
         if data is not None and not file.held:
@@ -202,7 +201,7 @@ class UplinkLink:
         except TimeoutError:
             raise DeadlineExceeded(
                 f"Fetching {ref.size_bytes:,} bytes took longer than {deadline_s:.1f} s; {file.held:,} are here.",
-                sha256=ref.sha256,
+                digest=ref.name,
             ) from None
         except RunnelError:
             file.drop()
@@ -445,6 +444,6 @@ def _write_whole(file: SpoolFile, data: bytes) -> None:
 
 def _read_whole(source: Source, ref: BlobRef) -> bytes:
     data = bytes(source) if isinstance(source, memoryview) else source.read_bytes()
-    if hashlib.sha256(data).hexdigest() != ref.sha256:
-        raise CorruptData(f"{source} is not the blob {ref.sha256[:12]}… any more.", sha256=ref.sha256)
+    if not is_blob(data, ref):
+        raise CorruptData(f"{source} is not the blob {ref.name[:12]}… any more.", digest=ref.name)
     return data

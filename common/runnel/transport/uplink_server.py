@@ -37,7 +37,7 @@ from runnel.transport.credentials import CredentialVerifier, NodeIdentity, beare
 from runnel.transport.messages import downward_to_wire, upward_from_wire
 from runnel.transport.status import unexpected
 from runnel.transport.transfer_queue import TransferQueue
-from runnel.transport.wire_values import blob_from_wire, blob_to_wire, id_from_wire
+from runnel.transport.wire_values import blob_from_wire, blob_to_wire, id_from_wire, payload_from_wire
 
 _FIRST_DEADLINE_S = 10.0
 _REMEMBERED_PUSHES = 16  # of each node; its orders die with its attachment
@@ -345,11 +345,11 @@ class UplinkServer(pb_grpc.UplinkServicer):
         if header is None or not header.HasField("blob"):
             raise InvalidInput("The first chunk of a push must name the blob.", field="blob")
         order_id = id_from_wire(header.order_id, "order_id")
-        unnamed = not header.blob.sha256 and data and not order_id.startswith(RUN_PREFIX)
-        ref = blob_from_wire(header.blob, unnamed=bool(unnamed))
+        of_run = order_id.startswith(RUN_PREFIX)
+        ref = blob_from_wire(header.blob) if of_run else payload_from_wire(header.blob, unnamed=bool(data))
         async with self._only_push(identity, order_id):
             file = await self._handler.open_push(identity, order_id, ref)
-            if file is None or (order_id, ref.sha256) in self._pushed.get(identity.name, ()):
+            if file is None or (order_id, ref.name) in self._pushed.get(identity.name, ()):
                 return pb.Receipt(held_bytes=ref.size_bytes, complete=True)
             # One that begins elsewhere than where ours ends is answered at once, unread.
             if not data or header.offset == file.held:
@@ -365,7 +365,7 @@ class UplinkServer(pb_grpc.UplinkServicer):
                         await receive_into(file, chunks)
                 finally:
                     self.received_bytes += max(0, file.held - held)
-            if file.held < ref.size_bytes or not file.ref.sha256:
+            if file.held < ref.size_bytes or not file.ref.name:
                 return pb.Receipt(held_bytes=file.held, complete=False)
             await self._finish(file, identity, order_id)
         return pb.Receipt(held_bytes=ref.size_bytes, complete=True)
@@ -400,7 +400,7 @@ class UplinkServer(pb_grpc.UplinkServicer):
         async def hand_over() -> None:
             await self._handler.pushed(identity, order_id, ref, path)
             remembered = self._pushed.setdefault(identity.name, deque(maxlen=_REMEMBERED_PUSHES))
-            remembered.append((order_id, ref.sha256))
+            remembered.append((order_id, ref.name))
 
         await to_its_end(hand_over())
 
@@ -440,5 +440,5 @@ async def _pushed(
         if message is not None:
             header, rest = split_chunk(message)
             if header is not None and header.HasField("blob"):
-                name(blob_from_wire(header.blob))
+                name(payload_from_wire(header.blob))
         del message

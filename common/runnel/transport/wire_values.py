@@ -6,7 +6,8 @@ Everything that ends in ``from_wire`` raises :class:`InvalidInput` naming the fi
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from enum import Enum
 from typing import Any, TypeVar
 
@@ -153,23 +154,49 @@ def kind_from_wire(number: int, field: str) -> NodeKind:
 
 def blob_to_wire(ref: BlobRef) -> pb.BlobRef:
     """Return the message that names the blob."""
-    return pb.BlobRef(sha256=bytes.fromhex(ref.sha256), size_bytes=ref.size_bytes)
+    sha256, blake3 = bytes.fromhex(ref.sha256), bytes.fromhex(ref.blake3)
+    return pb.BlobRef(sha256=sha256, size_bytes=ref.size_bytes, blake3=blake3)
 
 
-def blob_from_wire(wire: pb.BlobRef, field: str = "blob", *, unnamed: bool = False) -> BlobRef:
-    """Return the blob's name; the digest must have 32 bytes (none if ``unnamed``) and the length fit a file."""
-    if len(wire.sha256) != (0 if unnamed else 32):
-        raise bad_field(f"{field}.sha256", "32 bytes", f"{len(wire.sha256)} bytes")
+def blob_from_wire(wire: pb.BlobRef, field: str = "blob") -> BlobRef:
+    """Return the blob's name, a SHA-256; another digest is not looked at, so nobody can vouch for it by that."""
+    return BlobRef(sha256=_digest_from_wire(wire.sha256, f"{field}.sha256"), size_bytes=_size_from_wire(wire, field))
+
+
+def model_from_wire(wire: pb.BlobRef, field: str) -> BlobRef:
+    """Return the model's name, a SHA-256, with its BLAKE3 if that is told."""
+    named = blob_from_wire(wire, field)
+    return replace(named, blake3=_digest_from_wire(wire.blake3, f"{field}.blake3")) if wire.blake3 else named
+
+
+def payload_from_wire(wire: pb.BlobRef, field: str = "blob", *, unnamed: bool = False) -> BlobRef:
+    """Return the payload's name, a BLAKE3, or of a node of an earlier version a SHA-256; none where it may be
+    ``unnamed``."""
+    if wire.blake3 or (unnamed and not wire.sha256):
+        digest = _digest_from_wire(wire.blake3, f"{field}.blake3") if wire.blake3 else ""
+        return BlobRef(blake3=digest, size_bytes=_size_from_wire(wire, field))
+    return blob_from_wire(wire, field)
+
+
+def _digest_from_wire(digest: bytes, field: str) -> str:
+    if len(digest) != 32:
+        raise bad_field(field, "32 bytes", f"{len(digest)} bytes")
+    return digest.hex()
+
+
+def _size_from_wire(wire: pb.BlobRef, field: str) -> int:
     if wire.size_bytes > 1 << 62:
         raise bad_field(f"{field}.size_bytes", "a length that a file may have", wire.size_bytes)
-    return BlobRef(sha256=wire.sha256.hex(), size_bytes=wire.size_bytes)
+    return wire.size_bytes
 
 
-def needed_blob(message: Any, name: str, field: str) -> BlobRef:
+def needed_blob(
+    message: Any, name: str, field: str, read: Callable[[pb.BlobRef, str], BlobRef] = blob_from_wire
+) -> BlobRef:
     """Return the blob's name in a field that must be there."""
     if not message.HasField(name):
         raise bad_field(f"{field}.{name}", "present", None)
-    return blob_from_wire(getattr(message, name), f"{field}.{name}")
+    return read(getattr(message, name), f"{field}.{name}")
 
 
 def key_to_wire(key: AssignmentKey) -> pb.AssignmentKey:

@@ -1,6 +1,6 @@
-"""Files named by the SHA-256 of their bytes: models, packages and payloads on disk."""
+"""Files named by digests of their bytes: models, packages and payloads on disk."""
 
-from runnel.common.blobs.digests import BLOCK_BYTES, EMPTY, Source, digest_file, digest_of, is_sha256
+from runnel.common.blobs.digests import BLOCK_BYTES, EMPTY, Source, digest_file, digest_payload, is_blob, is_sha256
 from runnel.common.blobs.leftovers import KEPT_HEARTBEATS, Leftovers
 from runnel.common.blobs.spares import LEAST_SPARE_BYTES, Spares
 from runnel.common.blobs.spool import Spool, SpoolFile
@@ -22,8 +22,9 @@ __all__ = [
     "SpoolFile",
     "by_size",
     "digest_file",
-    "digest_of",
+    "digest_payload",
     "in_thread",
+    "is_blob",
     "is_sha256",
     "require_room",
     "storage_errors",

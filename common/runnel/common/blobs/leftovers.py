@@ -48,12 +48,12 @@ class Leftovers:
         for each in of_node[:-_MOST_OF_ONE]:
             self._forget(each)
 
-    def take_up(self, key: str, name: str, sha256: str) -> None:
+    def take_up(self, key: str, name: str, digest: str) -> None:
         """Let what was set aside of this payload of this node be that of ``key``, if nothing is there yet.
 
         Or what it had begun last without a digest: that is the same as a rule, and verified as a whole like all others.
         """
-        for place in (_key(name, sha256), _key(name, "")):
+        for place in (_key(name, digest), _key(name, "")):
             if place in self._left and self._spool.begun(key) is None:
                 del self._left[place]
                 self._spool.move(place, key)
@@ -72,5 +72,5 @@ class Leftovers:
             self._spool.forget(key)
 
 
-def _key(name: str, sha256: str) -> str:
-    return f"left/{name}/{sha256}"
+def _key(name: str, digest: str) -> str:
+    return f"left/{name}/{digest}"

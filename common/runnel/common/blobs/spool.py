@@ -7,7 +7,7 @@ import io
 import shutil
 from pathlib import Path
 
-from runnel.common.blobs.digests import update_digest
+from runnel.common.blobs.digests import checking_digest, update_digest
 from runnel.common.blobs.early_sync import STEP_BYTES, EarlySync
 from runnel.common.blobs.spares import Spares
 from runnel.common.errors import CorruptData, StorageFull
@@ -54,7 +54,7 @@ class SpoolFile:
         self._spares = spares
         self._step_bytes = step_bytes
         self._early = EarlySync(partial, step_bytes=step_bytes)
-        self._digest = hashlib.sha256()
+        self._digest, self._wanted = checking_digest(ref)
         self._digested = 0
         self._file: io.FileIO | None = None
         self._written_over = False
@@ -97,9 +97,9 @@ class SpoolFile:
         """
         if offset != self._held or offset + len(data) > self.ref.size_bytes:
             raise CorruptData(
-                f"Expected bytes from {self._held:,} up to {self.ref.size_bytes:,} of blob {self.ref.sha256[:12]}…, "
+                f"Expected bytes from {self._held:,} up to {self.ref.size_bytes:,} of blob {self.ref.name[:12]}…, "
                 f"got {len(data):,} bytes at {offset:,}.",
-                sha256=self.ref.sha256,
+                digest=self.ref.name,
             )
         if not data:
             return
@@ -121,14 +121,17 @@ class SpoolFile:
         Raises:
             CorruptData: it is not for so many bytes, or had a digest before.
         """
-        if self.ref.sha256 or ref.size_bytes != self.ref.size_bytes:
+        if self.ref.name or ref.size_bytes != self.ref.size_bytes:
             raise CorruptData(
-                f"A blob was announced with {self.ref.size_bytes:,} bytes and the digest {self.ref.sha256[:12]!r}, and"
-                f" then named {ref.sha256[:12]}…, of {ref.size_bytes:,} bytes.",
-                sha256=ref.sha256,
+                f"A blob was announced with {self.ref.size_bytes:,} bytes and the digest {self.ref.name[:12]!r}, and"
+                f" then named {ref.name[:12]}…, of {ref.size_bytes:,} bytes.",
+                digest=ref.name,
             )
-        self.whole = self.whole.with_name(self.whole.name.replace(_WHOLE, ref.sha256 + _WHOLE))
+        self.whole = self.whole.with_name(self.whole.name.replace(_WHOLE, ref.name + _WHOLE))
         self.ref = ref
+        fresh, self._wanted = checking_digest(ref)
+        if type(fresh) is not type(self._digest):  # by a node of an earlier version: all is read again
+            self._digest, self._digested = fresh, 0
 
     def finish(self) -> Path:
         """Verify length and digest, give the file its final name, return that. May be called again.
@@ -147,21 +150,21 @@ class SpoolFile:
             held = self._held
             self.drop()
             raise CorruptData(
-                f"Blob {self.ref.sha256[:12]}… was announced with {self.ref.size_bytes:,} bytes and ended after "
+                f"Blob {self.ref.name[:12]}… was announced with {self.ref.size_bytes:,} bytes and ended after "
                 f"{held:,}.",
-                sha256=self.ref.sha256,
+                digest=self.ref.name,
             )
         with storage_errors(self.partial):
             if not self._digest_is_current() or not self.partial.exists():
                 self._opened()
             self.close()
             found = self._digest.hexdigest()
-            if found != self.ref.sha256:
+            if found != self._wanted:
                 self.drop()
                 raise CorruptData(
-                    f"A blob announced as {self.ref.sha256} has the digest {found}.",
+                    f"A blob announced as {self._wanted} has the digest {found}.",
                     hint="It was damaged on the way or at its sender; it has to be sent again from its start.",
-                    sha256=self.ref.sha256,
+                    digest=self.ref.name,
                     found=found,
                 )
             if self._durable:
@@ -178,7 +181,7 @@ class SpoolFile:
             self.whole.unlink(missing_ok=True)
         self._verified = False
         self._held = self._digested = 0
-        self._digest = hashlib.sha256()
+        self._digest, _ = checking_digest(self.ref)
         self._early = EarlySync(self.partial, step_bytes=self._step_bytes)
 
     def close(self) -> None:
@@ -201,7 +204,7 @@ class SpoolFile:
     def _opened(self) -> io.FileIO:
         if self._file is None:
             if not self._digest_is_current():
-                self._digest = hashlib.sha256()
+                self._digest, _ = checking_digest(self.ref)
                 self._held = self._digested = update_digest(self._digest, self.partial)
             self.partial.parent.mkdir(parents=True, exist_ok=True)
             self._written_over = (
@@ -245,16 +248,16 @@ class Spool:
         Cheap: what is held is read again only with the first write.
         """
         hashed = _hashed(key)
-        stem = f"{hashed}-{ref.sha256}"
+        stem = f"{hashed}-{ref.name}"
         partial = self.root / (stem + _PARTIAL)
         whole = self.root / (stem + _WHOLE)
         earlier = self._begun.get(hashed)
-        if earlier is not None and ref.sha256 and earlier.name == f"{hashed}-{_PARTIAL}" and earlier.exists():
+        if earlier is not None and ref.name and earlier.name == f"{hashed}-{_PARTIAL}" and earlier.exists():
             earlier.replace(partial)
-        elif earlier is not None and (earlier != partial or not ref.sha256):
+        elif earlier is not None and (earlier != partial or not ref.name):
             earlier.unlink(missing_ok=True)
         self._begun[hashed] = partial
-        verified = bool(ref.sha256) and whole.exists() and _size(whole) == ref.size_bytes
+        verified = bool(ref.name) and whole.exists() and _size(whole) == ref.size_bytes
         return SpoolFile(
             partial=partial,
             whole=whole,

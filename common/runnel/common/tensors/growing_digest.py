@@ -6,11 +6,15 @@ import hashlib
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from blake3 import blake3
+
+from runnel.common.protocol import BlobRef
+
 _PIECE_BYTES = 1 << 20
 
 
 class GrowingDigest:
-    """Finds the SHA-256 of a file in a thread of its own while its end is written; ends with :meth:`close`.
+    """Finds SHA-256 and BLAKE3 of a file in a thread of its own while its end is written; ends with :meth:`close`.
 
     Args:
         descriptor: of the file; it stays open until :meth:`close`.
@@ -18,7 +22,7 @@ class GrowingDigest:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
-        self._digest = hashlib.sha256()
+        self._sha256, self._blake3 = hashlib.sha256(), blake3()
         self._until = 0
         self._thread: ThreadPoolExecutor | None = None
         self._under_way: list[Future[None]] = []
@@ -30,8 +34,8 @@ class GrowingDigest:
         start, self._until = self._until, until
         self._under_way.append(self._thread.submit(self._take, start, until))
 
-    def finish(self, until: int) -> str:
-        """Take in what is left up to ``until`` and return the digest in hex.
+    def finish(self, until: int) -> BlobRef:
+        """Take in what is left up to ``until`` and return both digests.
 
         Raises:
             EOFError: the file is shorter.
@@ -41,7 +45,7 @@ class GrowingDigest:
             taken.result()
         self._take(self._until, until)
         self._until = until
-        return self._digest.hexdigest()
+        return BlobRef(sha256=self._sha256.hexdigest(), blake3=self._blake3.hexdigest(), size_bytes=until)
 
     def close(self) -> None:
         """End the thread; idempotent."""
@@ -54,5 +58,6 @@ class GrowingDigest:
             count = os.preadv(self._descriptor, [buffer[: until - start]], start)
             if count == 0:
                 raise EOFError(f"The file has no {until - start} bytes at {start}.")
-            self._digest.update(buffer[:count])
+            self._sha256.update(buffer[:count])
+            self._blake3.update(buffer[:count])
             start += count

@@ -144,7 +144,7 @@ class NpzWriter:
             self._write_directory()
             self._fill_in()
             if self._digest is not None:
-                self._blob = BlobRef(sha256=self._digest.finish(self._at), size_bytes=self._at)
+                self._blob = self._digest.finish(self._at)
             if self._sync is not None:
                 with storage_errors(self._out.path.parent):
                     self._sync.wait()

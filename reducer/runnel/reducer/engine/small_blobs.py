@@ -7,12 +7,12 @@ round of a small model costs.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import secrets
 from pathlib import Path
 
 import structlog
 
+from runnel.common.blobs import is_blob
 from runnel.common.disk import write_bytes
 from runnel.common.errors import CorruptData, RunnelError
 from runnel.common.protocol import MOST_WITHIN_BYTES, BlobRef, Report
@@ -50,7 +50,7 @@ async def keep_small_payload(report: Report, folder: Path) -> Path:
         StorageFull: there is no room.
     """
     data, ref = report.payload_data, report.payload
-    if ref is None or hashlib.sha256(data).hexdigest() != ref.sha256:
+    if ref is None or not is_blob(data, ref):
         raise CorruptData(f"The payload within the report for {report.key} is not what the report says.")
     place = folder / payload_name(report.order_id)
     await asyncio.to_thread(write_bytes, place, data)

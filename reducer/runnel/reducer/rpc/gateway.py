@@ -229,7 +229,7 @@ class Gateway:
             return None
         if identity.name in self._children:
             self._begun.setdefault(identity.name, set()).add(order_id)
-        self._left.take_up(f"{order_id}/{identity.name}", identity.name, ref.sha256)
+        self._left.take_up(f"{order_id}/{identity.name}", identity.name, ref.name)
         file = await asyncio.to_thread(self._spool.open, f"{order_id}/{identity.name}", ref)
         try:
             await asyncio.to_thread(file.require_room, exchange.decoding_bytes(identity.kind))

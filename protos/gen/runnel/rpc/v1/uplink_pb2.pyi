@@ -223,25 +223,32 @@ Global___Settlement: _TypeAlias = Settlement  # noqa: Y015
 
 @_typing.final
 class BlobRef(_message.Message):
-    """A blob is named by the SHA-256 of its bytes."""
+    """A blob is named by a digest of its bytes.
+    Packages, models and files of runs are named by their SHA-256, payloads of rounds by their BLAKE3 (or, as nodes of
+    earlier versions do, by their SHA-256). A model may have both; then its BLAKE3 is what it is checked by on its way.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     SHA256_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    BLAKE3_FIELD_NUMBER: _builtins.int
     sha256: _builtins.bytes
     """32 bytes"""
     size_bytes: _builtins.int
     """exact length"""
+    blake3: _builtins.bytes
+    """32 bytes"""
     def __init__(
         self,
         *,
         sha256: _builtins.bytes = ...,
         size_bytes: _builtins.int = ...,
+        blake3: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["sha256", b"sha256", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blake3", b"blake3", "sha256", b"sha256", "size_bytes", b"size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
