@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks.light_clients import light_clients
 from benchmarks.local_network import local_network
 from benchmarks.usage import forget_peak, peak_bytes, resident_bytes, total_cpu_seconds
-from runnel.common.blobs import digest_file
+from runnel.common.blobs import digest_payload
 from runnel.common.tensors import write_npz
 from runnel.compute_package import pack
 
@@ -45,7 +45,7 @@ async def light_rounds(megabytes: int, clients: int, rounds: int, **options: Any
     """
     async with local_network(combiners=1) as network:
         seed, update, archive = await asyncio.to_thread(_prepare, network.work, megabytes)
-        ref = await asyncio.to_thread(digest_file, update)
+        ref = await asyncio.to_thread(digest_payload, update)
         async with light_clients(clients, network.rpc, update=update, ref=ref, folder=network.work):
             await network.until_attached(clients=clients)
             pids = {"reducer": network.pids["reducer"], "combiner": network.pids["combiner-1"]}

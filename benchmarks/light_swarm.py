@@ -22,7 +22,7 @@ from typing import Any
 
 from benchmarks.descriptors import require_descriptors
 from benchmarks.figures import quieten
-from runnel.common.blobs import digest_file
+from runnel.common.blobs import digest_payload
 from runnel.common.errors import RunnelError
 from runnel.common.protocol import NodeKind
 from runnel.rpc.v1 import uplink_pb2 as pb
@@ -58,7 +58,7 @@ class Swarm:
         self._network = network
         self._name = name
         self._update = update.read_bytes()
-        self._ref = blob_to_wire(digest_file(update))
+        self._ref = blob_to_wire(digest_payload(update))
         self._turns = asyncio.Semaphore(_AT_ONCE)
         self._rounds: dict[tuple[str, int], _Round] = {}
         self._clients: list[_Client] = []
