@@ -6,6 +6,8 @@ import os
 import zlib
 from typing import Protocol
 
+from isal import isal_zlib
+
 from runnel.common.errors import BadModel
 from runnel.common.tensors.zip_directory import Member, refusal
 
@@ -53,7 +55,7 @@ class StoredBytes:
             filled += n
         self._at += filled
         if self._crc is not None:
-            self._crc = zlib.crc32(view, self._crc)
+            self._crc = isal_zlib.crc32(view, self._crc)
 
     def skip(self, nbytes: int) -> None:
         """See :class:`MemberBytes`."""
@@ -94,7 +96,7 @@ class DeflatedBytes:
             view[filled : filled + len(piece)] = piece
             filled += len(piece)
         self._at += filled
-        self._crc = zlib.crc32(view, self._crc)
+        self._crc = isal_zlib.crc32(view, self._crc)
 
     def skip(self, nbytes: int) -> None:
         """See :class:`MemberBytes`."""

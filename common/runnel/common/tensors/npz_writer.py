@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import struct
-import zlib
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from isal import isal_zlib
 from numpy.typing import NDArray
 
 from runnel.common.blobs.early_sync import EarlySync
@@ -188,7 +188,7 @@ class NpzWriter:
         self._out.write(data)
         self._at += len(data)
         if entry is not None:
-            entry.crc = zlib.crc32(data, entry.crc)
+            entry.crc = isal_zlib.crc32(data, entry.crc)
 
     def _begin_tensors(self) -> None:
         """Write headers up to and with the next tensor that has elements."""
