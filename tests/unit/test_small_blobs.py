@@ -10,7 +10,7 @@ import pytest
 from runnel.combiner.blob_cache import BlobCache
 from runnel.combiner.payloads import Payloads
 from runnel.combiner.small_blobs import take_small_payload, with_small_model
-from runnel.common.blobs import BlobStore, Spares
+from runnel.common.blobs import BlobStore, Relay, Spares
 from runnel.common.errors import IllegalState, NotFound
 from runnel.common.protocol import (
     MOST_WITHIN_BYTES,
@@ -42,7 +42,7 @@ class Above:
         self._blobs = {ref_of(each): each for each in blobs}
         self.asked = 0
 
-    async def fetch(self, ref: BlobRef, target: Path, spares: Spares) -> None:
+    async def fetch(self, ref: BlobRef, target: Path, spares: Spares, relay: Relay) -> None:
         self.asked += 1
         if ref not in self._blobs:
             raise NotFound("Not here.")

@@ -11,7 +11,7 @@ import pytest
 
 from runnel.client.model_cache import ModelCache
 from runnel.combiner.blob_cache import BlobCache
-from runnel.common.blobs import LEAST_SPARE_BYTES, BlobStore, Spares, Spool, SpoolFile
+from runnel.common.blobs import LEAST_SPARE_BYTES, BlobStore, Relay, RelayedBlob, Spares, Spool, SpoolFile
 from runnel.common.errors import StorageFull
 from runnel.common.protocol import BlobRef
 from runnel.common.storage import require_room
@@ -132,7 +132,7 @@ class Above:
     def __init__(self, *models: bytes) -> None:
         self.models = {ref_of(data): data for data in models}
 
-    async def fetch(self, ref: BlobRef, target: Path, spares: Spares) -> None:
+    async def fetch(self, ref: BlobRef, target: Path, spares: Spares, relay: Relay | None = None) -> None:
         partial = target.with_name(f"{target.name}.part")
         file = SpoolFile(partial=partial, whole=target, ref=ref, durable=False, spares=spares)
         file.write(0, self.models[ref])
@@ -200,3 +200,13 @@ async def test_a_model_that_is_served_is_not_written_over(tmp_path: Path) -> Non
         assert path.read_bytes() == MODELS[0]
     await cache.bring(REFS[4])
     assert not path.exists()
+
+
+async def test_a_model_that_is_served_since_it_was_fetched_is_not_written_over(tmp_path: Path) -> None:
+    cache = blob_cache(tmp_path)
+    with cache.served(REFS[0]) as blob:
+        for ref in REFS:
+            await cache.bring(ref)
+        assert isinstance(blob, RelayedBlob)
+        assert await blob.reached(0) == SIZE
+        assert os.pread(blob.handle, SIZE, 0) == MODELS[0]

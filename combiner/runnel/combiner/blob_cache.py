@@ -1,17 +1,18 @@
-"""Models and packages on their way down: fetched from above once, served to all below from the file."""
+"""Models and packages on their way down: fetched from above once, served to all below from the file meanwhile."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
-from runnel.common.blobs import LEAST_SPARE_BYTES, BlobStore, Spares
+from runnel.common.blobs import LEAST_SPARE_BYTES, BlobStore, Relay, RelayedBlob, Spares
+from runnel.common.errors import Unreachable
 from runnel.common.protocol import BlobRef
 
-Fetch = Callable[[BlobRef, Path, Spares], Awaitable[None]]
+Fetch = Callable[[BlobRef, Path, Spares, Relay], Awaitable[None]]
 
 _KEEP_BLOBS = 256  # of small models a great many would fit otherwise
 _NEWER = 2  # of one size, after which a blob that nobody needs is written over
@@ -22,7 +23,8 @@ class BlobCache:
 
     Args:
         store: where blobs are kept.
-        fetch: brings a blob to a file, which may be written over a spare one, and verifies it, or raises.
+        fetch: brings a blob to a file, which may be written over a spare one, and verifies it, or raises; tells the
+            relay what came meanwhile.
         keep_bytes: blobs beyond this total, or beyond 256, are dropped, the least recently asked first.
         needed: whether living orders are about the blob with a digest. Of those that no order is about and nobody reads
             the newest few of one size are kept; an older one gives its file to the next: it is a model of a round that
@@ -39,7 +41,7 @@ class BlobCache:
         self._spares = Spares(store.temporary().parent)
         self._held: Counter[str] = Counter()
         self._known: OrderedDict[str, BlobRef] = OrderedDict()
-        self._under_way: dict[str, asyncio.Task[None]] = {}
+        self._under_way: dict[BlobRef, tuple[asyncio.Task[None], Relay]] = {}
 
     @asynccontextmanager
     async def held(self, ref: BlobRef) -> AsyncIterator[Path]:
@@ -48,14 +50,21 @@ class BlobCache:
         Raises:
             RunnelError: it can't be had.
         """
-        self._held[ref.sha256] += 1
-        try:
+        with self._holding(ref):
             await self.bring(ref)
             yield self._store.path(ref)
-        finally:
-            self._held[ref.sha256] -= 1
-            if not self._held[ref.sha256]:
-                del self._held[ref.sha256]
+
+    @contextmanager
+    def served(self, ref: BlobRef) -> Iterator[Path | RelayedBlob]:
+        """Give the file of a blob, as :meth:`held` does; while it is fetched, what is here of it."""
+        with self._holding(ref):
+            if self._store.has(ref):
+                self._use(ref)
+                yield self._store.path(ref)
+            else:
+                _, relay = self._fetching(ref)
+                with relay.blob.used() as blob:
+                    yield blob
 
     async def bring(self, ref: BlobRef) -> None:
         """See that a blob is here.
@@ -64,25 +73,49 @@ class BlobCache:
             RunnelError: it can't be had.
         """
         if not self._store.has(ref):
-            task = self._under_way.get(ref.sha256)
-            if task is None:
-                task = asyncio.create_task(self._bring(ref), name=f"fetch {ref.sha256[:8]}")
-                self._under_way[ref.sha256] = task
-                task.add_done_callback(lambda _: self._under_way.pop(ref.sha256, None))
+            task, _ = self._fetching(ref)
             # One asker that gives up must not end the fetch of the others.
             await asyncio.shield(task)
+        self._use(ref)
+
+    @contextmanager
+    def _holding(self, ref: BlobRef) -> Iterator[None]:
+        self._held[ref.sha256] += 1
+        try:
+            yield
+        finally:
+            self._held[ref.sha256] -= 1
+            if not self._held[ref.sha256]:
+                del self._held[ref.sha256]
+
+    def _use(self, ref: BlobRef) -> None:
         self._known[ref.sha256] = ref
         self._known.move_to_end(ref.sha256)
 
-    async def _bring(self, ref: BlobRef) -> None:
+    def _fetching(self, ref: BlobRef) -> tuple[asyncio.Task[None], Relay]:
+        """Return the fetch of a blob that is not here, begun if it is not under way."""
+        if ref not in self._under_way:
+            task = asyncio.create_task(self._bring(ref, relay := Relay(ref)), name=f"fetch {ref.sha256[:8]}")
+            self._under_way[ref] = task, relay
+            task.add_done_callback(lambda task: self._fetched(ref, task))
+        return self._under_way[ref]
+
+    def _fetched(self, ref: BlobRef, task: asyncio.Task[None]) -> None:
+        _, relay = self._under_way.pop(ref)
+        error = Unreachable("This node shuts down.", hint="Join again.") if task.cancelled() else task.exception()
+        if error is not None:
+            relay.fail(error)
+
+    async def _bring(self, ref: BlobRef, relay: Relay) -> None:
         target = self._store.temporary()
         try:
             await self._spend_older(ref)
-            await self._fetch(ref, target, self._spares)
+            await self._fetch(ref, target, self._spares, relay)
             await asyncio.to_thread(self._store.adopt, target, ref)
+            relay.finish(self._store.path(ref))
         finally:
             await asyncio.to_thread(target.unlink, missing_ok=True)
-        self._known[ref.sha256] = ref
+        self._use(ref)
         self._evict(keep=ref.sha256)
 
     async def _spend_older(self, than: BlobRef) -> None:
@@ -107,7 +140,7 @@ class BlobCache:
 
     async def close(self) -> None:
         """End what is under way."""
-        tasks = list(self._under_way.values())
+        tasks = [task for task, _ in self._under_way.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

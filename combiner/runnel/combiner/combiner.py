@@ -22,7 +22,7 @@ from runnel.combiner.payloads import Payloads, remove
 from runnel.combiner.runs import Runs
 from runnel.combiner.small_blobs import take_small_payload, with_small_model
 from runnel.combiner.stage_news import StageNews
-from runnel.common.blobs import KEPT_HEARTBEATS, BlobStore, Spares, SpoolFile
+from runnel.common.blobs import KEPT_HEARTBEATS, BlobStore, Relay, RelayedBlob, Spares, SpoolFile
 from runnel.common.crash_points import CrashPoint, reach
 from runnel.common.errors import CapacityExceeded, RunnelError, StorageFull
 from runnel.common.metrics import Tally
@@ -279,8 +279,8 @@ class Combiner:
         except RunnelError as err:
             log.warning("model not fetched", sha256=ref.sha256, error=str(err))
 
-    async def _fetch(self, ref: BlobRef, target: Path, spares: Spares) -> None:
-        await self._link.fetch(ref, target, deadline_s=_FETCH_DEADLINE_S, spares=spares)
+    async def _fetch(self, ref: BlobRef, target: Path, spares: Spares, relay: Relay) -> None:
+        await self._link.fetch(ref, target, deadline_s=_FETCH_DEADLINE_S, spares=spares, relay=relay)
 
     def _by_child(self, clients: Iterable[str]) -> dict[str, tuple[str, ...]]:
         routes: dict[str, list[str]] = {}
@@ -427,10 +427,10 @@ class Combiner:
             remove(payload or b"")
 
     @contextlib.asynccontextmanager
-    async def blob_file(self, ref: BlobRef, identity: NodeIdentity) -> AsyncIterator[Path]:
-        """Give a blob, fetched from above if need be."""
-        async with self._cache.held(ref) as path:
-            yield path
+    async def blob_file(self, ref: BlobRef, identity: NodeIdentity) -> AsyncIterator[Path | RelayedBlob]:
+        """Give a blob, or what is here of it while it is fetched from above."""
+        with self._cache.served(ref) as source:
+            yield source
 
     async def open_push(self, identity: NodeIdentity, order_id: str, ref: BlobRef) -> SpoolFile | None:
         """Return where a payload for a living order, or a file of a run, goes."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from contextlib import aclosing, closing, nullcontext
+from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from runnel.common.blobs import Source, SpoolFile, in_thread
+from runnel.common.blobs import Relay, RelayedBlob, Source, SpoolFile, in_thread
 from runnel.common.errors import CorruptData
 
 P = ParamSpec("P")
@@ -73,8 +74,22 @@ class _Hands:
         return result
 
 
+class _WholeFile:
+    """What is read of a file, as of a blob that is still fetched."""
+
+    def __init__(self, path: Path, size_bytes: int) -> None:
+        self.handle = os.open(path, os.O_RDONLY)
+        self._size_bytes = size_bytes
+
+    async def reached(self, _: int) -> int:
+        return self._size_bytes
+
+    def close(self) -> None:
+        os.close(self.handle)
+
+
 async def read_chunks(
-    source: Source,
+    source: Source | RelayedBlob,
     offset: int,
     size_bytes: int,
     *,
@@ -84,7 +99,7 @@ async def read_chunks(
     """Yield the bytes of ``source`` from ``offset`` up to ``size_bytes`` in chunks: 512 KiB, or 1 MiB if they go fast.
 
     Args:
-        source: what is read.
+        source: what is read; of a blob that is still fetched what is here, and then what comes.
         offset: where to begin.
         size_bytes: where to end.
         first_bytes: the most of the first chunk.
@@ -92,6 +107,7 @@ async def read_chunks(
 
     Raises:
         CorruptData: the file is shorter than ``size_bytes``.
+        RunnelError: as :meth:`RelayedBlob.reached`.
     """
     sizes = _Sizes(first_bytes, clock)
     if isinstance(source, memoryview):
@@ -103,24 +119,29 @@ async def read_chunks(
             offset += size
         return
     hands = _Hands()
-    handle = os.open(source, os.O_RDONLY)
-    try:
+    with nullcontext(source) if isinstance(source, RelayedBlob) else closing(_WholeFile(source, size_bytes)) as file:
         while offset < size_bytes:
-            data = await hands.do(os.pread, handle, min(sizes.most, size_bytes - offset), offset)
+            end = await file.reached(offset)
+            data = await hands.do(os.pread, file.handle, min(sizes.most, end - offset), offset)
             if not data:
-                raise CorruptData(f"{source.name} ends at byte {offset:,} and should have {size_bytes:,}.")
+                raise CorruptData(f"The file of a blob ends at byte {offset:,} and should have {size_bytes:,}.")
             size = len(data)
             sizes.begin()
             yield data
             del data  # not to hold it, for each of many that fetch, while the next one is read
             sizes.end(size)
             offset += size
-    finally:
-        os.close(handle)
 
 
-async def receive_into(file: SpoolFile, chunks: AsyncGenerator[bytes | memoryview, None]) -> None:
+async def receive_into(
+    file: SpoolFile, chunks: AsyncGenerator[bytes | memoryview, None], relay: Relay | None = None
+) -> None:
     """Append what ``chunks`` yields, from ``file.held`` on. The file is closed in any case, and may be continued.
+
+    Args:
+        file: where to.
+        chunks: what comes.
+        relay: to those who read it meanwhile.
 
     Raises:
         CorruptData, StorageFull: as :meth:`SpoolFile.write`.
@@ -132,6 +153,8 @@ async def receive_into(file: SpoolFile, chunks: AsyncGenerator[bytes | memoryvie
                 await _Hands(quick=False).do(file.write, file.held, await anext(chunks, b""))
             async for data in chunks:
                 await hands.do(file.write, file.held, data)
+                if relay is not None:
+                    relay.grow(file.partial, file.held)
                 del data  # not to hold it, for each of many that push, until the next one comes
     finally:
         file.close()

@@ -9,7 +9,7 @@ from typing import Any
 
 import structlog
 
-from runnel.common.blobs import Source, SpoolFile, digest_payload, in_thread
+from runnel.common.blobs import Relay, Source, SpoolFile, begins_anew, digest_payload, in_thread
 from runnel.common.crash_points import CrashPoint, reach
 from runnel.common.errors import (
     Cancelled,
@@ -33,46 +33,61 @@ Delays = Callable[[], Iterator[float]]
 
 _TRANSIENT = (Unreachable, DeadlineExceeded, CapacityExceeded, Cancelled)
 _USELESS_ATTEMPTS = 3
+_USELESS_ABOVE = 9  # so often a blob is damaged on its way to the node above, which itself tries three times
 _TURN_S = 60.0  # until what the peer lets in is sent unasked
 
 
-async def fetch_blob(present: Callable[[], Awaitable[Attachment]], file: SpoolFile, delays: Delays) -> None:
+async def fetch_blob(
+    present: Callable[[], Awaitable[Attachment]], file: SpoolFile, delays: Delays, relay: Relay | None = None
+) -> None:
     """Fetch what is missing of ``file`` over the present attachment and, when that is lost, over the next; verify it.
 
     Args:
         present: waits for an attachment and returns it.
         file: where the bytes go.
         delays: waits after attempts that failed; begun anew after each that brought something.
+        relay: to those who read it meanwhile.
 
     Raises:
-        CorruptData: it was wrong three times.
+        CorruptData: it was wrong three times, or nine times at the node above before it came here.
         RunnelError: what trying again can't mend, such as ``NotFound``.
     """
     log = structlog.get_logger()
     waits = delays()
-    corrupt = 0
+    corrupt = damaged_above = 0
     while True:
         attachment = await present()
         held = file.held
         try:
             await attachment.while_attached(
-                fetch_once(attachment.blobs, file, credential=attachment.credential, peer=attachment.peer)
+                fetch_once(attachment.blobs, file, credential=attachment.credential, peer=attachment.peer, relay=relay)
             )
             await in_thread(file.finish)
         except CorruptData:
             corrupt += 1
             if corrupt == _USELESS_ATTEMPTS:
                 raise
-            file.drop()
+            _begin_anew(file, relay)
         except Unauthenticated as error:
             attachment.end("credential refused", error)  # the next one comes with a new credential
         except _TRANSIENT as error:
             log.info("fetch interrupted", via=attachment.peer, held_bytes=file.held, detail=str(error))
+            if begins_anew(error):
+                damaged_above += 1
+                if damaged_above == _USELESS_ABOVE:
+                    raise CorruptData(error.message, sha256=file.ref.sha256) from error
+                _begin_anew(file, relay)
         else:
             return
         if file.held > held:
             waits = delays()
         await asyncio.sleep(next(waits))
+
+
+def _begin_anew(file: SpoolFile, relay: Relay | None) -> None:
+    file.drop()
+    if relay is not None:
+        relay.begin_anew()
 
 
 async def push_blob(attachment: Attachment, order_id: str, source: Source, ref: BlobRef, delays: Delays) -> None:
@@ -183,7 +198,9 @@ async def ask_push(attachment: Attachment, order_id: str, ref: BlobRef) -> bool:
     return complete
 
 
-async def fetch_once(calls: BlobCalls, file: SpoolFile, *, credential: str, peer: str) -> None:
+async def fetch_once(
+    calls: BlobCalls, file: SpoolFile, *, credential: str, peer: str, relay: Relay | None = None
+) -> None:
     """Fetch what is missing of ``file``. Whatever happens, what came stays in it and it can be continued.
 
     Raises:
@@ -209,7 +226,7 @@ async def fetch_once(calls: BlobCalls, file: SpoolFile, *, credential: str, peer
 
     try:
         with rpc_errors(peer):
-            await receive_into(file, fetched())
+            await receive_into(file, fetched(), relay)
     finally:
         call.cancel()
     if file.held < file.ref.size_bytes:

@@ -13,7 +13,7 @@ from types import TracebackType
 import grpc
 import structlog
 
-from runnel.common.blobs import Source, Spares, SpoolFile, is_blob
+from runnel.common.blobs import Relay, Source, Spares, SpoolFile, is_blob
 from runnel.common.errors import (
     BadSettings,
     Cancelled,
@@ -171,13 +171,15 @@ class UplinkLink:
         if self._attachment is not None:
             self._attachment.end("left")
 
-    async def fetch(self, ref: BlobRef, target: Path, *, deadline_s: float, spares: Spares | None = None) -> None:
+    async def fetch(
+        self, ref: BlobRef, target: Path, *, deadline_s: float, spares: Spares | None = None, relay: Relay | None = None
+    ) -> None:
         """Fetch a blob into the file ``target``, which appears when it is whole and verified, not yet safe from a loss
         of power: who keeps it for good sees to that.
 
         Survives the loss of the attachment: goes on at the same byte over the next one. What was fetched before the
         deadline stays beside ``target`` and is used by the next call for the same blob. It may be written over one of
-        ``spares``.
+        ``spares``, and read by way of ``relay`` meanwhile.
 
         Raises:
             DeadlineExceeded: it took longer than ``deadline_s``.
@@ -192,12 +194,13 @@ class UplinkLink:
         if data is not None and not file.held:
             with suppress(CorruptData):  # fetched, it is verified again
                 # A few kilobytes into the page cache take less than the way to a thread and back.
-                _write_whole(file, data)
+                file.write(0, data)
+                file.finish()
                 return
         held = file.held
         try:
             async with asyncio.timeout(deadline_s):
-                await fetch_blob(self._present, file, self._delays)
+                await fetch_blob(self._present, file, self._delays, relay)
         except TimeoutError:
             raise DeadlineExceeded(
                 f"Fetching {ref.size_bytes:,} bytes took longer than {deadline_s:.1f} s; {file.held:,} are here.",
@@ -435,11 +438,6 @@ class UplinkLink:
             except RunnelError as error:
                 self._log.warning("credential not renewed, trying again", network=self._network, detail=str(error))
             await asyncio.sleep(next(delays))
-
-
-def _write_whole(file: SpoolFile, data: bytes) -> None:
-    file.write(0, data)
-    file.finish()
 
 
 def _read_whole(source: Source, ref: BlobRef) -> bytes:

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 import grpc
 import structlog
 
-from runnel.common.blobs import SpoolFile, in_thread, to_its_end
+from runnel.common.blobs import RelayedBlob, SpoolFile, in_thread, to_its_end
 from runnel.common.errors import (
     Conflict,
     CorruptData,
@@ -74,8 +74,8 @@ class UplinkHandler(Protocol):
         """
         ...
 
-    def blob_file(self, ref: BlobRef, identity: NodeIdentity) -> AbstractAsyncContextManager[Path]:
-        """Give a file with the blob, fetching it first if needed, that stays while the block runs.
+    def blob_file(self, ref: BlobRef, identity: NodeIdentity) -> AbstractAsyncContextManager[Path | RelayedBlob]:
+        """Give a file with the blob, or what is here of it so far, that stays while the block runs.
 
         Raises ``NotFound`` if there is none.
         """
@@ -309,27 +309,26 @@ class UplinkServer(pb_grpc.UplinkServicer):
         offset = request.offset
         if offset > ref.size_bytes:
             raise InvalidInput(f"Field offset must be at most {ref.size_bytes}, not {offset}.", field="offset")
-        # In this order: who has a place has something to send.
-        async with (
-            self._handler.blob_file(ref, identity) as path,
-            self._queue.place(ref.size_bytes - offset),
-        ):
-            header = pb.Chunk(blob=blob_to_wire(ref), offset=offset).SerializeToString()
-            if offset == ref.size_bytes:
-                await context.write(header)
-                return
-            chunks = read_chunks(path, offset, ref.size_bytes)
-            try:
-                async for data in chunks:
-                    size, message = len(data), join_chunk(data, header)
-                    del data  # not to hold both, for each of many that fetch
-                    await context.write(message)
-                    del message
-                    header = b""
-                    self.served_bytes += size
-                    self._queue.moved(size)
-            finally:
-                await chunks.aclose()
+        async with self._handler.blob_file(ref, identity) as source:
+            if isinstance(source, RelayedBlob):
+                await source.reached(offset)  # who has a place has something to send
+            async with self._queue.place(ref.size_bytes - offset):
+                await self._send(source, ref, offset, context)
+
+    async def _send(self, source: Path | RelayedBlob, ref: BlobRef, offset: int, context: Context) -> None:
+        header = pb.Chunk(blob=blob_to_wire(ref), offset=offset).SerializeToString()
+        if offset == ref.size_bytes:
+            await context.write(header)
+            return
+        async with aclosing(read_chunks(source, offset, ref.size_bytes)) as chunks:
+            async for data in chunks:
+                size, message = len(data), join_chunk(data, header)
+                del data  # not to hold both, for each of many that fetch
+                await context.write(message)
+                del message
+                header = b""
+                self.served_bytes += size
+                self._queue.moved(size)
 
     # ---- Push
 

@@ -2,6 +2,7 @@
 
 from runnel.common.blobs.digests import BLOCK_BYTES, EMPTY, Source, digest_file, digest_payload, is_blob, is_sha256
 from runnel.common.blobs.leftovers import KEPT_HEARTBEATS, Leftovers
+from runnel.common.blobs.relay import KEPT_BACK_BYTES, Relay, RelayedBlob, begins_anew
 from runnel.common.blobs.spares import LEAST_SPARE_BYTES, Spares
 from runnel.common.blobs.spool import Spool, SpoolFile
 from runnel.common.blobs.store import BlobStore
@@ -11,15 +12,19 @@ from runnel.common.storage import require_room, storage_errors
 __all__ = [
     "BLOCK_BYTES",
     "EMPTY",
+    "KEPT_BACK_BYTES",
     "KEPT_HEARTBEATS",
     "LEAST_SPARE_BYTES",
     "SMALL_BYTES",
     "BlobStore",
     "Leftovers",
+    "Relay",
+    "RelayedBlob",
     "Source",
     "Spares",
     "Spool",
     "SpoolFile",
+    "begins_anew",
     "by_size",
     "digest_file",
     "digest_payload",

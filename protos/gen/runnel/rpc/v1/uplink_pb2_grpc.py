@@ -71,7 +71,9 @@ class UplinkServicer:
 
     def Fetch(self, request, context):
         """Streams a blob (a model or a package) from `offset` to its end. The receiver verifies length and digest and may
-        resume at any offset, here or at another node that has the same blob.
+        resume at any offset, here or at another node that has the same blob. The node may still be fetching it itself: if
+        that turns out to be damaged, the stream ends with the error `unreachable` and `begin_anew` among its fields, and
+        what came of the blob is to be dropped.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

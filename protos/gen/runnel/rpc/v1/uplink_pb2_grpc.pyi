@@ -26,7 +26,9 @@ class UplinkStub:
     """
     Fetch: _aio.UnaryStreamMultiCallable[_uplink_pb2.FetchRequest, _uplink_pb2.Chunk]
     """Streams a blob (a model or a package) from `offset` to its end. The receiver verifies length and digest and may
-    resume at any offset, here or at another node that has the same blob.
+    resume at any offset, here or at another node that has the same blob. The node may still be fetching it itself: if
+    that turns out to be damaged, the stream ends with the error `unreachable` and `begin_anew` among its fields, and
+    what came of the blob is to be dropped.
     """
     Push: _aio.StreamUnaryMultiCallable[_uplink_pb2.Chunk, _uplink_pb2.Receipt]
     """Streams the payload of a report upwards. The first chunk names the order, the blob and the offset; a stream of one
@@ -61,7 +63,9 @@ class UplinkServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_uplink_pb2.FetchRequest, _abc.AsyncIterator[_uplink_pb2.Chunk]],
     ) -> _abc.AsyncIterator[_uplink_pb2.Chunk]:
         """Streams a blob (a model or a package) from `offset` to its end. The receiver verifies length and digest and may
-        resume at any offset, here or at another node that has the same blob.
+        resume at any offset, here or at another node that has the same blob. The node may still be fetching it itself: if
+        that turns out to be damaged, the stream ends with the error `unreachable` and `begin_anew` among its fields, and
+        what came of the blob is to be dropped.
         """
 
     @_abc_1.abstractmethod
