@@ -18,6 +18,11 @@ class Way:
 
     def __init__(self) -> None:
         self.offered: list[Upward] = []
+        self.sent: list[Upward] = []
+
+    def send(self, message: Upward) -> bool:
+        self.sent.append(message)
+        return True
 
     def offer(self, message: Upward) -> bool:
         self.offered.append(message)
@@ -30,6 +35,10 @@ def progress(client: str, stage: Stage, *, order: str = "ord-1", detail: str = "
 
 def told(way: Way) -> list[tuple[str, tuple[str, ...], Stage]]:
     return [(each.order_id, each.clients, each.stage) for each in way.offered if isinstance(each, Progress)]
+
+
+def counted(way: Way) -> list[tuple[str, tuple[str, ...]]]:
+    return [(each.order_id, each.clients) for each in way.sent if isinstance(each, Progress)]
 
 
 async def test_the_newest_stage_of_each_client_is_told_once_for_all_that_are_there() -> None:
@@ -78,3 +87,28 @@ async def test_nothing_is_told_once_the_way_up_is_gone() -> None:
     news.tell(progress("b", Stage.RUNNING))
     await eventually(lambda: way.offered)
     assert told(way) == [("ord-1", ("b",), Stage.RUNNING)]
+
+
+async def test_who_is_counted_is_told_together_sooner_and_never_dropped_for_want_of_room() -> None:
+    way = Way()
+    news = StageNews(way, pause_s=60.0, counted_pause_s=0.01)
+    for client in ("a", "b", "c"):
+        news.tell(progress(client, Stage.RUNNING))
+    news.tell(progress("a", Stage.COUNTED))
+    news.tell(progress("c", Stage.COUNTED))
+    assert way.sent == []
+    await eventually(lambda: way.sent)
+    assert counted(way) == [("ord-1", ("a", "c"))]
+    assert told(way) == [("ord-1", ("b",), Stage.RUNNING)]
+    news.tell(progress("b", Stage.COUNTED, detail="no room above"))
+    assert counted(way)[1:] == [("ord-1", ("b",))]
+
+
+async def test_what_the_report_of_an_order_says_is_not_said_again() -> None:
+    way = Way()
+    news = StageNews(way, counted_pause_s=0.01)
+    news.tell(progress("a", Stage.COUNTED))
+    news.tell(progress("a", Stage.COUNTED, order="ord-2"))
+    news.reported("ord-1")
+    await eventually(lambda: way.sent)
+    assert counted(way) == [("ord-2", ("a",))]

@@ -294,7 +294,7 @@ class Combiner:
     def _apply(self, decisions: Iterable[Decision]) -> None:
         for decision in decisions:
             match decision:
-                case SendUp(Progress(stage=stage) as progress) if stage not in {Stage.COUNTED, Stage.FAILED}:
+                case SendUp(Progress(stage=stage) as progress) if stage is not Stage.FAILED:
                     self._stages.tell(progress)
                 case SendUp(message):
                     if isinstance(message, Progress):
@@ -305,7 +305,7 @@ class Combiner:
                 case FoldDecision():
                     self._group.create_task(self._fold(decision), name=f"fold {decision.order_id}")
                 case Finish(order_id):
-                    self._group.create_task(self._partials.report(order_id), name=f"finish {order_id}")
+                    self._group.create_task(self._finish(order_id), name=f"finish {order_id}")
 
     def _tell(self, news: Roster) -> None:
         if news.joined or news.left:
@@ -334,6 +334,10 @@ class Combiner:
         else:
             self.folded.add("folded" if failure is None else "refused")
             self._apply(self._book.folded(order_id, report, failure))
+
+    async def _finish(self, order_id: str) -> None:
+        await self._partials.report(order_id)
+        self._stages.reported(order_id)
 
     def _drop(self, order_id: str) -> None:
         self._group.create_task(self._partials.drop(order_id), name=f"drop {order_id}")
