@@ -72,6 +72,34 @@ class StoredBytes:
             raise _damaged(self._member, self._source)
 
 
+class HeldBytes:
+    """Bytes of a small archive that was read whole. The CRC is only computed if ``check_crc``."""
+
+    def __init__(self, data: bytes, member: Member, source: str, *, check_crc: bool = False) -> None:
+        self._left = memoryview(data)[member.offset : member.offset + member.nbytes]
+        self._member = member
+        self._source = source
+        self._is_whole = not check_crc or zlib.crc32(self._left) == member.crc
+
+    def fill(self, view: memoryview) -> None:
+        """See :class:`MemberBytes`."""
+        if len(view) > len(self._left):
+            raise _lies(self._member, self._source)
+        view[:] = self._left[: len(view)]
+        self._left = self._left[len(view) :]
+
+    def skip(self, nbytes: int) -> None:
+        """See :class:`MemberBytes`."""
+        self._left = self._left[nbytes:]
+
+    def finish(self) -> None:
+        """See :class:`MemberBytes`."""
+        if self._left:
+            raise _lies(self._member, self._source)
+        if not self._is_whole:
+            raise _damaged(self._member, self._source)
+
+
 class DeflatedBytes:
     """Bytes that are inflated as they are asked for, in constant memory; the CRC is always checked."""
 

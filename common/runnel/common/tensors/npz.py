@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 from collections.abc import Iterator
@@ -15,7 +16,8 @@ from numpy.typing import NDArray
 
 from runnel.common.errors import BadModel
 from runnel.common.tensors.dtypes import numpy_dtype
-from runnel.common.tensors.member_bytes import DeflatedBytes, MemberBytes, StoredBytes
+from runnel.common.tensors.known_layouts import SMALL_BYTES, KnownLayouts
+from runnel.common.tensors.member_bytes import DeflatedBytes, HeldBytes, MemberBytes, StoredBytes
 from runnel.common.tensors.npy_header import PREFIX_BYTES, HeaderFault, NpyHeader, header_nbytes, parse_header
 from runnel.common.tensors.regular_file import IrregularFile, open_bytes, open_regular
 from runnel.common.tensors.schema import BLOCK_PARAMS, ModelSchema, TensorSpec
@@ -26,6 +28,7 @@ DEFAULT_MAX_BYTES = 1 << 35
 
 _CRC_PIECE_BYTES = 1 << 20
 _MOST_BETWEEN_BYTES = 4096  # headers, names, padding and the entry in the directory
+_LAYOUTS = KnownLayouts()
 
 
 class Block(NamedTuple):
@@ -48,13 +51,21 @@ class NpzModel:
     """
 
     def __init__(
-        self, file: BinaryIO, source: str, members: tuple[Member, ...], headers: tuple[NpyHeader, ...]
+        self,
+        file: BinaryIO | None,
+        source: str,
+        members: tuple[Member, ...],
+        headers: tuple[NpyHeader, ...],
+        *,
+        schema: ModelSchema | None = None,
+        data: bytes = b"",
     ) -> None:
         self.source = source
-        self.schema = ModelSchema(
+        self.schema = schema or ModelSchema(
             tensors=tuple(_tensor(member.key, header) for member, header in zip(members, headers, strict=True))
         )
-        self._file = file
+        self._file = file  # None: there is only its content
+        self._data = data  # of a small file
         self._members = members
         self._headers = headers
 
@@ -68,7 +79,8 @@ class NpzModel:
 
     def close(self) -> None:
         """Close the file; idempotent."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
     @property
     def has_fortran_order(self) -> bool:
@@ -87,7 +99,7 @@ class NpzModel:
         All are stored, in C order and little-endian, none is boolean (whose bytes may be anything), there is next to
         nothing between them, and the file has no other name.
         """
-        found = os.fstat(self._file.fileno())
+        found = os.fstat(self._fileno())
         most_nbytes = sum(member.nbytes + _MOST_BETWEEN_BYTES for member in self._members)
         return (
             found.st_nlink == 1
@@ -164,7 +176,7 @@ class NpzModel:
             if header.data_nbytes == 0:
                 return np.empty(header.shape, header.dtype)
             offset = member.offset + header.nbytes
-            mapped = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+            mapped = mmap.mmap(self._fileno(), 0, access=mmap.ACCESS_READ)
             # The array holds the map; both end together.
             return np.ndarray(header.shape, header.dtype, mapped, offset, order="F" if header.fortran else "C")
         raise BadModel(f"The model of {self.source} has no tensor {name!r}.", source=self.source, tensor=name)
@@ -204,7 +216,15 @@ class NpzModel:
             reader.finish()
 
     def _reader(self, tensor: int, *, check_crc: bool = False) -> MemberBytes:
-        return _open_member(self._file.fileno(), self._members[tensor], self.source, check_crc=check_crc)
+        member = self._members[tensor]
+        if self._data and not member.deflated:
+            return HeldBytes(self._data, member, self.source, check_crc=check_crc)
+        return _open_member(self._fileno(), member, self.source, check_crc=check_crc)
+
+    def _fileno(self) -> int:
+        if self._file is None:
+            self._file = open_bytes(self._data)
+        return self._file.fileno()
 
 
 def open_npz(
@@ -224,20 +244,47 @@ def open_npz(
             about its size; or the schema is not the expected one.
         OSError: the file is not there or not readable.
     """
+    if isinstance(path, bytes):
+        return _opened(None, path, source, expect, max_bytes)
     try:
-        file = open_bytes(path) if isinstance(path, bytes) else open_regular(path)
+        file = open_regular(path)
     except IrregularFile as e:
         raise refusal(source, "it is not a regular file") from e
     try:
-        members = read_members(file, source=source, max_bytes=max_bytes)
-        headers = tuple(_read_header(file.fileno(), member, source) for member in members)
-        model = NpzModel(file, source, members, headers)
-        if expect is not None:
-            expect.require_same(model.schema, source=source)
+        return _opened(file, _small_content(file), source, expect, max_bytes)
     except BaseException:
         file.close()
         raise
+
+
+def _opened(file: BinaryIO | None, data: bytes, source: str, expect: ModelSchema | None, max_bytes: int) -> NpzModel:
+    """Return the model in a ``file``, or of the content ``data`` of a small one, checked."""
+    if data and len(data) <= max_bytes and (known := _LAYOUTS.find(data)) is not None:
+        layout, members = known
+        model = NpzModel(file, source, members, layout.headers, schema=layout.schema, data=data)
+    elif data or file is None:
+        # All that is checked and remembered is of the same bytes, whatever becomes of the file meanwhile.
+        with open_bytes(data) as copy:
+            members, headers = _read_directory(copy, source, max_bytes)
+        model = NpzModel(file, source, members, headers, data=data)
+        _LAYOUTS.learn(data, members, headers, model.schema)
+    else:
+        model = NpzModel(file, source, *_read_directory(file, source, max_bytes))
+    if expect is not None:
+        expect.require_same(model.schema, source=source)
     return model
+
+
+def _read_directory(file: BinaryIO, source: str, max_bytes: int) -> tuple[tuple[Member, ...], tuple[NpyHeader, ...]]:
+    members = read_members(file, source=source, max_bytes=max_bytes)
+    return members, tuple(_read_header(file.fileno(), member, source) for member in members)
+
+
+def _small_content(file: BinaryIO) -> bytes:
+    """Return what is in a small file; nothing of a larger one."""
+    size = os.fstat(file.fileno()).st_size
+    data = os.pread(file.fileno(), size, 0) if size <= SMALL_BYTES else b""
+    return data if len(data) == size else b""
 
 
 def magnitude(values: NDArray[Any], schema: ModelSchema, tensor: int, source: str) -> float:
@@ -252,7 +299,7 @@ def magnitude(values: NDArray[Any], schema: ModelSchema, tensor: int, source: st
     # would warn.
     with np.errstate(invalid="ignore"):
         high, low = float(values.max()), float(values.min())
-    if np.isfinite(high) and np.isfinite(low):
+    if math.isfinite(high) and math.isfinite(low):
         return max(abs(high), abs(low))
     bad = int(values.size - np.count_nonzero(np.isfinite(values)))
     name = schema.tensors[tensor].name
