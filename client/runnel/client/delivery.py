@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+from functools import partial
+from pathlib import Path
 
 import structlog
 
@@ -11,7 +13,7 @@ from runnel.client.domain.jobs import JobBook
 from runnel.client.elapsed import timed
 from runnel.client.execution import TELLING_BYTES
 from runnel.client.outbox import HeldReport, Outbox, Update
-from runnel.common.blobs import in_thread
+from runnel.common.blobs import by_size, in_thread
 from runnel.common.crash_points import CrashPoint, reach
 from runnel.common.errors import CorruptData, IllegalState, InvalidInput, RunnelError, StorageFull, TooLarge
 from runnel.common.protocol import AssignmentKey, Failure, Outcome, PayloadKind, Progress, Report, Stage
@@ -48,9 +50,8 @@ class Delivery:
                     self._newest = await in_thread(self._outbox.keep, key, outcome, None)
                 else:
                     left, carried = update.left, update.carried
-                    self._newest = await in_thread(
-                        self._outbox.keep, key, outcome, update.file, left=left, carried=carried
-                    )
+                    keep = partial(self._outbox.keep, key, outcome, update.file, left=left, carried=carried)
+                    self._newest = await by_size(_size(update.file), keep)
             except StorageFull as err:
                 log.error("no room for a finished report", key=str(key), error=str(err))
                 await in_thread(self._outbox.drop, key)
@@ -105,6 +106,10 @@ class Delivery:
 
     def _tell_pushing(self, key: AssignmentKey, order_id: str, detail: str = "") -> None:
         self._link.send(Progress(key=key, order_id=order_id, client=self._name, stage=Stage.PUSHING, detail=detail))
+
+
+def _size(file: Path) -> int:
+    return file.stat().st_size
 
 
 def _report(held: HeldReport, order_id: str, outcome: Outcome) -> Report:
