@@ -139,11 +139,11 @@ class AddingNetwork(ProcessNetwork):
         for proxy in self.proxies.values():
             proxy.__exit__(None, None, None)
 
-    def work(self) -> tuple[str, str]:
-        """Push the package and the seed; return digest and model id."""
+    def work(self, size: int = SIZE) -> tuple[str, str]:
+        """Push the package and a seed with so many numbers in ``w``; return digest and model id."""
         package = self.sdk.packages.push(self.build_package(TRAIN, VALIDATE))
         seed = self.folder / "seed.npz"
-        write_npz(seed, {"w": np.arange(SIZE, dtype=np.float64), "b": np.zeros(3)})
+        write_npz(seed, {"w": np.arange(size, dtype=np.float64), "b": np.zeros(3)})
         return package.digest, self.sdk.models.push(seed).model
 
     def start_session(self, work: tuple[str, str], rounds: int, **more: Any) -> str:
@@ -181,7 +181,7 @@ class AddingNetwork(ProcessNetwork):
         self.sdk.models.get(str(ended["model"]), target)
         gain = rounds * (sum(self.steps.values()) / len(self.steps) if gain is None else gain)
         with np.load(target) as model:
-            added = np.concatenate([model["w"] - np.arange(SIZE), model["b"]])
+            added = np.concatenate([model["w"] - np.arange(model["w"].size), model["b"]])
         assert np.abs(added - gain).max() <= within * gain, f"{added.min()} … {added.max()} is not {gain}"
         target.unlink()
         listed = ended["rounds"]

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from runnel.common.aggregation import GatheredFile, Part, Update, make_strategy, reduce_round, reduce_updates
@@ -20,7 +21,7 @@ from runnel.common.storage import leave_memory
 from runnel.common.tensors import ModelSchema, open_npz
 from runnel.reducer.engine.position import Position
 from runnel.reducer.store.blobs import Blobs
-from runnel.reducer.store.tables import PartialRow
+from runnel.reducer.store.tables import ModelRow, PartialRow, RoundRow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,6 +162,27 @@ async def optimizer_state_of(blobs: Blobs, position: Position) -> BlobRef | None
             sha256=position.optimizer_state,
         )
     return found
+
+
+def model_row(model_id: str, position: Position, current: RoundRow, reduced: ReducedModel) -> ModelRow:
+    """Return the entry in the trail of the model that was made in the ``current`` round."""
+    return ModelRow(
+        id=model_id,
+        organisation_id=position.organisation,
+        digest=reduced.model.sha256,
+        size_bytes=reduced.model.size_bytes,
+        format=position.model_format,
+        n_params=reduced.n_params,
+        tensors=reduced.tensors,
+        parent_id=position.model_id,
+        session_id=position.session_id,
+        round=current.number,
+        package_digest=current.package_digest,
+        strategy=reduced.made_by or position.config.strategy,
+        optimizer_state=reduced.optimizer_state,
+        metrics={},
+        created_at=datetime.now(UTC),
+    )
 
 
 def schema_of(model: Path) -> ModelSchema:

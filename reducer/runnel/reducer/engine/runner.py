@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import structlog
 from runnel.common.aggregation import weighted_mean_metrics
 from runnel.common.crash_points import CrashPoint, reach
 from runnel.common.errors import NotEnoughClients, NotFound, RunnelError, StorageFull, Unreachable
-from runnel.common.protocol import AssignmentKey, BlobRef, LogLines, Work
+from runnel.common.protocol import MOST_WITHIN_BYTES, AssignmentKey, BlobRef, LogLines, Work
 from runnel.reducer.domain.collection import Collection, SlotState
 from runnel.reducer.domain.selection import select_clients, wanted_updates
 from runnel.reducer.domain.values import SessionStatus
@@ -25,7 +24,7 @@ from runnel.reducer.engine.exchange import Exchange, Network
 from runnel.reducer.engine.exchanges import Exchanges
 from runnel.reducer.engine.measures import Measures
 from runnel.reducer.engine.position import Position
-from runnel.reducer.engine.reduction import Reduction, inputs_here, optimizer_state_of
+from runnel.reducer.engine.reduction import Reduction, inputs_here, model_row, optimizer_state_of
 from runnel.reducer.engine.retention import Retention
 from runnel.reducer.engine.server_rounds import ServerRounds, Stopped
 from runnel.reducer.engine.shortage import too_few_updates
@@ -276,11 +275,26 @@ class SessionRunner:
         else:
             raise await too_few_updates(self._journal.database, config, collection)
 
+        if self._is_brief(exchange):
+            exchange.fence()
+            self._transitions.defer(Step(to=SessionStatus.REDUCING))
+            self.exchanges.end(exchange, "the round is closed")
+            return
+
         async def change(tx: Transaction, _row: SessionRow) -> Sequence[Step]:
             await ledger.mark_late(tx.session, collection.key)
             return ()
 
         await self._close(SessionStatus.REDUCING, "the round is closed", change, exchange)
+
+    def _is_brief(self, exchange: Exchange) -> bool:
+        """Whether nobody is left to be told that the round is closed, and its model is made in next to no time.
+
+        Then the end of the training need not be durable before: a restart finds all updates in the ledger, and is here.
+        """
+        counts = exchange.collection.counts
+        is_small = self.position.model.size_bytes <= MOST_WITHIN_BYTES
+        return counts.counted == counts.asked and is_small and exchange.position.server is None
 
     async def _fill_buffer(self) -> None:
         """Wait for a buffer of updates, of this round or of those before; whoever is at work stays at it."""
@@ -387,25 +401,7 @@ class SessionRunner:
             if not self._blobs.lasts(*reduced.digests):
                 raise _Vanished
             current = await tx.session.get_one(RoundRow, (self.session_id, row.round))
-            tx.session.add(
-                ModelRow(
-                    id=model_id,
-                    organisation_id=position.organisation,
-                    digest=reduced.model.sha256,
-                    size_bytes=reduced.model.size_bytes,
-                    format=position.model_format,
-                    n_params=reduced.n_params,
-                    tensors=reduced.tensors,
-                    parent_id=position.model_id,
-                    session_id=self.session_id,
-                    round=row.round,
-                    package_digest=current.package_digest,
-                    strategy=reduced.made_by or position.config.strategy,
-                    optimizer_state=reduced.optimizer_state,
-                    metrics={},
-                    created_at=datetime.now(UTC),
-                )
-            )
+            tx.session.add(model_row(model_id, position, current, reduced))
             current.model_id = model_id
             current.train_metrics = weighted_mean_metrics((each.weight, each.metrics) for each in counted)
             await self._server.keep(turn, tx, current, reduced)

@@ -69,6 +69,24 @@ class Transitions:
         self._position = position
         self._journal = journal
         self._retention = retention
+        self._deferred: list[tuple[Step, float]] = []
+        self._durable: Position | None = None  # the position without the steps that are deferred
+
+    def defer(self, step: Step) -> None:
+        """Take a step after which nothing is done that a restart from before it would not do again the same.
+
+        It is committed with the next one.
+
+        Raises:
+            IllegalState: it does not follow.
+        """
+        position = self._position
+        require_transition(position.session_id, position.history, step.to)
+        now = time.monotonic()
+        if self._durable is None:
+            self._durable = dataclasses.replace(position)
+        self._deferred.append((step, now))
+        position.history, position.phase_since = (*position.history[-20:], step.to), now
 
     async def commit(self, *steps: Step) -> None:
         """Take the steps, and those that follow, in one transaction; events are public after it.
@@ -79,14 +97,14 @@ class Transitions:
         """
         position = self._position
         now = time.monotonic()
-        ahead = dataclasses.replace(position)
+        ahead = dataclasses.replace(self._durable or position)
         taken: list[_Taken] = []
         given_up = False
-        left = list(steps)
+        left = [*self._deferred, *((step, now) for step in steps)]
         async with self._journal.transaction(short=True) as tx:
             row, current = await ledger.present_round(tx.session, position.session_id)
             while left:
-                step = left.pop(0)
+                step, at = left.pop(0)
                 require_transition(position.session_id, ahead.history, step.to)
                 if step.to is SessionStatus.SELECTING:
                     row.round += 1
@@ -94,18 +112,20 @@ class Transitions:
                     tx.session.add(current)
                 with tx.session.no_autoflush:  # each row is written once, with all that changed
                     if step.change is not None:
-                        left += await step.change(tx, row)
-                    committed = await self._write(tx, row, current, ahead, step.to, now)
-                seconds = now - ahead.phase_since
+                        left += [(each, now) for each in await step.change(tx, row)]
+                    committed = await self._write(tx, row, current, ahead, step.to, at)
+                seconds = at - ahead.phase_since
                 taken.append(
                     _Taken(left=ahead.phase, seconds=seconds, to=step.to, round=row.round, committed=committed)
                 )
                 if step.to is SessionStatus.COMMITTED:
                     given_up |= await self._retention.give_up(tx, row)
                 ahead.round, ahead.history = row.round, (*ahead.history[-20:], step.to)
-                ahead.phase_since = now
+                ahead.phase_since = at
                 if step.to is SessionStatus.SELECTING:
-                    ahead.round_since = now
+                    ahead.round_since = at
+        self._deferred.clear()
+        self._durable = None
         position.round, position.history = ahead.round, ahead.history
         position.phase_since, position.round_since = ahead.phase_since, ahead.round_since
         for each in taken:
