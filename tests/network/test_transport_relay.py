@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -19,7 +20,6 @@ from runnel.common.blobs import (
     Spares,
     SpoolFile,
     begins_anew,
-    digest_of,
 )
 from runnel.common.errors import CorruptData, NotFound, Unreachable
 from runnel.common.protocol import BlobRef
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.network
 
 MB = 1 << 20
 DATA = os.urandom(8 * MB)
-REF = digest_of(memoryview(DATA))
+REF = BlobRef(sha256=hashlib.sha256(DATA).hexdigest(), size_bytes=len(DATA))
 
 
 class Top:

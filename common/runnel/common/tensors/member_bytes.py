@@ -79,7 +79,7 @@ class HeldBytes:
         self._left = memoryview(data)[member.offset : member.offset + member.nbytes]
         self._member = member
         self._source = source
-        self._is_whole = not check_crc or zlib.crc32(self._left) == member.crc
+        self._is_whole = not check_crc or isal_zlib.crc32(self._left) == member.crc
 
     def fill(self, view: memoryview) -> None:
         """See :class:`MemberBytes`."""
