@@ -62,6 +62,7 @@ class RecordingHandler:
         self.children: dict[str, Child] = {}
         self.payloads: dict[tuple[str, str], bytes] = {}
         self.opened: list[BlobRef] = []  # pushes, as they began
+        self.receiving = False  # whether a message is being handled
         self.refuse: RunnelError | None = None
         self.refuse_message: Exception | None = None
         self.refuse_push: RunnelError | None = None
@@ -92,7 +93,9 @@ class RecordingHandler:
         self.first(child)
 
     async def received(self, child: Child, message: Upward) -> None:
+        self.receiving = True
         await self.hold_received.wait()
+        self.receiving = False
         if self.refuse_message is not None:
             raise self.refuse_message
         self.calls.append(("received", child.identity.name, message))

@@ -38,7 +38,7 @@ from runnel.common.protocol import (
 from runnel.common.protocol import Cancel as CancelOrder
 from runnel.rpc.v1 import uplink_pb2 as pb
 from runnel.rpc.v1 import uplink_pb2_grpc as pb_grpc
-from runnel.transport import open_channel, rpc_errors
+from runnel.transport import Child, open_channel, rpc_errors
 from runnel.transport.credentials import bearer_metadata
 from runnel.transport.messages import downward_from_wire, upward_to_wire
 from tests.doubles.uplink import BreakableProxy, SmallNetwork, attached, hello, progress
@@ -268,13 +268,16 @@ async def test_a_silent_node_is_sent_away_and_a_quiet_one_stays(tmp_path: Path) 
 
 
 async def test_a_slow_handler_makes_nobody_silent(tmp_path: Path) -> None:
-    async with SmallNetwork(tmp_path / "red", heartbeat_s=0.05) as network:
+    heartbeat_s = 0.3
+    async with SmallNetwork(tmp_path / "red", heartbeat_s=heartbeat_s) as network:
         network.handler.hold_received.clear()
         async with attached(network) as link:
             for number in range(200):  # more than the inbox takes, so that nothing is read any more
                 link.send(progress(number))
-            much_later = time.monotonic() + 0.4
-            await eventually(lambda: time.monotonic() > much_later)
+            [child] = network.uplink.children
+            heard_at = await eventually(lambda: child.heard_at if len(child.inbox) == 64 else 0)
+            # Two looks at how long it has been silent, of which the second would end it.
+            await asyncio.sleep(heard_at + 6.5 * heartbeat_s - time.monotonic())
             assert link.attached
             network.handler.hold_received.set()
             await eventually(lambda: len(network.handler.said("received")) == 200)
@@ -307,6 +310,7 @@ async def test_the_old_attachment_is_let_go_before_the_new_one_is_taken_in(netwo
         await old.attach()
         await old.say(progress(1))
         [child] = network.uplink.children
+        await eventually(lambda: network.handler.receiving)  # what one connection brings may overtake the other
         await new.say(hello())
         await eventually(lambda: child.ended)
         assert network.uplink.children == (child,)
@@ -424,6 +428,35 @@ async def test_a_handler_can_end_a_stream(network: SmallNetwork, error: RunnelEr
             with pytest.raises(Conflict, match="Moved away"):
                 await node.hear_out()
         await eventually(lambda: network.handler.said("detached") == ["ended"])
+
+
+class EndsWhileWriting:
+    """Of the context of a stream what its child uses: the stream is ended while its first message is written."""
+
+    def __init__(self, child: Child, context: Any) -> None:
+        self.child = child
+        self.context = context
+        self.send_initial_metadata = context.send_initial_metadata
+
+    async def write(self, message: pb.Downward) -> None:
+        self.child.end(Conflict("Moved away."))
+        await self.context.write(message)
+
+
+async def test_an_end_while_the_welcome_is_written_is_told(
+    network: SmallNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    converse = Child.converse
+
+    async def ended(child: Child, requests: AsyncIterator[pb.Upward], context: Any) -> None:
+        await converse(child, requests, EndsWhileWriting(child, context))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Child, "converse", ended)
+    async with RawNode(network.address, network.credential()) as node:
+        await node.say(hello())
+        with pytest.raises(Conflict, match="Moved away"):
+            await node.hear_out()
+    await eventually(lambda: network.handler.said("detached") == ["ended"])
 
 
 async def test_draining_tells_every_child(network: SmallNetwork) -> None:

@@ -121,7 +121,11 @@ class Child:
         """Move messages between the wire and the mailboxes until either side ends it; raises the error to tell."""
         reader: asyncio.Task[None] | None = None
         try:
+            # Before anything may cut a write short: gRPC would send it again with the status, and then sends neither.
+            await context.send_initial_metadata(())
             async with asyncio.timeout(None) as self._scope:
+                if self.ended:
+                    self._hurry(self._scope)
                 await self._accepted.wait()
                 self._watch(self._silence_s)
                 reader = asyncio.create_task(self._read(requests))
