@@ -79,3 +79,13 @@ def eventually_blocking(
             if found := check():
                 return found
         time.sleep(attempts.pause_s())
+
+
+def let_pass(seconds: float) -> None:
+    """Let the event loop of this test take it that ``seconds`` have passed: what waits for a time-out is at it now.
+
+    How long anything takes on the machine has no part in it. Only the loop's timers are moved, not ``time.monotonic``.
+    """
+    loop = asyncio.get_running_loop()
+    now = loop.time
+    loop.time = lambda: now() + seconds  # type: ignore[method-assign]

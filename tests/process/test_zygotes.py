@@ -25,7 +25,7 @@ from runnel.client.runtimes.zygote import ForkedLeader
 from runnel.common.errors import EntryPointFailed, EntryPointTimeout
 from tests.doubles.client_packages import Listener, run_train, write_package
 from tests.doubles.two_starts import ENVIRONMENT, THIS, WHOSE_CHILD, Site, same, told, whose_child
-from tests.eventually import eventually, eventually_blocking
+from tests.eventually import eventually, eventually_blocking, let_pass
 
 pytestmark = [
     pytest.mark.process,
@@ -443,9 +443,11 @@ def test_a_killed_client_takes_its_zygote_and_its_runs_along(tmp_path: Path) -> 
 async def test_a_time_limit_ends_a_warm_run(site: Site) -> None:
     prepared = await site.package(SLEEP)
     say = Listener()
-    with pytest.raises(EntryPointTimeout):
-        await run_train(site.warm, prepared, say, timeout_s=0.5)
+    run = asyncio.create_task(run_train(site.warm, prepared, say, timeout_s=30.0))
     pid, zygote = await begun(say)
+    let_pass(30.0)
+    with pytest.raises(EntryPointTimeout):
+        await run
     assert gone(pid)
     assert not gone(zygote)
 
