@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.eventually import eventually
+from runnel.reducer.engine import exchange, runner
+from tests.eventually import eventually, let_pass
 from tests.network.local_network import ADD_CONSTANT, LocalNetwork, network, write_package
 
 pytestmark = [pytest.mark.network, pytest.mark.timeout(90)]
@@ -176,13 +179,22 @@ async def test_a_buffer_closes_the_round_and_who_comes_later_is_late(tmp_path: P
         assert ((await net.model(view["model"]))["layer/w"] == 3.0).all()
 
 
-async def test_a_time_out_closes_the_round_with_at_least_min_clients(tmp_path: Path) -> None:
-    slow = "import os, time\nif os.environ['RUNNEL_CLIENT_NAME'] == 'site-2': time.sleep(30)\n" + ADD_CONSTANT
+async def test_a_time_out_closes_the_round_with_at_least_min_clients(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = "import os, time\nif os.environ['RUNNEL_CLIENT_NAME'] == 'site-2': time.sleep(1000)\n" + ADD_CONSTANT
     async with network(tmp_path, clients=2) as net:
+        net.http.headers["Connection"] = "close"  # an idle one the server would close when it is let pass
         package = await net.push_package(write_package(tmp_path / "package", train=slow))
         session = await net.start_session(
-            package, await net.push_model(SEED), rounds=1, round_timeout_s=3, validate_every=0
+            package, await net.push_model(SEED), rounds=1, round_timeout_s=60, validate_every=0
         )
+        folded = net.combiners["c1"].folded
+        await eventually(lambda: dict(folded.items())[("folded",)] == 1, timeout_s=50)  # that of site-1
+        later = SimpleNamespace(monotonic=lambda: time.monotonic() + 60)
+        monkeypatch.setattr(runner, "time", later)
+        monkeypatch.setattr(exchange, "time", later)
+        let_pass(60)
         view = await net.until_ended(session, timeout_s=25)
         assert view["status"] == "finished", view["reason"]
         assert (view["rounds"][0]["updates"], view["rounds"][0]["late"]) == (1, 1)
