@@ -37,7 +37,7 @@ def test_a_cut_between_two_tiers(network: AddingNetwork, work: tuple[str, str], 
     network.until_under_way(session)
     proxy = network.proxies[where]
     proxy.inflict(fault)
-    time.sleep(5 * HEARTBEAT_S)
+    time.sleep(4 * HEARTBEAT_S)
     proxy.inflict(Fault.NONE)
     # Who is not told that a connection is gone finds out by a probe: the longest is 10 s to it and 10 s for its answer.
     network.require_exact(session, 4, timeout_s=40 if fault is Fault.NO_SERVER else 120)
@@ -52,7 +52,7 @@ def test_a_process_that_stands_still_for_longer_than_the_heartbeats(
     session = network.start_session(work, rounds=4)
     network.until_under_way(session)
     network.process(who).send_signal(signal.SIGSTOP)
-    time.sleep(5 * HEARTBEAT_S)
+    time.sleep(4 * HEARTBEAT_S)
     network.process(who).send_signal(signal.SIGCONT)
     network.require_exact(session, 4, timeout_s=120)
     network.require_nothing_held()

@@ -44,7 +44,7 @@ class LargeNetwork(ProcessNetwork):
         super().__init__(folder)
         self.proxies = {"upper": FaultyProxy(), "lower": FaultyProxy()}
 
-    def __enter__(self) -> LargeNetwork:
+    def start(self) -> None:
         upper, lower = self.proxies.values()
         for proxy in (upper, lower):
             proxy.__enter__()
@@ -57,7 +57,6 @@ class LargeNetwork(ProcessNetwork):
         data.touch()
         self.start_client("site-1", data)
         self.until_attached("c1", "site-1")
-        return self
 
     def __exit__(self, *exc: Any) -> None:
         super().__exit__(*exc)
@@ -83,6 +82,7 @@ class LargeNetwork(ProcessNetwork):
 @pytest.fixture(scope="module")
 def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LargeNetwork]:
     with LargeNetwork(tmp_path_factory.mktemp("large")) as net:
+        net.start()
         yield net
 
 

@@ -19,7 +19,7 @@ from runnel.compute_package import pack
 from runnel.sdk import Network
 from tests.eventually import eventually_blocking
 
-START_S = 30.0
+START_S = 60.0
 VALIDATE = "import json, sys; json.dump({'loss': 1}, open(sys.argv[2], 'w'))"
 
 
