@@ -52,7 +52,7 @@ async def eventually(
     check: Callable[[], T], *, timeout_s: float = ..., state: Callable[[], object] | None = ...
 ) -> T: ...
 async def eventually(
-    check: Callable[[], object], *, timeout_s: float = 10.0, state: Callable[[], object] | None = None
+    check: Callable[[], object], *, timeout_s: float = 30.0, state: Callable[[], object] | None = None
 ) -> object:
     """Return the first true answer of ``check()`` (or of what it returns to await); an AssertionError is a "not yet".
 
@@ -70,7 +70,7 @@ async def eventually(
 
 
 def eventually_blocking(
-    check: Callable[[], T], *, timeout_s: float = 10.0, state: Callable[[], object] | None = None
+    check: Callable[[], T], *, timeout_s: float = 30.0, state: Callable[[], object] | None = None
 ) -> T:
     """Do what :func:`eventually` does where there is no event loop: in tests of real processes."""
     attempts = _Attempts(check, timeout_s, state)

@@ -194,7 +194,12 @@ def _wheelhouse(requirements: Sequence[str]) -> Path:
             capture_output=True,
             text=True,
         )
-        beside.replace(folder)
+        try:
+            beside.replace(folder)
+        except OSError:  # another process was first
+            if not folder.exists():
+                raise
+            shutil.rmtree(beside)
     return folder
 
 

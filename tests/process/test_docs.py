@@ -138,7 +138,7 @@ class Story:
                 (self._logs / "block.py").write_text(self._here(block.text))
                 self.run(f"python {shlex.quote(str(self._logs / 'block.py'))}")
             case "r":
-                needs(has_r(), "Rscript with httr2")
+                needs(has_r(), "Rscript with httr2 and jsonlite")
                 (self._logs / "block.R").write_text(self._here(block.text))
                 self.run(f"Rscript {shlex.quote(str(self._logs / 'block.R'))}")
             case other:
@@ -272,7 +272,7 @@ def assert_shape(shown: list[str], written: str) -> None:
 
 def has_r() -> bool:
     """Tell whether R is there with what its blocks load."""
-    asked = ["Rscript", "-e", "library(httr2)"]
+    asked = ["Rscript", "-e", "library(httr2); library(jsonlite)"]
     return bool(shutil.which(asked[0])) and subprocess.run(asked, capture_output=True, check=False).returncode == 0
 
 
