@@ -19,7 +19,7 @@ from runnel.client import delivery as delivery_module
 from runnel.client.agent import ClientAgent
 from runnel.client.outbox import Outbox
 from runnel.client.runtimes import Call, Finished, LineSink, PackageFiles, Prepared
-from runnel.common.blobs import Spares, digest_file, digest_payload
+from runnel.common.blobs import Spares, digest_file, digest_payload, threads
 from runnel.common.compression import NO_COMPRESSION
 from runnel.common.errors import EntryPointFailed, StorageFull
 from runnel.common.protocol import (
@@ -354,6 +354,7 @@ async def test_called_off_while_it_keeps_its_report_nothing_stays(site: Site, mo
         with suppress(AssertionError):  # nothing is cleared away while something is still being written
             await eventually(lambda: not site.agent._clearing, timeout_s=0.3)
 
+    monkeypatch.setattr(threads, "SMALL_BYTES", 0)  # what is small is kept in one go
     monkeypatch.setattr(Outbox, "keep", slowly)
     site.runtime.may_end.set()
     site.link.receive(site.order(1))
