@@ -89,7 +89,8 @@ def test_components_say_where_they_are(network: NamedNetwork) -> None:
     assert set(network.endpoints("reducer")) == {"rpc", "http"}
     assert set(network.endpoints("c1")) == {"rpc", "attached_to"}
     assert network.endpoints("c1")["attached_to"] == "reducer"
-    assert network.endpoints("site-1") == {"attached_to": "c1"}
+    # It is attached before it has written so.
+    eventually_blocking(lambda: network.endpoints("site-1") == {"attached_to": "c1"}, timeout_s=10)
     for name in network.components:
         assert network.log_of(name).count("event=ready ") == 1
     token = network.folder / "reducer" / "operator.token"
