@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from functools import partial
-from pathlib import Path
 
 import structlog
 
@@ -51,7 +50,7 @@ class Delivery:
                 else:
                     left, carried = update.left, update.carried
                     keep = partial(self._outbox.keep, key, outcome, update.file, left=left, carried=carried)
-                    self._newest = await by_size(_size(update.file), keep)
+                    self._newest = await by_size(update.file.stat().st_size, keep)
             except StorageFull as err:
                 log.error("no room for a finished report", key=str(key), error=str(err))
                 await in_thread(self._outbox.drop, key)
@@ -106,10 +105,6 @@ class Delivery:
 
     def _tell_pushing(self, key: AssignmentKey, order_id: str, detail: str = "") -> None:
         self._link.send(Progress(key=key, order_id=order_id, client=self._name, stage=Stage.PUSHING, detail=detail))
-
-
-def _size(file: Path) -> int:
-    return file.stat().st_size
 
 
 def _report(held: HeldReport, order_id: str, outcome: Outcome) -> Report:
