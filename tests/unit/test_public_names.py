@@ -123,6 +123,7 @@ PUBLIC: dict[str, list[str]] = {
         "KEPT_HEARTBEATS",
         "LEAST_SPARE_BYTES",
         "Leftovers",
+        "Readers",
         "Relay",
         "RelayedBlob",
         "SMALL_BYTES",

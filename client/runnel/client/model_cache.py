@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from runnel.common.blobs import LEAST_SPARE_BYTES, BlobStore, Spares, by_size
+from runnel.common.blobs import LEAST_SPARE_BYTES, BlobStore, Readers, Spares, by_size
 from runnel.common.protocol import BlobRef
 
 Fetch = Callable[[BlobRef, Path, Spares], Awaitable[None]]
@@ -30,7 +30,7 @@ class ModelCache:
         self._models = BlobStore(root, durable=False)
         self._fetch = fetch
         self._used: OrderedDict[str, BlobRef] = OrderedDict()
-        self._readers: Counter[str] = Counter()
+        self._readers = Readers()
         self._spares = Spares(self._models.temporary().parent)
 
     def has(self, ref: BlobRef) -> bool:
@@ -40,13 +40,8 @@ class ModelCache:
     @contextmanager
     def reading(self, ref: BlobRef) -> Iterator[None]:
         """While the block runs, the file that :meth:`get` gives may be dropped, and is not written over."""
-        self._readers[ref.sha256] += 1
-        try:
+        with self._readers.reading(ref):
             yield
-        finally:
-            self._readers[ref.sha256] -= 1
-            if not self._readers[ref.sha256]:
-                del self._readers[ref.sha256]
 
     async def get(self, ref: BlobRef) -> Path:
         """Return a model's file.
@@ -74,7 +69,7 @@ class ModelCache:
     async def _drop_down_to(self, count: int) -> None:
         while len(self._used) > count:
             sha256, ref = self._used.popitem(last=False)
-            if ref.size_bytes >= LEAST_SPARE_BYTES and self._models.has(ref) and not self._readers[sha256]:
+            if ref.size_bytes >= LEAST_SPARE_BYTES and self._models.has(ref) and sha256 not in self._readers:
                 await self._spares.spend(self._models.release(ref))
             else:
                 await by_size(ref.size_bytes, self._models.delete, sha256)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
-from runnel.common.blobs import LEAST_SPARE_BYTES, BlobStore, Relay, RelayedBlob, Spares
+from runnel.common.blobs import LEAST_SPARE_BYTES, BlobStore, Readers, Relay, RelayedBlob, Spares
 from runnel.common.errors import Unreachable
 from runnel.common.protocol import BlobRef
 
@@ -39,7 +39,7 @@ class BlobCache:
         self._keep_bytes = keep_bytes
         self._needed = needed
         self._spares = Spares(store.temporary().parent)
-        self._held: Counter[str] = Counter()
+        self._readers = Readers()
         self._known: OrderedDict[str, BlobRef] = OrderedDict()
         self._under_way: dict[BlobRef, tuple[asyncio.Task[None], Relay]] = {}
 
@@ -50,14 +50,14 @@ class BlobCache:
         Raises:
             RunnelError: it can't be had.
         """
-        with self._holding(ref):
+        with self._readers.reading(ref):
             await self.bring(ref)
             yield self._store.path(ref)
 
     @contextmanager
     def served(self, ref: BlobRef) -> Iterator[Path | RelayedBlob]:
         """Give the file of a blob, as :meth:`held` does; while it is fetched, what is here of it."""
-        with self._holding(ref):
+        with self._readers.reading(ref):
             if self._store.has(ref):
                 self._use(ref)
                 yield self._store.path(ref)
@@ -77,16 +77,6 @@ class BlobCache:
             # One asker that gives up must not end the fetch of the others.
             await asyncio.shield(task)
         self._use(ref)
-
-    @contextmanager
-    def _holding(self, ref: BlobRef) -> Iterator[None]:
-        self._held[ref.sha256] += 1
-        try:
-            yield
-        finally:
-            self._held[ref.sha256] -= 1
-            if not self._held[ref.sha256]:
-                del self._held[ref.sha256]
 
     def _use(self, ref: BlobRef) -> None:
         self._known[ref.sha256] = ref
@@ -123,7 +113,7 @@ class BlobCache:
             return
         alike = [sha256 for sha256, ref in self._known.items() if ref.size_bytes == than.size_bytes]
         for sha256 in alike[:-_NEWER]:
-            if not self._held[sha256] and not self._needed(sha256):
+            if sha256 not in self._readers and not self._needed(sha256):
                 spent = self._store.release(self._known.pop(sha256))
                 await self._spares.spend(spent)
                 return

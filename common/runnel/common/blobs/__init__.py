@@ -2,6 +2,7 @@
 
 from runnel.common.blobs.digests import BLOCK_BYTES, EMPTY, Source, digest_file, digest_payload, is_blob, is_sha256
 from runnel.common.blobs.leftovers import KEPT_HEARTBEATS, Leftovers
+from runnel.common.blobs.readers import Readers
 from runnel.common.blobs.relay import KEPT_BACK_BYTES, Relay, RelayedBlob, begins_anew
 from runnel.common.blobs.spares import LEAST_SPARE_BYTES, Spares
 from runnel.common.blobs.spool import Spool, SpoolFile
@@ -18,6 +19,7 @@ __all__ = [
     "SMALL_BYTES",
     "BlobStore",
     "Leftovers",
+    "Readers",
     "Relay",
     "RelayedBlob",
     "Source",
