@@ -49,6 +49,8 @@ with open(sys.argv[2], "w") as file:
 class AddingNetwork(ProcessNetwork):
     """``c1`` … and ``site-1`` … behind faulty proxies: one before the reducer, one before each combiner."""
 
+    ROUND_TIMEOUT_S = 120.0
+
     def __init__(self, folder: Path, **environ: str) -> None:
         super().__init__(folder, **environ)
         self.proxies: dict[str, FaultyProxy] = {}
@@ -149,7 +151,7 @@ class AddingNetwork(ProcessNetwork):
     def start_session(self, work: tuple[str, str], rounds: int, **more: Any) -> str:
         """Start a session that wants every client in every round."""
         package, seed = work
-        options = {"min_clients": len(self.steps), "round_timeout_s": 120.0, "retries": 20} | more
+        options = {"min_clients": len(self.steps), "round_timeout_s": self.ROUND_TIMEOUT_S, "retries": 20} | more
         return self.sdk.sessions.start(package=package, seed=seed, rounds=rounds, **options).session
 
     def until_under_way(self, session: str) -> None:

@@ -45,8 +45,9 @@ class Soak:
                 time.sleep(self._random.uniform(0.1, 1.5))
                 self._fault()
             for session in sessions:
-                # A client that is killed at work may do it again; nobody else.
-                self._network.require_exact(session, ROUNDS, again=tuple(self._network.steps), timeout_s=180)
+                # A client that is killed at work may do it again; nobody else. Nothing waits for a round's time-out.
+                within_s = 0.8 * self._network.ROUND_TIMEOUT_S
+                self._network.require_exact(session, ROUNDS, again=tuple(self._network.steps), timeout_s=within_s)
                 self.sessions += 1
             self._network.require_nothing_held()
             self._tell(f"balanced: {self.sessions} sessions, {self.faults} faults")

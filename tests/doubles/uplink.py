@@ -67,6 +67,7 @@ class RecordingHandler:
         self.refuse_message: Exception | None = None
         self.refuse_push: RunnelError | None = None
         self.first: Callable[[Child], None] = lambda child: None
+        self.last: Callable[[Child], None] = lambda child: None
         self.hold_attached = asyncio.Event()
         self.hold_received = asyncio.Event()
         self.hold_pushed = asyncio.Event()
@@ -101,6 +102,7 @@ class RecordingHandler:
         self.calls.append(("received", child.identity.name, message))
 
     async def detached(self, child: Child, reason: str) -> None:
+        self.last(child)
         self.calls.append(("detached", child.identity.name, reason))
         if self.children.get(child.identity.name) is child:
             del self.children[child.identity.name]

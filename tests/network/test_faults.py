@@ -12,6 +12,9 @@ import pytest
 
 from runnel.client.app import run_client
 from runnel.client.settings import ClientSettings
+from runnel.combiner.partials import Partials
+from runnel.common.errors import BadModel, CorruptData, RunnelError, TooLarge
+from runnel.common.protocol import BlobRef
 from tests.eventually import eventually
 from tests.network.local_network import ADD_CONSTANT, LocalNetwork, network, write_package
 
@@ -150,6 +153,28 @@ async def test_combiner_loss_moves_its_clients_and_their_finished_updates(tmp_pa
         assert ((await net.model(view["model"]))["w"] == 2.0).all()
         for number in (1, 2, 3):  # nobody trained twice
             assert (tmp_path / f"site-{number}.txt.runs").read_text() == "x"
+
+
+@pytest.mark.parametrize(
+    "error", [CorruptData("It was damaged."), TooLarge("It is too large."), BadModel("It is none.")]
+)
+async def test_a_sum_that_is_refused_fails_its_round_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: RunnelError
+) -> None:
+    push, refusals = Partials._push, iter([error])
+
+    async def refused_once(*args: Any) -> BlobRef:
+        for refusal in refusals:
+            raise refusal
+        return await push(*args)
+
+    monkeypatch.setattr(Partials, "_push", refused_once)
+    async with network(tmp_path, clients=2) as net:
+        package = await net.push_package(write_package(tmp_path / "package"))
+        session = await net.start_session(package, await net.push_model(SEED), rounds=1, min_clients=2, retries=1)
+        view = await net.until_ended(session)
+        assert view["status"] == "finished", view["reason"]
+        assert view["rounds"][0]["updates"] == 2
 
 
 async def test_a_reducer_that_restarts_goes_on_with_the_round(tmp_path: Path) -> None:

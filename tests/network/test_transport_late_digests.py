@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from blake3 import blake3
 
-from runnel.common.errors import CorruptData, InvalidInput, RunnelError, Unreachable
+from runnel.common.blobs import Spool
+from runnel.common.errors import CorruptData, IllegalState, InvalidInput, RunnelError, Unreachable
 from runnel.common.protocol import BlobRef, Welcome
 from runnel.rpc.v1 import uplink_pb2 as pb
 from runnel.rpc.v1 import uplink_pb2_grpc as pb_grpc
@@ -157,6 +158,41 @@ async def test_what_has_no_name_yet_is_gone_on_with_under_it(
         rest = named(order_id="ord-1", offset=len(came), data=UPDATE[len(came) :])
         assert await RawPush(channel, network).answer(rest) == (6, True)
     assert network.handler.payloads == {("ord-1", "c1"): UPDATE}
+
+
+async def test_what_a_lost_node_pushed_is_set_aside_when_nobody_writes_it_any_more(
+    network: SmallNetwork, tmp_path: Path
+) -> None:
+    size = 2 << 20
+    spool = network.handler.spool = Spool(tmp_path / "spool", reuse=True)
+    spent = spool.root / "spent"
+    spent.write_bytes(os.urandom(size))
+    await spool.spares.spend(spent)
+
+    def sizes() -> list[int]:
+        return [file.stat().st_size for file in spool.root.glob("*.part")]
+
+    seen = []
+    network.handler.last = lambda _: seen.extend(sizes())
+    async with open_channel(network.address, tls=None) as channel:
+        push = RawPush(channel, network)
+        async with attached(network):
+            await push.call.write(begin(UPDATE, size_bytes=size))
+            await eventually(lambda: sizes() == [size])  # it is written over what was spent
+        with pytest.raises(Unreachable, match="not attached any more"):
+            await push.answer()
+    assert seen == [len(UPDATE)]
+
+
+async def test_who_pushes_for_an_order_that_ends_meanwhile_is_told_that(network: SmallNetwork) -> None:
+    spool = network.handler.spool
+    async with open_channel(network.address, tls=None) as channel:
+        push = RawPush(channel, network)
+        await push.call.write(begin(b"upd"))
+        await eventually(lambda: spool.begun("ord-1 c1") is not None)
+        spool.forget("ord-1 c1")
+        with pytest.raises(IllegalState, match="ord-1 ended while c1 pushed"):
+            await push.answer(pb.Chunk(data=b"ate"), name())
 
 
 @pytest.mark.parametrize(

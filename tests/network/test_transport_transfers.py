@@ -429,6 +429,19 @@ async def test_more_than_was_announced_is_refused(network: SmallNetwork) -> None
             await push.answer(end=False)
 
 
+async def test_a_push_begins_anew_when_what_is_there_is_wrong_from_its_start_to_its_end(
+    network: SmallNetwork, tmp_path: Path
+) -> None:
+    data = os.urandom(2 * CHUNK_BYTES)
+    ref = ref_of(data)
+    wrong = network.handler.spool.open("ord-1 c1", ref)
+    wrong.write(0, bytes(len(data)))
+    wrong.close()
+    async with attached(network) as link:
+        await link.push("ord-1", file_with(tmp_path, data), ref, deadline_s=10)
+    assert network.handler.payloads == {("ord-1", "c1"): data}
+
+
 async def test_a_later_push_ends_an_earlier_one_of_the_same_payload(network: SmallNetwork) -> None:
     header = {"blob": wire_ref(ref_of(b"update")), "order_id": "ord-1"}
     async with open_channel(network.address, tls=None) as channel:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 from pathlib import Path
 
 import structlog
@@ -17,7 +18,15 @@ from runnel.combiner.payloads import Payloads
 from runnel.common.aggregation import SumMemory
 from runnel.common.blobs import Source, digest_payload
 from runnel.common.crash_points import CrashPoint, reach
-from runnel.common.errors import BadModel, RunnelError, StorageFull, Unreachable
+from runnel.common.errors import (
+    BadModel,
+    CorruptData,
+    InvalidInput,
+    RunnelError,
+    StorageFull,
+    TooLarge,
+    Unreachable,
+)
 from runnel.common.protocol import MOST_WITHIN_BYTES, BlobRef, Failure, PayloadKind, Progress, Report, Stage, Work
 from runnel.transport import UplinkLink
 
@@ -120,6 +129,12 @@ class Partials:
                 )
             if order_id in self._book.orders:
                 self._link.send(report)
+        except (TooLarge, InvalidInput, CorruptData, StorageFull) as err:
+            # Pushed once more it would be the same: those who wait for it have to know.
+            log.error("sum refused", key=str(report.key), order_id=order_id, code=err.code, error=str(err))
+            failure = Failure(code=err.code, message=str(err))
+            failed = tuple(dataclasses.replace(each, failure=each.failure or failure) for each in report.outcomes)
+            self._link.send(dataclasses.replace(report, outcomes=failed))
         except (RunnelError, FileNotFoundError) as err:
             # Away from the node above, or fenced by it, and the sum dropped while it was pushed: the clients still hold
             # their updates and are asked again.

@@ -114,7 +114,7 @@ async def push_blob(attachment: Attachment, order_id: str, source: Source, ref: 
                 peer=attachment.peer,
             )
         except CorruptData:
-            if not offset or anew:
+            if offset == 0 or anew:
                 raise
             # What the node above had may have been of another payload, and it has dropped it.
             offset, anew = None, True

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +21,7 @@ from runnel.common.errors import (
     CorruptData,
     DeadlineExceeded,
     Forbidden,
+    IllegalState,
     InvalidInput,
     RunnelError,
     Unreachable,
@@ -35,6 +36,7 @@ from runnel.transport.chunk_wire import UPLINK_SERVICE, Messages, add_uplink, jo
 from runnel.transport.chunks import CHUNK_BYTES, MAX_CHUNK_BYTES, read_chunks, receive_into
 from runnel.transport.credentials import CredentialVerifier, NodeIdentity, bearer
 from runnel.transport.messages import downward_to_wire, upward_from_wire
+from runnel.transport.push_turns import PushTurns
 from runnel.transport.status import unexpected
 from runnel.transport.transfer_queue import TransferQueue
 from runnel.transport.wire_values import blob_from_wire, blob_to_wire, id_from_wire, payload_from_wire
@@ -67,7 +69,7 @@ class UplinkHandler(Protocol):
         ...
 
     async def detached(self, child: Child, reason: str) -> None:
-        """Let go of a child: exactly once for each ``attached`` that did not raise.
+        """Let go of a child, none of whose pushes is under way: exactly once for each ``attached`` that did not raise.
 
         ``reason``: ``gone`` (it left, or its connection broke), ``silent``, ``superseded``, ``overflow``, ``refused``
         (for what it sent), ``ended`` (by :meth:`Child.end`) or ``closing``.
@@ -92,19 +94,6 @@ class UplinkHandler(Protocol):
     async def pushed(self, identity: NodeIdentity, order_id: str, ref: BlobRef, file: Path) -> None:
         """Take over the verified file. After a crash of this process it may be called again for the same payload."""
         ...
-
-
-class _Turn:
-    """A push under way."""
-
-    def __init__(self) -> None:
-        self.scope = asyncio.timeout(None)
-        self.ended = asyncio.Event()
-
-    def give_way(self) -> None:
-        """End it. What must not be torn, such as handing over the file, is finished first."""
-        if self.scope.when() is None:
-            self.scope.reschedule(0.0)
 
 
 class UplinkServer(pb_grpc.UplinkServicer):
@@ -143,7 +132,7 @@ class UplinkServer(pb_grpc.UplinkServicer):
         self._by_name: dict[str, Child] = {}
         self._by_node: dict[str, Child] = {}
         self._queue = queue or TransferQueue()
-        self._pushing: dict[tuple[str, str], _Turn] = {}
+        self._turns = PushTurns()
         self._pushed: dict[str, deque[tuple[str, str]]] = {}  # orders and digests by node
         self._tasks: asyncio.TaskGroup | None = None
         self._stack = AsyncExitStack()
@@ -277,6 +266,7 @@ class UplinkServer(pb_grpc.UplinkServicer):
             finally:
                 self._log.info("node detached", node=identity.name, kind=identity.kind.value, reason=child.reason)
                 try:
+                    await self._turns.end(identity.name)  # the handler sets aside what they have written
                     await self._handler.detached(child, child.reason)
                 except Exception:  # noqa: BLE001 - as above
                     unexpected(self._log, node=identity.name)
@@ -346,7 +336,7 @@ class UplinkServer(pb_grpc.UplinkServicer):
         order_id = id_from_wire(header.order_id, "order_id")
         of_run = order_id.startswith(RUN_PREFIX)
         ref = blob_from_wire(header.blob) if of_run else payload_from_wire(header.blob, unnamed=bool(data))
-        async with self._only_push(identity, order_id):
+        async with self._turns.turn(identity.name, order_id):
             file = await self._handler.open_push(identity, order_id, ref)
             if file is None or (order_id, ref.name) in self._pushed.get(identity.name, ()):
                 return pb.Receipt(held_bytes=ref.size_bytes, complete=True)
@@ -369,27 +359,10 @@ class UplinkServer(pb_grpc.UplinkServicer):
             await self._finish(file, identity, order_id)
         return pb.Receipt(held_bytes=ref.size_bytes, complete=True)
 
-    @asynccontextmanager
-    async def _only_push(self, identity: NodeIdentity, order_id: str) -> AsyncIterator[None]:
-        """One push at a time for an order and a node; a later one ends an earlier, whose connection may be dead."""
-        key = (identity.name, order_id)
-        while (earlier := self._pushing.get(key)) is not None:
-            earlier.give_way()
-            await earlier.ended.wait()
-        turn = self._pushing[key] = _Turn()
-        try:
-            async with turn.scope:
-                yield
-        except TimeoutError:
-            if not turn.scope.expired():
-                raise
-            raise Conflict(f"{identity.name} pushes the payload of {order_id} by another call.") from None
-        finally:
-            del self._pushing[key]
-            turn.ended.set()
-
     async def _finish(self, file: SpoolFile, identity: NodeIdentity, order_id: str) -> None:
         ref = file.ref
+        if file.held and not file.verified and not file.partial.exists():
+            raise IllegalState(f"Order {order_id} ended while {identity.name} pushed its payload.", order_id=order_id)
         try:
             path = await in_thread(file.finish)
         except CorruptData as error:
