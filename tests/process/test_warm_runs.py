@@ -108,6 +108,7 @@ ENDS = {
         """,
     "interrupted": "raise KeyboardInterrupt",
     "with a syntax error": "x = 1\ny = = 2\n",
+    "with a warning of its syntax": "print(1 is 1)\n",
     "with bytes that are no text": "x = '\\udcff'; print(x)",
     "with a hook of its own": """
         import sys, traceback

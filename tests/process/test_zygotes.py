@@ -195,6 +195,7 @@ def test_a_child_that_cant_begin_ends_and_is_no_second_zygote(tmp_path: Path) ->
     ):
         theirs.close()
         assert ask({}, {"imports": []}) == {"ready": True}
+        (tmp_path / "train.py").touch()
         request = {"argv": ["python", "train.py"], "folder": str(tmp_path), "variables": {}, "limits": []}
         with Path(os.devnull).open("wb") as gate:  # nothing can be read from it
             begun = ask({"run": 1}, request, *[gate.fileno()] * 3)

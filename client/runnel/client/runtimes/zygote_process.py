@@ -30,12 +30,14 @@ import struct  # noqa: E402
 import termios  # noqa: E402
 import threading  # noqa: E402
 import time  # noqa: E402
+import warnings  # noqa: E402
 from _weakref import ref  # noqa: E402
 from types import ModuleType, TracebackType  # noqa: E402
 from typing import Any  # noqa: E402
 
 NOT_FORKABLE = frozenset({"grpc", "jax", "jaxlib", "mpi4py", "tensorflow"})
 _MESSAGE_BYTES = 4096
+_SCRIPT_BYTES = 1 << 20
 _REASON_CHARACTERS = 1000
 _OUTPUTS = (1, 2)
 # What the interpreter's exit status is when the last of what was printed could not be written.
@@ -77,7 +79,7 @@ def main() -> None:
     run = _serve(control)
     if run is not None:
         try:
-            _become(run)
+            _become(*run)
         except SystemExit as said:
             end.is_good = said.code is None or (type(said.code) is int and said.code == 0)
             raise
@@ -152,8 +154,39 @@ def _unread(pipe: int) -> int:
 # ---- the parent
 
 
-def _serve(control: socket.socket) -> "dict[str, Any] | None":
+class _Compiled:
+    """The script that was asked for last, compiled, which takes as long as many a run."""
+
+    def __init__(self) -> None:
+        self._source = b""
+        self._path = ""
+        self._code: Any = None
+
+    def look_at(self, script: str) -> None:
+        """Compile ``script``, if it is not the one that is here, and nothing is said about it: that is for the run."""
+        path = os.path.abspath(script)  # noqa: PTH100
+        with open(path, "rb") as file:  # noqa: PTH123
+            source = file.read(_SCRIPT_BYTES)
+        if (source, path) == (self._source, self._path):
+            return
+        self._source, self._path, self._code = source, path, None
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            try:
+                self._code = compile(source, path, "exec", dont_inherit=True)
+            except (Warning, SyntaxError, ValueError, RecursionError, MemoryError):
+                return
+
+    def code(self, source: bytes, path: str) -> Any:
+        """Return what ``source`` at ``path`` is when it is compiled; raises what that raises."""
+        if self._code is not None and (source, path) == (self._source, self._path):
+            return self._code
+        return compile(source, path, "exec", dont_inherit=True)
+
+
+def _serve(control: socket.socket) -> "tuple[dict[str, Any], _Compiled] | None":
     """Fork and reap as the client says. Returns a run's request in its child, None when the client has gone."""
+    compiled = _Compiled()
     while True:
         message, descriptors = _receive(control)
         if message is None:
@@ -165,14 +198,17 @@ def _serve(control: socket.socket) -> "dict[str, Any] | None":
             continue
         try:
             request = _read(descriptors.pop(0))
-            if shadow := _shadowed(os.path.join(request["folder"], request["argv"][1])):  # noqa: PTH118
+            script = os.path.join(request["folder"], request["argv"][1])  # noqa: PTH118
+            if shadow := _shadowed(script):
                 _tell(control, number=message["run"], cold=f"its file {shadow} has the name of an imported module")
-            elif os.fork() == 0:
+                continue
+            compiled.look_at(script)
+            if os.fork() == 0:
                 try:
                     _stand_alone(control, message["run"], descriptors)
                 except BaseException:  # noqa: BLE001 (whatever it is, back there it would be a second zygote)
                     os._exit(125)
-                return request
+                return request, compiled
         except OSError as error:
             _tell(control, number=message["run"], cold=str(error))
         finally:
@@ -233,7 +269,7 @@ def _stand_alone(control: socket.socket, number: int, descriptors: "list[int]") 
         os._exit(125)
 
 
-def _become(request: "dict[str, Any]") -> None:
+def _become(request: "dict[str, Any]", compiled: _Compiled) -> None:
     """Be ``python SCRIPT ARGUMENTS``."""
     for kind, soft, hard in request["limits"]:
         resource.setrlimit(kind, (soft, hard))
@@ -248,7 +284,7 @@ def _become(request: "dict[str, Any]") -> None:
     try:
         with open(script, "rb") as file:  # noqa: PTH123
             source = file.read()
-        exec(compile(source, script, "exec", dont_inherit=True), main)  # noqa: S102
+        exec(compiled.code(source, script), main)  # noqa: S102
     except SystemExit:
         raise
     except BaseException:
