@@ -216,7 +216,7 @@ async def test_a_client_that_restarts_offers_what_it_holds(tmp_path: Path) -> No
         session = await net.start_session(
             package, await net.push_model(SEED), rounds=1, min_clients=2, validate_every=0
         )
-        await eventually(lambda: any((tmp_path / "site-1" / "outbox").glob("*/report.json")), timeout_s=30)
+        await eventually(lambda: any((tmp_path / "site-1" / "outbox").glob("*.json")), timeout_s=30)
         await net.stop("site-1")
         await net.start_client("site-1", step=1.0)
         (tmp_path / "site-2.txt.go").touch()

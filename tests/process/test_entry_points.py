@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from runnel.client import entry_points
+from runnel.client import entry_points, run_folders
 from runnel.client.domain import TrainResult, ValidateResult
 from runnel.client.runtimes import Prepared, ProcessRuntime, Runtime
 from runnel.common.errors import (
@@ -266,11 +266,12 @@ async def test_a_cancelled_run_leaves_no_files(train: Train, workdir: Path, say:
 
 
 @contextmanager
-def ordinary_rights() -> Iterator[None]:
-    """Root may do anything; be somebody else for a while, so that rights count."""
+def ordinary_rights(folder: Path) -> Iterator[None]:
+    """Root may do anything; be somebody else for a while, so that rights count. All may write to ``folder``."""
     if os.geteuid() != 0:
         yield
         return
+    folder.chmod(0o777)
     os.seteuid(65534)
     try:
         yield
@@ -279,19 +280,31 @@ def ordinary_rights() -> Iterator[None]:
 
 
 def test_folders_without_rights_are_removed_too() -> None:
-    with tempfile.TemporaryDirectory() as name:
-        Path(name).chmod(0o777)
-        with ordinary_rights():
-            folder = Path(name) / "run-1"
-            inner = folder / "locked" / "inner"
-            inner.mkdir(parents=True)
-            (inner / "file").touch()
-            inner.chmod(0)
-            inner.parent.chmod(0)
-            with pytest.raises(PermissionError):
-                shutil.rmtree(folder)
-            entry_points._remove(folder)
-            assert not folder.exists()
+    with tempfile.TemporaryDirectory() as name, ordinary_rights(Path(name)):
+        folder = Path(name) / "run-1"
+        inner = folder / "locked" / "inner"
+        inner.mkdir(parents=True)
+        (inner / "file").touch()
+        inner.chmod(0)
+        inner.parent.chmod(0)
+        with pytest.raises(PermissionError):
+            shutil.rmtree(folder)
+        run_folders._remove(folder)
+        assert not folder.exists()
+
+
+async def test_an_update_stays_whatever_else_the_run_has_left() -> None:
+    with tempfile.TemporaryDirectory() as name, ordinary_rights(Path(name)):
+        work = Path(name) / "work"
+        async with run_folders.run_folder(work / "one") as folder:
+            (folder.path / "file").touch()
+            (folder.path / "locked" / "inner").mkdir(parents=True)
+            (folder.path / "locked").chmod(0)
+            (folder.path / "update.npz").write_bytes(b"update")
+            kept = folder.clear(folder.path / "update.npz")
+        assert list(work.iterdir()) == [work / "one"]
+        assert list((work / "one").iterdir()) == [kept]
+        assert kept.read_bytes() == b"update"
 
 
 def test_folders_nested_too_deep_for_a_path_are_removed_too(tmp_path: Path) -> None:
@@ -308,7 +321,7 @@ def test_folders_nested_too_deep_for_a_path_are_removed_too(tmp_path: Path) -> N
         here = below
     os.close(os.open("file", os.O_CREAT, dir_fd=here))
     os.close(here)
-    entry_points._remove(folder)
+    run_folders._remove(folder)
     assert list(tmp_path.iterdir()) == [outside]
 
 

@@ -103,7 +103,7 @@ def test_stopped_in_the_middle_and_gone_on_later(network: ProcessNetwork) -> Non
     session = start(network, min_clients=2)
     process = network.process("site-2")
     outbox = network.folder / "site-2" / "outbox"
-    eventually_blocking(lambda: any(outbox.glob("*/report.json")), timeout_s=60)
+    eventually_blocking(lambda: any(outbox.glob("*.json")), timeout_s=60)
     process.send_signal(signal.SIGSTOP)
     try:
 

@@ -374,8 +374,7 @@ async def test_called_off_while_it_compresses_what_it_carried_is_for_the_next(si
     await site.empty()
 
     # A report in the outbox that takes a while to read: the compression waits for it in its thread.
-    slow = site.state / "outbox" / "slow" / "report.json"
-    slow.parent.mkdir()
+    slow = site.state / "outbox" / "slow.json"
     os.mkfifo(slow)
     site.link.receive(site.order(2, second, compression="top-k:0.1"))
     reading = await eventually(lambda: _opened_if_read(slow), timeout_s=10)

@@ -30,9 +30,9 @@ def update(folder: Path, data: bytes = b"a model") -> Path:
     return file
 
 
-def folder_of(outbox: Path) -> Path:
-    (folder,) = outbox.iterdir()
-    return folder
+def the_file(outbox: Path, suffix: str) -> Path:
+    (file,) = outbox.glob(f"*{suffix}")
+    return file
 
 
 def test_a_report_is_there_after_a_restart(tmp_path: Path) -> None:
@@ -70,15 +70,15 @@ def test_a_report_is_dropped_alone_and_dropping_again_is_no_error(tmp_path: Path
     assert len(list((tmp_path / "out").iterdir())) == 1
 
 
-def test_whatever_else_is_in_a_report_goes_with_it(tmp_path: Path) -> None:
+def test_what_a_compression_left_goes_with_its_report(tmp_path: Path) -> None:
     outbox = Outbox(tmp_path / "out")
     left = tmp_path / "left"
     left.write_bytes(b"left out")
     kept = outbox.keep(KEY, OUTCOME, update(tmp_path), left=left)
     assert kept.left is not None
-    (kept.left.parent / "of-a-newer-version").mkdir()
+    assert kept.left.read_bytes() == b"left out"
     outbox.drop(KEY)
-    assert not kept.left.parent.exists()
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_a_death_between_payload_and_report_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,23 +92,23 @@ def test_a_death_between_payload_and_report_leaves_nothing(tmp_path: Path, monke
     monkeypatch.setattr(outbox_module, "write_json", die)
     with pytest.raises(Died):
         outbox.keep(KEY, OUTCOME, update(tmp_path))
-    assert (folder_of(tmp_path / "out") / "payload").exists()
+    assert the_file(tmp_path / "out", ".payload").exists()
     assert outbox.get(KEY) is None
     assert Outbox(tmp_path / "out").held() == []
     assert list((tmp_path / "out").iterdir()) == []
 
 
-@pytest.mark.parametrize("torn", ["payload", "report.json"])
+@pytest.mark.parametrize("torn", [".payload", ".json"])
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=30)
 @given(kept=st.floats(0.0, 0.99))
 def test_what_is_torn_is_not_taken_for_whole(tmp_path: Path, torn: str, kept: float) -> None:
     root = tmp_path / "out"
     shutil.rmtree(root, ignore_errors=True)
     Outbox(root).keep(KEY, OUTCOME, update(tmp_path, bytes(1000)))
-    file = folder_of(root) / torn
+    file = the_file(root, torn)
     data = file.read_bytes()
     file.write_bytes(data[: int(kept * len(data))])
-    if torn == "report.json" and json_is_whole(file):
+    if torn == ".json" and json_is_whole(file):
         return
     again = Outbox(root)
     assert again.held() == []
@@ -129,11 +129,11 @@ def json_is_whole(file: Path) -> bool:
 def test_what_is_no_report_is_removed_and_the_others_stay(tmp_path: Path, text: str) -> None:
     outbox = Outbox(tmp_path)
     outbox.keep(KEY, OUTCOME, None)
-    odd = tmp_path / "odd"
-    odd.mkdir()
-    (odd / "report.json").write_text(text, encoding="latin-1")
+    (tmp_path / "odd.json").write_text(text, encoding="latin-1")
+    (tmp_path / "folder.json").mkdir()
+    (tmp_path / ".half.json.tmp").touch()
     assert Outbox(tmp_path).held() == [KEY]
-    assert not odd.exists()
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_full_disk_is_named_and_leaves_nothing_for_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,4 +158,4 @@ def test_keeping_again_replaces(tmp_path: Path) -> None:
     assert held.payload == ref
     assert held.file is not None
     assert held.file.read_bytes() == b"another"
-    assert len(list((tmp_path / "out").iterdir())) == 1
+    assert len(list((tmp_path / "out").iterdir())) == 2

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from runnel.client.entry_points import _few_bytes
+from runnel.client.run_folders import few_bytes
 from runnel.common.blobs import SMALL_BYTES, by_size
 
 
@@ -22,9 +22,9 @@ pytestmark = pytest.mark.unit
 def test_what_a_run_left_is_small_if_its_files_are_few_and_small(tmp_path: Path) -> None:
     (tmp_path / "model_out.npz").write_bytes(b"x" * 4096)
     (tmp_path / "elsewhere").symlink_to("/")
-    assert 4096 < _few_bytes(tmp_path) < SMALL_BYTES
+    assert 4096 < few_bytes(tmp_path) < SMALL_BYTES
     (tmp_path / "large").write_bytes(b"x" * SMALL_BYTES)
-    assert _few_bytes(tmp_path) > SMALL_BYTES
+    assert few_bytes(tmp_path) > SMALL_BYTES
 
 
 @pytest.mark.parametrize("folders", [True, False])
@@ -32,4 +32,4 @@ def test_folders_and_many_files_are_not_small(tmp_path: Path, folders: bool) -> 
     for number in range(1 if folders else 20):
         place = tmp_path / f"{number}"
         place.mkdir() if folders else place.touch()
-    assert _few_bytes(tmp_path) > SMALL_BYTES
+    assert few_bytes(tmp_path) > SMALL_BYTES

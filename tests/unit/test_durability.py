@@ -136,7 +136,7 @@ def test_a_file_whose_length_changed_meanwhile_is_not_trusted(tmp_path: Path) ->
 def outbox_with_a_report(folder: Path) -> tuple[Outbox, Path]:
     outbox = Outbox(folder / "outbox")
     outbox.keep(KEY, Outcome(client="site-1", weight=7.0), file_of(folder))
-    (payload,) = folder.rglob("payload")
+    (payload,) = folder.rglob("*.payload")
     return outbox, payload
 
 
@@ -160,7 +160,7 @@ def test_a_report_that_a_loss_of_power_tore_is_not_held(tmp_path: Path, torn: st
         case "no payload":
             payload.unlink()
         case _:
-            os.truncate(payload.with_name("report.json"), 0)
+            os.truncate(payload.with_suffix(".json"), 0)
     again = Outbox(tmp_path / "outbox")
     assert again.held() == []
     assert list((tmp_path / "outbox").iterdir()) == []

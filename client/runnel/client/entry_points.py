@@ -22,10 +22,8 @@ dropped.
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 import stat
-import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -43,15 +41,15 @@ from runnel.client.domain.contract import (
 )
 from runnel.client.fedn_surroundings import SeedPlaces, fedn_variables, is_told_no_seed, lay_data_beside
 from runnel.client.model_exchange import ModelExchange
+from runnel.client.run_folders import RunFolder, few_bytes, run_folder
 from runnel.client.runtimes.runtime import STARTED_MARK, Call, Finished, Limits, LineSink, Prepared, Runtime
-from runnel.common.blobs import SMALL_BYTES, by_size, in_thread, storage_errors
+from runnel.common.blobs import by_size, in_thread, storage_errors
 from runnel.common.errors import BadModel, BadOutput
 from runnel.common.model_format import ModelFormat
 from runnel.common.tensors import ModelSchema, open_npz
 
 _JSON_OUTPUTS = {"validate": "validation.json", "predict": "prediction.json"}
 _COPY_BYTES = 1 << 30
-_FEW_FILES = 16
 _LENT_NS = 10**18
 """When a model that is lent was modified, as its file says until somebody writes to it."""
 
@@ -76,7 +74,7 @@ async def train(
         runtime: where.
         prepared: by ``runtime``.
         model: the global model, canonical ``.npz``; not modified; removed if it was lent and written to.
-        workdir: folder, made if it is not there; the update is made in it, everything else of the run is removed.
+        workdir: folder, made for the run if it is not there; the update is left in it, all else of the run is removed.
         settings_json: the session's client settings, a JSON object.
         env: from :func:`runnel.client.runtimes.variables.entry_point_variables`.
         timeout_s: for the entry point alone.
@@ -93,8 +91,8 @@ async def train(
         StorageFull: no room for the files of the run.
     """
     check_settings(settings_json)
-    async with _run_folder(workdir) as folder:
-        exchange = ModelExchange.of(prepared.package.manifest, model_format)
+    async with run_folder(workdir) as place:
+        folder, exchange = place.path, ModelExchange.of(prepared.package.manifest, model_format)
         model_in, model_out = folder / f"model_in{exchange.suffix}", folder / f"model_out{exchange.suffix}"
         run = _Run(
             runtime=runtime, prepared=prepared, folder=folder, env=env, timeout_s=timeout_s, say=say, limits=limits
@@ -102,8 +100,8 @@ async def train(
         nbytes = _size(model)
         async with _given(model, model_in, settings_json, lend=lend, exchange=exchange) as expect:
             finished = await run("train", model_in, model_out)
-        nbytes = max(nbytes, _few_bytes(folder))  # it can't unpack to more than the model
-        kept, notes = await by_size(nbytes, _take_update, finished, expect, model_out, workdir, exchange)
+        nbytes = max(nbytes, few_bytes(folder))  # it can't unpack to more than the model
+        kept, notes = await by_size(nbytes, _take_update, finished, expect, model_out, place, exchange)
         _tell_not_finite(notes, say)
     return TrainResult(update=kept, notes=notes, elapsed_s=finished.elapsed_s, log_tail=finished.log_tail)
 
@@ -131,8 +129,8 @@ async def validate(
         BadOutput: it wrote no JSON object.
     """
     check_settings(settings_json)
-    async with _run_folder(workdir) as folder:
-        exchange = ModelExchange.of(prepared.package.manifest, model_format)
+    async with run_folder(workdir) as place:
+        folder, exchange = place.path, ModelExchange.of(prepared.package.manifest, model_format)
         model_in, out = folder / f"model_in{exchange.suffix}", folder / _JSON_OUTPUTS[entry_point]
         run = _Run(
             runtime=runtime, prepared=prepared, folder=folder, env=env, timeout_s=timeout_s, say=say, limits=limits
@@ -172,7 +170,8 @@ async def startup(
     async with prepared.starting:
         if await in_thread(mark.exists):
             return False
-        async with _run_folder(workdir) as folder:
+        async with run_folder(workdir) as place:
+            folder = place.path
             run = _Run(
                 runtime=runtime, prepared=prepared, folder=folder, env=env, timeout_s=timeout_s, say=say, limits=limits
             )
@@ -202,7 +201,8 @@ async def build(
     """
     manifest = prepared.package.manifest
     exchange = ModelExchange.of(manifest)
-    async with _run_folder(workdir) as folder:
+    async with run_folder(workdir) as place:
+        folder = place.path
         out = folder / f"seed{exchange.suffix}"
         run = _Run(
             runtime=runtime, prepared=prepared, folder=folder, env=env, timeout_s=timeout_s, say=say, limits=limits
@@ -251,69 +251,8 @@ def _touch(mark: Path) -> None:
     os.close(os.open(mark, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644))
 
 
-@asynccontextmanager
-async def _run_folder(workdir: Path) -> AsyncIterator[Path]:
-    with storage_errors(workdir):
-        folder = _make_folder(workdir)
-    try:
-        yield folder
-    finally:
-        if _is_there(folder):  # who took the update has removed it in the same breath
-            await in_thread(_remove, folder)
-
-
-def _is_there(folder: Path) -> bool:
-    return os.path.lexists(folder)
-
-
 def _size(file: Path) -> int:
     return file.stat().st_size
-
-
-def _few_bytes(folder: Path) -> int:
-    """Return how much is in ``folder``; more than is small if there are folders in it, or many files."""
-    nbytes = 0
-    try:
-        with os.scandir(folder) as entries:
-            for number, entry in enumerate(entries):
-                if number == _FEW_FILES or entry.is_dir(follow_symlinks=False):
-                    return SMALL_BYTES + 1
-                nbytes += entry.stat(follow_symlinks=False).st_size
-    except OSError:  # what a run has left behind may go on removing files
-        return SMALL_BYTES + 1
-    return nbytes
-
-
-def _remove(folder: Path) -> None:
-    try:
-        shutil.rmtree(folder)
-    except (OSError, RecursionError):  # a script may have taken the rights from its folders, or nested thousands
-        _remove_level(folder)
-
-
-def _remove_level(folder: Path) -> None:
-    """Remove ``folder`` by moving all folders in it, however deep, right below it first."""
-    left = [folder]
-    for each in left:
-        each.chmod(0o700)
-        with os.scandir(each) as entries:
-            found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
-        for name, is_folder in found:
-            if not is_folder:
-                (each / name).unlink()
-            elif each is not folder:
-                # To move a folder is to write to it.
-                (each / name).chmod(0o700)
-                left.append((each / name).rename(folder / f"{secrets.token_hex(8)}"))
-            else:
-                left.append(each / name)
-    for each in reversed(left):
-        each.rmdir()
-
-
-def _make_folder(workdir: Path) -> Path:
-    workdir.mkdir(parents=True, exist_ok=True)
-    return Path(tempfile.mkdtemp(prefix="run-", dir=workdir.absolute()))
 
 
 @asynccontextmanager
@@ -401,17 +340,15 @@ def _take_model(
 
 
 def _take_update(
-    finished: Finished, expect: ModelSchema, model_out: Path, workdir: Path, exchange: ModelExchange
+    finished: Finished, expect: ModelSchema, model_out: Path, place: RunFolder, exchange: ModelExchange
 ) -> tuple[Path, Notes]:
-    """Take what ``train`` left: the update, checked and moved to ``workdir``, and its metadata; remove the rest."""
+    """Take what ``train`` left: the update, checked and kept, and its metadata; remove the rest."""
     update, metadata = model_out.with_name("update.npz"), Path(f"{model_out}-metadata")
     with _told_with(finished, model_out, "train"):
         _take_model(model_out, update, exchange, entry_point="train", expect=expect, keep_plain=True)
     with _told_with(finished, metadata, "train"):
         notes = _take_notes(metadata, entry_point="train", optional=True)
-    kept = _keep(update, workdir)
-    _remove(model_out.parent)
-    return kept, notes
+    return place.clear(update), notes
 
 
 def _take_notes(path: Path, *, entry_point: str, optional: bool = False) -> Notes:
@@ -434,14 +371,6 @@ def _require_file(path: Path, entry_point: str) -> None:
         raise BadOutput(
             f"The entry point {entry_point} should write {path.name} as a file but made something else of it."
         )
-
-
-def _keep(update: Path, workdir: Path) -> Path:
-    """Move the update out of the folder that is about to be removed.
-
-    To a name that is free: ext4 writes a file to the disk at once that takes the place of another one.
-    """
-    return update.rename(workdir.absolute() / f"update-{secrets.token_hex(8)}.npz")
 
 
 def _tell_not_finite(notes: Notes, say: LineSink) -> None:

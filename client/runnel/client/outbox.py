@@ -20,6 +20,8 @@ from runnel.common.protocol import REFUSING, WAITING, AssignmentKey, BlobRef, Fa
 
 log = structlog.get_logger()
 
+_REPORT, _PAYLOAD, _LEFT = ".json", ".payload", ".left"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Update:
@@ -47,7 +49,7 @@ class HeldReport:
 
 
 class Outbox:
-    """One folder for each report; a report is there when its ``report.json`` is. All methods block.
+    """Files whose names begin alike for each report, which is there when its ``.json`` is. All methods block.
 
     What is kept outlives the death of the client at any moment. It does not wait for the disk: a loss of power may take
     the newest reports, and their work is then done again, for the client does not say any more that it holds them.
@@ -61,9 +63,10 @@ class Outbox:
         self._root = root
         self._light: set[AssignmentKey] = set()
         root.mkdir(parents=True, exist_ok=True)
-        for folder in root.iterdir():
-            if not (folder / "report.json").exists() or not self._is_whole(folder) or self._is_waiting(folder):
-                shutil.rmtree(folder, ignore_errors=True)
+        kept = {report.stem for report in self._reports() if self._is_whole(report) and not self._is_waiting(report)}
+        for path in root.iterdir():
+            if path.stem not in kept:
+                _remove(path)
 
     def keep(
         self,
@@ -80,18 +83,17 @@ class Outbox:
         Raises:
             StorageFull: no room.
         """
-        folder = self._folder(key)
-        with storage_errors(folder):
-            folder.mkdir(exist_ok=True)
+        report = self._report(key)
+        with storage_errors(report):
             payload = None
             if update is not None:
                 payload = digest_payload(update)
-                shutil.move(update, folder / "payload")
+                shutil.move(update, report.with_suffix(_PAYLOAD))
             if left is not None:
-                shutil.move(left, folder / "left")
+                shutil.move(left, report.with_suffix(_LEFT))
             reach(CrashPoint.UPDATE_HALF_KEPT)
             write_json(
-                folder / "report.json",
+                report,
                 {
                     "key": [key.session_id, key.round, key.work.value],
                     "outcome": dataclasses.asdict(outcome),
@@ -107,8 +109,8 @@ class Outbox:
             key=key,
             outcome=outcome,
             payload=payload,
-            file=None if payload is None else folder / "payload",
-            left=None if left is None else folder / "left",
+            file=None if payload is None else report.with_suffix(_PAYLOAD),
+            left=None if left is None else report.with_suffix(_LEFT),
             carried=tuple(carried),
         )
 
@@ -118,48 +120,47 @@ class Outbox:
 
     def held(self) -> list[AssignmentKey]:
         """Return what is kept."""
-        return [report.key for folder in sorted(self._root.iterdir()) if (report := self._read(folder)) is not None]
+        return [held.key for report in self._reports() if (held := self._read(report)) is not None]
 
     def reports(self, session_id: str) -> list[HeldReport]:
         """Return the reports of a session that are kept."""
-        found = [self._read(folder) for folder in self._root.iterdir()]
+        found = [self._read(report) for report in self._reports()]
         return [report for report in found if report is not None and report.key.session_id == session_id]
 
     def get(self, key: AssignmentKey) -> HeldReport | None:
         """Return a kept report."""
-        return self._read(self._folder(key))
+        return self._read(self._report(key))
 
     def drop(self, key: AssignmentKey) -> None:
         """Forget a report; one that is not there is no error."""
         self._light.discard(key)
-        folder = self._folder(key)
-        (folder / "report.json").unlink(missing_ok=True)
-        try:
-            for name in ("payload", "left"):
-                (folder / name).unlink(missing_ok=True)
-            folder.rmdir()
-        except OSError:  # something else is in it, or it is not there
-            shutil.rmtree(folder, ignore_errors=True)
+        report = self._report(key)
+        for path in (report, report.with_suffix(_PAYLOAD), report.with_suffix(_LEFT)):
+            path.unlink(missing_ok=True)
 
-    def _is_whole(self, folder: Path) -> bool:
+    def _is_whole(self, path: Path) -> bool:
         """Whether nothing is torn, as far as lengths tell; digests are verified where the payload is pushed to."""
-        report = self._read(folder)
+        report = self._read(path)
         if report is None or report.payload is None or report.file is None:
             return report is not None
         return report.file.exists() and report.file.stat().st_size == report.payload.size_bytes
 
-    def _is_waiting(self, folder: Path) -> bool:
-        report = self._read(folder)
+    def _is_waiting(self, path: Path) -> bool:
+        report = self._read(path)
         if report is None or report.outcome.failure is None:
             return False
         return report.outcome.failure.code in WAITING or report.outcome.failure.code in REFUSING
 
-    def _folder(self, key: AssignmentKey) -> Path:
-        return self._root / hashlib.sha256(str(key).encode()).hexdigest()[:32]
+    def _report(self, key: AssignmentKey) -> Path:
+        return self._root / f"{hashlib.sha256(str(key).encode()).hexdigest()[:32]}{_REPORT}"
 
-    def _read(self, folder: Path) -> HeldReport | None:
+    def _reports(self) -> list[Path]:
+        # Not those that are being written, whose names begin with a dot.
+        return sorted(path for path in self._root.iterdir() if path.suffix == _REPORT and path.name[0] != ".")
+
+    def _read(self, path: Path) -> HeldReport | None:
         try:
-            data: dict[str, Any] = json.loads((folder / "report.json").read_text())
+            data: dict[str, Any] = json.loads(path.read_text())
             session_id, round_number, work = data["key"]
             outcome = data["outcome"]
             failure = outcome.pop("failure")
@@ -168,13 +169,20 @@ class Outbox:
                 key=AssignmentKey(session_id=session_id, round=round_number, work=Work(work)),
                 outcome=Outcome(**outcome, failure=None if failure is None else Failure(**failure)),
                 payload=None if payload is None else BlobRef(**payload),
-                file=None if payload is None else folder / "payload",
-                left=folder / "left" if data.get("left") else None,
+                file=None if payload is None else path.with_suffix(_PAYLOAD),
+                left=path.with_suffix(_LEFT) if data.get("left") else None,
                 carried=tuple(data.get("carried", ())),
             )
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError) as err:
-            log.error("unreadable report dropped", folder=str(folder), error=str(err))
-            shutil.rmtree(folder, ignore_errors=True)
+        except (OSError, ValueError, KeyError, TypeError) as err:
+            log.error("unreadable report dropped", file=str(path), error=str(err))
+            _remove(path)
             return None
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
