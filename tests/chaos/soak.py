@@ -106,6 +106,8 @@ def main(argv: Sequence[str] | None = None, run: Callable[..., object] = soak) -
         print(f"{time.monotonic() - started:7.1f} s  {line}", flush=True)
 
     tell(f"seed {options.seed}, {options.minutes:g} minutes")
+    # As an error it ends the network too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
     try:
         run(options.seed, options.minutes * 60, tell)
     except Exception as error:  # noqa: BLE001 - whatever it is, the seed is what shows it again
