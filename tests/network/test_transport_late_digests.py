@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import hashlib
 import os
 from collections.abc import AsyncIterator, Callable
@@ -12,7 +14,8 @@ import pytest
 from blake3 import blake3
 
 from runnel.common.blobs import Spool
-from runnel.common.errors import CorruptData, IllegalState, InvalidInput, RunnelError, Unreachable
+from runnel.common.blobs.early_sync import EarlySync
+from runnel.common.errors import CorruptData, IllegalState, InvalidInput, RunnelError, StorageFull, Unreachable
 from runnel.common.protocol import BlobRef, Welcome
 from runnel.rpc.v1 import uplink_pb2 as pb
 from runnel.rpc.v1 import uplink_pb2_grpc as pb_grpc
@@ -182,6 +185,32 @@ async def test_what_a_lost_node_pushed_is_set_aside_when_nobody_writes_it_any_mo
         with pytest.raises(Unreachable, match="not attached any more"):
             await push.answer()
     assert seen == [len(UPDATE)]
+
+
+async def test_a_node_is_let_go_of_while_what_it_pushed_is_still_handed_over(network: SmallNetwork) -> None:
+    network.handler.hold_pushed.clear()
+    async with open_channel(network.address, tls=None) as channel:
+        async with attached(network):
+            push = asyncio.create_task(RawPush(channel, network).answer(begin(UPDATE), name()))
+            await eventually(lambda: list(network.handler.spool.root.glob("*.whole")))
+        await eventually(lambda: network.handler.said("detached"), timeout_s=5)
+        network.handler.hold_pushed.set()
+        assert await push == (6, True)
+    assert network.handler.payloads == {("ord-1", "c1"): UPDATE}
+
+
+async def test_a_disk_that_is_found_full_while_it_is_written_is_told_as_full(
+    network: SmallNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failed(sync: EarlySync, *_: object) -> None:
+        sync._path.unlink(missing_ok=True)
+        sync._error = OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(EarlySync, "appended", failed)
+    async with open_channel(network.address, tls=None) as channel:
+        push = RawPush(channel, network)
+        with pytest.raises(StorageFull):
+            await push.answer(begin(UPDATE[:3]), pb.Chunk(data=UPDATE[3:]), name())
 
 
 async def test_who_pushes_for_an_order_that_ends_meanwhile_is_told_that(network: SmallNetwork) -> None:

@@ -36,7 +36,7 @@ from runnel.transport.chunk_wire import UPLINK_SERVICE, Messages, add_uplink, jo
 from runnel.transport.chunks import CHUNK_BYTES, MAX_CHUNK_BYTES, read_chunks, receive_into
 from runnel.transport.credentials import CredentialVerifier, NodeIdentity, bearer
 from runnel.transport.messages import downward_to_wire, upward_from_wire
-from runnel.transport.push_turns import PushTurns
+from runnel.transport.push_turns import PushTurns, Turn
 from runnel.transport.status import unexpected
 from runnel.transport.transfer_queue import TransferQueue
 from runnel.transport.wire_values import blob_from_wire, blob_to_wire, id_from_wire, payload_from_wire
@@ -336,7 +336,7 @@ class UplinkServer(pb_grpc.UplinkServicer):
         order_id = id_from_wire(header.order_id, "order_id")
         of_run = order_id.startswith(RUN_PREFIX)
         ref = blob_from_wire(header.blob) if of_run else payload_from_wire(header.blob, unnamed=bool(data))
-        async with self._turns.turn(identity.name, order_id):
+        async with self._turns.turn(identity.name, order_id) as turn:
             file = await self._handler.open_push(identity, order_id, ref)
             if file is None or (order_id, ref.name) in self._pushed.get(identity.name, ()):
                 return pb.Receipt(held_bytes=ref.size_bytes, complete=True)
@@ -356,25 +356,24 @@ class UplinkServer(pb_grpc.UplinkServicer):
                     self.received_bytes += max(0, file.held - held)
             if file.held < ref.size_bytes or not file.ref.name:
                 return pb.Receipt(held_bytes=file.held, complete=False)
-            await self._finish(file, identity, order_id)
+            await to_its_end(self._finish(file, identity, order_id, turn))
         return pb.Receipt(held_bytes=ref.size_bytes, complete=True)
 
-    async def _finish(self, file: SpoolFile, identity: NodeIdentity, order_id: str) -> None:
+    async def _finish(self, file: SpoolFile, identity: NodeIdentity, order_id: str, turn: Turn) -> None:
         ref = file.ref
-        if file.held and not file.verified and not file.partial.exists():
-            raise IllegalState(f"Order {order_id} ended while {identity.name} pushed its payload.", order_id=order_id)
         try:
             path = await in_thread(file.finish)
         except CorruptData as error:
+            if "found" not in error.fields:  # it was all there, and was removed meanwhile
+                raise IllegalState(
+                    f"Order {order_id} ended while {identity.name} pushed its payload.", order_id=order_id
+                ) from error
             self._log.warning("payload refused", node=identity.name, order_id=order_id, detail=str(error))
             raise
-
-        async def hand_over() -> None:
-            await self._handler.pushed(identity, order_id, ref, path)
-            remembered = self._pushed.setdefault(identity.name, deque(maxlen=_REMEMBERED_PUSHES))
-            remembered.append((order_id, ref.name))
-
-        await to_its_end(hand_over())
+        turn.written.set()
+        await self._handler.pushed(identity, order_id, ref, path)
+        remembered = self._pushed.setdefault(identity.name, deque(maxlen=_REMEMBERED_PUSHES))
+        remembered.append((order_id, ref.name))
 
     # ---- Ask
 

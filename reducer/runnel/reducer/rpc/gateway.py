@@ -192,9 +192,6 @@ class Gateway:
         name = child.identity.name
         self._children.pop(name, None)
         self._run_files.detached(name)
-        for key in [key for key in self._pushed if key[1] == name]:
-            _, payload = self._pushed.pop(key)
-            await asyncio.to_thread(payload.unlink, missing_ok=True)
         for order_id in self._begun.pop(name, ()):
             if self._engine.has_order(order_id):
                 self._left.leave(f"{order_id}/{name}", name)
@@ -202,6 +199,9 @@ class Gateway:
             else:
                 self._spool.forget(f"{order_id}/{name}")
         await self._engine.detached(name)
+        for key in [key for key in self._pushed if key[1] == name]:
+            _, payload = self._pushed.pop(key)
+            await asyncio.to_thread(payload.unlink, missing_ok=True)
         log.info("node left", name=name, reason=reason)
 
     async def received(self, child: Child, message: Upward) -> None:
