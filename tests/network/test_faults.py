@@ -12,9 +12,11 @@ import pytest
 
 from runnel.client.app import run_client
 from runnel.client.settings import ClientSettings
+from runnel.combiner.folding import Fold
 from runnel.combiner.partials import Partials
-from runnel.common.errors import BadModel, CorruptData, RunnelError, TooLarge
+from runnel.common.errors import BadModel, CorruptData, Unreachable
 from runnel.common.protocol import BlobRef
+from runnel.reducer.engine.exchange import Exchange
 from tests.eventually import eventually
 from tests.network.local_network import ADD_CONSTANT, LocalNetwork, network, write_package
 
@@ -156,10 +158,10 @@ async def test_combiner_loss_moves_its_clients_and_their_finished_updates(tmp_pa
 
 
 @pytest.mark.parametrize(
-    "error", [CorruptData("It was damaged."), TooLarge("It is too large."), BadModel("It is none.")]
+    "error", [CorruptData("It was damaged."), BadModel("It is none."), OSError(24, "No more files")]
 )
 async def test_a_sum_that_is_refused_fails_its_round_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: RunnelError
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     push, refusals = Partials._push, iter([error])
 
@@ -175,6 +177,50 @@ async def test_a_sum_that_is_refused_fails_its_round_at_once(
         view = await net.until_ended(session)
         assert view["status"] == "finished", view["reason"]
         assert view["rounds"][0]["updates"] == 2
+
+
+async def test_an_update_that_cant_be_folded_fails_and_the_combiner_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add, failures = Fold.add, iter([MemoryError()])
+
+    async def failed_once(*args: Any, **kwargs: Any) -> None:
+        for failure in failures:
+            raise failure
+        await add(*args, **kwargs)
+
+    monkeypatch.setattr(Fold, "add", failed_once)
+    async with network(tmp_path, clients=2) as net:
+        package = await net.push_package(write_package(tmp_path / "package"))
+        session = await net.start_session(package, await net.push_model(SEED), rounds=1, min_clients=1)
+        view = await net.until_ended(session)
+        assert view["status"] == "finished", view["reason"]
+        assert (view["rounds"][0]["updates"], view["rounds"][0]["failed"]) == (1, 1)
+        await net.until_attached("c1")
+
+
+async def test_a_session_that_begins_again_from_its_ledger_leaves_nothing_at_its_combiners(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enter, failures = Exchange._enter, iter([Unreachable("The database does not answer.")])
+
+    async def failed_once(*args: Any) -> list[str]:
+        for failure in failures:
+            raise failure
+        return await enter(*args)
+
+    monkeypatch.setattr(Exchange, "_enter", failed_once)
+    slow = "import os, time\nif os.environ['RUNNEL_CLIENT_NAME'] == 'site-3': time.sleep(6)\n" + ADD_CONSTANT
+    async with network(tmp_path, combiners=2, clients=0) as net:
+        for client, combiner in (("site-1", "c1"), ("site-2", "c2"), ("site-3", "c2")):
+            await net.start_client(client, prefer=combiner)
+        package = await net.push_package(write_package(tmp_path / "package", train=slow))
+        session = await net.start_session(package, await net.push_model(SEED), rounds=1, min_clients=3)
+        view = await net.until_ended(session)
+        assert view["status"] == "finished", view["reason"]
+        assert view["rounds"][0]["updates"] == 3
+        books = [combiner._book for combiner in net.combiners.values()]
+        await eventually(lambda: not any(book.orders for book in books), timeout_s=5)
 
 
 async def test_a_reducer_that_restarts_goes_on_with_the_round(tmp_path: Path) -> None:

@@ -95,6 +95,16 @@ async def test_a_model_that_is_large_or_not_to_be_had_is_left_to_be_fetched(tmp_
     assert (await with_small_model(order(b"model"), cache_of(tmp_path, above))).model_data == b""
 
 
+async def test_a_blob_for_which_somebody_waits_is_not_dropped_for_others(tmp_path: Path) -> None:
+    large, other = bytes(700 << 10), bytes(600 << 10)
+    cache = cache_of(tmp_path, Above(large, other))
+    await cache.bring(ref_of(large))
+    with cache.served(ref_of(large)) as source:
+        await cache.bring(ref_of(other))
+        assert isinstance(source, Path)
+        assert source.read_bytes() == large
+
+
 async def test_a_payload_within_its_report_is_kept_once(tmp_path: Path) -> None:
     payloads = Payloads(tmp_path / "spool", keep_s=60)
     for data in (b"first", b"second"):

@@ -123,8 +123,7 @@ class BlobCache:
         for sha256 in list(self._known):
             if total <= self._keep_bytes and len(self._known) <= _KEEP_BLOBS:
                 return
-            if sha256 != keep:
-                # A file that is being sent stays readable for its reader after it was deleted.
+            if sha256 != keep and sha256 not in self._readers:
                 self._store.delete(sha256)
                 total -= self._known.pop(sha256).size_bytes
 

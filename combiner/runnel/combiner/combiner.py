@@ -276,7 +276,7 @@ class Combiner:
     async def _prefetch(self, ref: BlobRef) -> None:
         try:
             await self._cache.bring(ref)
-        except RunnelError as err:
+        except (RunnelError, OSError) as err:
             log.warning("model not fetched", sha256=ref.sha256, error=str(err))
 
     async def _fetch(self, ref: BlobRef, target: Path, spares: Spares, relay: Relay) -> None:

@@ -20,11 +20,10 @@ from runnel.common.blobs import Source, digest_payload
 from runnel.common.crash_points import CrashPoint, reach
 from runnel.common.errors import (
     BadModel,
-    CorruptData,
-    InvalidInput,
+    IllegalState,
     RunnelError,
     StorageFull,
-    TooLarge,
+    Unauthenticated,
     Unreachable,
 )
 from runnel.common.protocol import MOST_WITHIN_BYTES, BlobRef, Failure, PayloadKind, Progress, Report, Stage, Work
@@ -99,6 +98,10 @@ class Partials:
         except RunnelError as err:
             log.warning("update refused", client=decision.child, key=str(report.key), code=err.code, error=str(err))
             return Failure(code=err.code, message=str(err))
+        except Exception as err:
+            # No memory for the sum, a file that can't be read: of this session alone, and others go on.
+            log.exception("update not folded", client=decision.child, key=str(report.key))
+            return _failure(err)
         finally:
             await self._payloads.spend(payload)
             if order_id not in self._book.orders:
@@ -129,16 +132,16 @@ class Partials:
                 )
             if order_id in self._book.orders:
                 self._link.send(report)
-        except (TooLarge, InvalidInput, CorruptData, StorageFull) as err:
-            # Pushed once more it would be the same: those who wait for it have to know.
-            log.error("sum refused", key=str(report.key), order_id=order_id, code=err.code, error=str(err))
-            failure = Failure(code=err.code, message=str(err))
-            failed = tuple(dataclasses.replace(each, failure=each.failure or failure) for each in report.outcomes)
-            self._link.send(dataclasses.replace(report, outcomes=failed))
-        except (RunnelError, FileNotFoundError) as err:
+        except (Unreachable, Unauthenticated, IllegalState, FileNotFoundError) as err:
             # Away from the node above, or fenced by it, and the sum dropped while it was pushed: the clients still hold
             # their updates and are asked again.
             log.warning("report not delivered", key=str(report.key), order_id=order_id, error=str(err))
+        except Exception as err:
+            # Those who wait for it have to know.
+            log.exception("sum not delivered", key=str(report.key), order_id=order_id)
+            failure = _failure(err)
+            failed = tuple(dataclasses.replace(each, failure=each.failure or failure) for each in report.outcomes)
+            self._link.send(dataclasses.replace(report, outcomes=failed))
         self._book.orders.pop(order_id, None)
         await self.drop(order_id)
 
@@ -178,6 +181,11 @@ class Partials:
                 key = order.assignment.key
                 told = Progress(key=key, order_id=order_id, client=outcome.client, stage=stage, detail=error.message)
                 self._link.send(told)
+
+
+def _failure(error: Exception) -> Failure:
+    code = error.code if isinstance(error, RunnelError) else RunnelError.code
+    return Failure(code=code, message=str(error) or type(error).__name__)
 
 
 def _empty_folder(folder: Path) -> None:

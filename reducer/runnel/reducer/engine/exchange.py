@@ -310,6 +310,12 @@ class Exchange:
         self._fenced += self.collection.fence()
         self._network.unregister(order.order_id for order in self._fenced)
 
+    def withdraw(self, reason: str) -> None:
+        """Take nothing more, and let combiners drop their orders: the clients go on, and are asked by others."""
+        self.fence()
+        for order in self._fenced:
+            self._network.send(order.child, Cancel(order_id=order.order_id, reason=reason))
+
     def call_off(self, reason: str) -> None:
         """Tell those below to stop, and to forget what is not counted: once the end of the phase is durable."""
         for order in self._fenced:

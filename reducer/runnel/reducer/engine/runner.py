@@ -102,7 +102,7 @@ class SessionRunner:
     def abandon(self) -> None:
         """Take nothing more from below: this runner has ended, and another may begin where the ledger stands."""
         for exchange in self.exchanges:
-            exchange.fence()
+            exchange.withdraw("the session goes on from its ledger")
 
     def roster_changed(self) -> None:
         """Somebody came or went."""
