@@ -162,6 +162,12 @@ async def test_a_lent_model_is_not_copied_and_stays(train: Train, model: Path) -
     assert model.stat().st_ino == inode
 
 
+@pytest.mark.parametrize("runtime", ["cold"], indirect=True)
+async def test_a_lent_model_may_be_dropped_while_it_is_lent(train: Train, model: Path) -> None:
+    result = await train(ADD_ONE + f"\n    import os; os.remove({str(model)!r})", lend=True)
+    assert result.weight == 7.0
+
+
 async def test_a_filesystem_without_copies_by_reference_serves_as_well(
     train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,6 +17,7 @@ import pytest
 
 from runnel.client import delivery as delivery_module
 from runnel.client.agent import ClientAgent
+from runnel.client.execution import Execution
 from runnel.client.outbox import Outbox
 from runnel.client.runtimes import Call, Finished, LineSink, PackageFiles, Prepared
 from runnel.common.blobs import Spares, digest_file, digest_payload, threads
@@ -110,12 +111,16 @@ class Link:
 
 
 class SlowRuntime:
-    """Runs end when ``may_end`` is set, and die only when ``may_die`` is; ``fails`` of them end with status 3."""
+    """Runs end when ``may_end`` is set, and die only when ``may_die`` is; ``fails`` of them end with status 3.
+
+    ``clean_up_fails``: those that die raise what a full disk raises in place of their cancellation.
+    """
 
     def __init__(self) -> None:
         self.began: list[Path] = []
         self.died = 0
         self.fails = 0
+        self.clean_up_fails = False
         self.may_end = asyncio.Event()
         self.may_die = asyncio.Event()
         self.may_die.set()
@@ -131,6 +136,8 @@ class SlowRuntime:
         except asyncio.CancelledError:
             await self.may_die.wait()
             self.died += 1
+            if self.clean_up_fails:
+                raise StorageFull("No room for the audit log.") from None
             raise
         if self.fails:
             self.fails -= 1
@@ -314,6 +321,51 @@ async def test_called_off_and_asked_again_at_once_the_two_runs_do_not_touch(site
     assert site.held == (KEY,)
     site.link.receive(settled())
     await site.empty()
+
+
+async def test_called_off_the_work_ends_though_its_clean_up_fails(site: Site) -> None:
+    site.runtime.clean_up_fails = True
+    site.link.receive(site.order(1))
+    await site.running(1)
+    site.link.receive(called_off())
+    await eventually(lambda: site.runtime.died == 1 and not site.agent._clearing, timeout_s=5)
+    site.link.receive(site.order(2))
+    await site.running(2)
+    site.link.receive(called_off(), site.order(3))
+    await site.running(3)
+    assert site.agent.working == 1
+    site.runtime.may_end.set()
+    report = await site.reported(1)
+    assert (report.order_id, report.outcomes[0].failure) == ("ord-3", None)
+    site.link.receive(settled())
+    await site.empty()
+    assert site.link.reports == [report]
+
+
+async def test_work_whose_time_is_over_is_reported_though_its_clean_up_fails(site: Site) -> None:
+    site.runtime.clean_up_fails = True
+    site.link.receive(site.order(1, remaining_s=0.05))
+    failure = (await site.reported(1)).outcomes[0].failure
+    assert failure is not None
+    assert failure.code == "storage_full"
+
+
+async def test_what_is_called_off_while_it_is_done_is_not_reported(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cancellation comes when nothing waits any more that could hear it."""
+    outcome = Execution.outcome
+
+    async def deaf(self: Execution, *args: object) -> object:
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        site.runtime.may_end.set()
+        return await outcome(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Execution, "outcome", deaf)
+    site.link.receive(site.order(1))
+    await eventually(lambda: site.agent.working == 1, timeout_s=5)
+    site.link.receive(called_off())
+    await eventually(lambda: site.runtime.began and not site.agent._clearing, timeout_s=5)
+    assert (site.link.reports, site.held) == ([], ())
 
 
 async def test_what_is_called_off_over_and_over_leaves_nothing(site: Site) -> None:

@@ -310,6 +310,8 @@ class ClientAgent:
             self._compressor.kept(key)  # also where a compression was cancelled, and went on in its thread
             if not _removed(folder):
                 await in_thread(shutil.rmtree, folder, ignore_errors=True)
+        if self._running.get(key) is not asyncio.current_task():
+            return  # called off meanwhile: what it came to is cleared away
         del self._running[key]
         self.work.add(key.work.value, "done" if outcome.failure is None else "failed")
         self._apply(self._book.finished(key, failed=outcome.failure is not None))

@@ -25,7 +25,7 @@ import os
 import shutil
 import stat
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -294,8 +294,9 @@ def _lend(model: Path, model_in: Path) -> bool:
 
 
 def _take_back(model: Path) -> None:
-    if model.stat().st_mtime_ns != _LENT_NS:
-        model.unlink()
+    with suppress(FileNotFoundError):  # the cache has dropped it meanwhile
+        if model.stat().st_mtime_ns != _LENT_NS:
+            model.unlink()
 
 
 def _copy(source: Path, target: Path) -> None:

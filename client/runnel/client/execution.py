@@ -13,6 +13,7 @@ from typing import Any
 import structlog
 
 from runnel.client.audited_runs import AuditedRuns
+from runnel.client.cancellation import is_called_off
 from runnel.client.compressor import Compressor
 from runnel.client.deadlines import Deadlines
 from runnel.client.domain.contract import TrainResult, ValidateResult
@@ -95,7 +96,11 @@ class Execution:
         self._alone = alone
 
     async def outcome(self, assignment: Assignment, folder: Path, say: LineSink) -> tuple[Outcome, Update | None]:
-        """Work in ``folder``, made when it is needed; return what to report, and the update that belongs to it."""
+        """Work in ``folder``, made when it is needed; return what to report, and the update that belongs to it.
+
+        Raises:
+            CancelledError: the work was called off, whatever its clean-up came to.
+        """
         key, name = assignment.key, self._site.name
         elapsed_s: dict[str, float] = {}
         log.info("working", key=str(key))
@@ -118,6 +123,9 @@ class Execution:
             failure = Failure(code=RunnelError.code, message=f"{name}: {err}")
             outcome, update = Outcome(client=name, failure=failure), None
         if outcome.failure is not None:
+            if is_called_off():
+                log.error("work called off; its clean-up failed", key=str(key), error=outcome.failure.message)
+                raise asyncio.CancelledError
             log.warning("work failed", key=str(key), code=outcome.failure.code, error=outcome.failure.message)
             say("runnel", f"failed: {outcome.failure.message}")
         return dataclasses.replace(outcome, elapsed_s=elapsed_s), update
