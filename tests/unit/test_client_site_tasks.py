@@ -14,7 +14,8 @@ import pytest
 from runnel.client.audit import AUDIT_FILE, AuditLog
 from runnel.client.domain.policy import ANYTHING, Hours, Policy
 from runnel.client.domain.task_policy import Pull, TaskPolicy
-from runnel.client.tasks.book import Ended, HeldRun
+from runnel.client.tasks import site_tasks as site_tasks_module
+from runnel.client.tasks.book import Ended, HeldRun, RunBook
 from runnel.client.tasks.contract import Layout, Produced, TaskSite
 from runnel.client.tasks.images import TaskImage
 from runnel.client.tasks.plain import PlainContract
@@ -25,7 +26,7 @@ from runnel.client.tasks.surroundings import Groups
 from runnel.client.tasks.task_engine import EngineSettings, TaskEngine
 from runnel.client.tasks.work import Voice
 from runnel.common.errors import Conflict, NotFound, StorageFull, TooLarge
-from runnel.common.protocol import RunState, TaskOrder, TaskRelease, TaskSettled
+from runnel.common.protocol import Failure, RunState, TaskOrder, TaskRelease, TaskSettled
 from runnel.common.tasks import Contract, TaskSpec
 from tests.doubles.task_network import CLIENT, TaskNetwork, order, plain, site
 from tests.eventually import eventually
@@ -36,13 +37,17 @@ SPEC = plain("a")
 
 
 class Runner:
-    """Ends each run when it is let go, with one file; ``reviewed``: that has to wait for somebody."""
+    """Ends each run when it is let go, with one file; ``reviewed``: that has to wait for somebody.
+
+    ``clean_up``: what a run that is called off comes to, or raises, in place of its cancellation.
+    """
 
     def __init__(self, *, reviewed: bool = False) -> None:
         self.begun: list[str] = []
         self.attempts: list[int] = []
         self.cancelled: list[str] = []
         self.reviewed = reviewed
+        self.clean_up: Ended | StorageFull | None = None
         self.go = asyncio.Event()
 
     async def run(self, held: HeldRun, folder: Path, voice: Voice) -> Ended:
@@ -54,7 +59,9 @@ class Runner:
             await self.go.wait()
         except asyncio.CancelledError:
             self.cancelled.append(held.run_id)
-            raise
+            if isinstance(self.clean_up, Ended):
+                return self.clean_up
+            raise self.clean_up or asyncio.CancelledError from None
         path = folder / "out"
         await asyncio.to_thread(path.write_text, f"result of {held.run_id}")
         file = Produced(name="output", media_type="text/plain", path=path)
@@ -182,6 +189,28 @@ async def test_the_oldest_begin_and_those_that_runs_ask_for_have_room_of_their_o
         assert sorted(runner.begun[3:]) == ["run-2", "run-3"]
         for number in range(4):
             await network.ended(f"run-{number}")
+
+
+@pytest.mark.parametrize("clean_up", [Ended(failure=Failure(code="storage_full", message="x")), StorageFull("x")])
+async def test_called_off_a_run_ends_though_its_clean_up_and_its_site_find_no_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clean_up: Ended | StorageFull
+) -> None:
+    def full(*_: object, **__: object) -> HeldRun:
+        raise StorageFull("No room.")
+
+    for name in ("end", "replace_result"):
+        monkeypatch.setattr(RunBook, name, full)
+    monkeypatch.setattr(site_tasks_module, "_AGAIN_S", 0.01)
+    network, runner = TaskNetwork(), Runner()
+    runner.clean_up = clean_up
+    async with site(tmp_path / "s", network, runner=runner) as tasks:
+        tasks.received(order("run-1", SPEC))
+        await eventually(lambda: runner.begun == ["run-1"])
+        tasks.received(TaskSettled(run_id="run-1", client=CLIENT, cancelled=True, reason="not wanted"))
+        await eventually(lambda: tasks.holding() == () and tasks.working == 0)
+        assert (runner.begun, runner.cancelled) == (["run-1"], ["run-1"])
+        tasks.received(order("run-2", SPEC))
+        await eventually(lambda: runner.begun[1:] == ["run-2"])
 
 
 async def test_an_order_that_comes_again_begins_nothing_and_tells_the_newest(tmp_path: Path) -> None:

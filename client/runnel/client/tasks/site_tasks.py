@@ -15,6 +15,7 @@ from typing import Protocol
 import structlog
 
 from runnel.client.audit import AuditLog
+from runnel.client.cancellation import is_called_off
 from runnel.client.domain.policy import Policy
 from runnel.client.tasks.book import Ended, HeldRun, RunBook
 from runnel.client.tasks.ends import RunEnds, WayUp
@@ -280,7 +281,11 @@ class SiteTasks:
         self._begin()
 
     async def _kept(self, held: HeldRun) -> HeldRun:
-        """Carry a run out, and keep how it ended."""
+        """Carry a run out, and keep how it ended.
+
+        Raises:
+            CancelledError: it was called off, whatever its clean-up came to.
+        """
         run_id = held.run_id
         while True:
             try:
@@ -293,6 +298,9 @@ class SiteTasks:
                 held, folder = await in_thread(self._book.begin, run_id)
                 self._news.state(run_id, RunState.PREPARING)
                 ended = await self._runner.run(held, folder, _Voice(self._news, run_id))
+                if is_called_off():
+                    log.error("a run was called off; its clean-up failed", run=run_id, failure=str(ended.failure))
+                    raise asyncio.CancelledError
                 try:
                     return await in_thread(self._book.end, run_id, ended)
                 except (StorageFull, OSError) as error:
@@ -300,6 +308,8 @@ class SiteTasks:
                     failure = failure_of(error if isinstance(error, RunnelError) else RunnelError(str(error)))
                     return await in_thread(self._book.replace_result, run_id, failure=failure)
             except (StorageFull, OSError) as error:  # not even for a failure
+                if is_called_off():
+                    raise asyncio.CancelledError from error
                 log.error("a run can't be kept; trying again", run=run_id, error=str(error), again_in_s=_AGAIN_S)
                 await asyncio.sleep(_AGAIN_S)
 
