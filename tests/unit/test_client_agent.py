@@ -323,6 +323,23 @@ async def test_called_off_and_asked_again_at_once_the_two_runs_do_not_touch(site
     await site.empty()
 
 
+async def test_other_work_waits_until_what_was_called_off_has_ended(site: Site) -> None:
+    # Where one piece of work runs at a time it is lent the cached model itself.
+    site.runtime.may_die.clear()
+    site.link.receive(site.order(1), site.order(2, OTHER))
+    await site.running(1)
+    site.link.receive(called_off())
+    await eventually(lambda: site.held == (OTHER,), timeout_s=5)
+    with pytest.raises(AssertionError):
+        await eventually(lambda: len(site.runtime.began) == 2, timeout_s=0.3)
+    site.runtime.may_die.set()
+    await site.running(2)
+    assert site.runtime.died == 1
+    site.runtime.may_end.set()
+    assert (await site.reported(1)).key == OTHER
+    assert not site.agent._aborted
+
+
 async def test_called_off_the_work_ends_though_its_clean_up_fails(site: Site) -> None:
     site.runtime.clean_up_fails = True
     site.link.receive(site.order(1))

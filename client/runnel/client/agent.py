@@ -103,6 +103,7 @@ class ClientAgent:
         self._work = state / "work"
         self._outbox = Outbox(state / "outbox")
         self._compressor = Compressor(state / "leftovers", self._outbox)
+        self._alone = parallel == 1
         self._book = JobBook(parallel=parallel, held=self._outbox.held())
         self._link = link_factory(self.hello)
         self._tasks = None if tasks is None else tasks(self._link)
@@ -120,12 +121,13 @@ class ClientAgent:
             deadlines=self._deadlines,
             tell=self._tell,
             cleared=self._cleared,
-            alone=parallel == 1,
+            alone=self._alone,
         )
         self._delivery = Delivery(name, self._outbox, self._book, self._link)
         self._running: dict[AssignmentKey, asyncio.Task[None]] = {}
         self._offers: dict[AssignmentKey, asyncio.Task[None]] = {}
         self._clearing: dict[AssignmentKey, asyncio.Task[None]] = {}
+        self._aborted: set[asyncio.Task[None]] = set()  # work that was called off and is not at its end yet
         self._group = asyncio.TaskGroup()
         self._stack = AsyncExitStack()
 
@@ -264,7 +266,7 @@ class ClientAgent:
         for decision in decisions:
             match decision:
                 case Start(assignment):
-                    work = self._do(assignment, self._clearing.get(assignment.key))
+                    work = self._do(assignment, self._in_its_way(assignment.key))
                     self._running[assignment.key] = self._group.create_task(work, name=f"work {assignment.key}")
                 case Offer(key, order_id):
                     if (earlier := self._offers.pop(key, None)) is not None:
@@ -277,7 +279,10 @@ class ClientAgent:
 
     def _clear(self, key: AssignmentKey, *, counted: bool = False) -> None:
         """End what is done with a piece of work and drop what it made; new work of the same name waits for this."""
-        ending = [task for task in (self._running.pop(key, None), self._offers.pop(key, None)) if task is not None]
+        if (work := self._running.pop(key, None)) is not None:
+            self._aborted.add(work)
+            work.add_done_callback(self._aborted.discard)
+        ending = [task for task in (work, self._offers.pop(key, None)) if task is not None]
         for task in ending:
             task.cancel()
         if (earlier := self._clearing.get(key)) is not None:
@@ -296,10 +301,15 @@ class ClientAgent:
 
     # ---- working
 
-    async def _do(self, assignment: Assignment, clearing: asyncio.Task[None] | None) -> None:
+    def _in_its_way(self, key: AssignmentKey) -> set[asyncio.Task[None]]:
+        """Return what new work waits for: its like of before, and where one runs at a time whatever still ends."""
+        own = self._clearing.get(key)
+        return (self._aborted if self._alone else set()) | (set() if own is None else {own})
+
+    async def _do(self, assignment: Assignment, earlier: set[asyncio.Task[None]]) -> None:
         key = assignment.key
-        if clearing is not None:
-            await asyncio.wait((clearing,))
+        if earlier:
+            await asyncio.wait(earlier)
         folder = self._work / f"{key.session_id}-{key.round}-{key.work.value}"
         try:
             say = functools.partial(self._logs.add, key)
