@@ -22,7 +22,15 @@ from runnel.client.outbox import Outbox
 from runnel.client.runtimes import Call, Finished, LineSink, PackageFiles, Prepared
 from runnel.common.blobs import Spares, digest_file, digest_payload, threads
 from runnel.common.compression import NO_COMPRESSION
-from runnel.common.errors import EntryPointFailed, StorageFull
+from runnel.common.errors import (
+    Conflict,
+    EntryPointFailed,
+    IllegalState,
+    RunnelError,
+    StorageFull,
+    Unauthenticated,
+    Unreachable,
+)
 from runnel.common.protocol import (
     Assignment,
     AssignmentKey,
@@ -56,7 +64,10 @@ COUNT = 300  # so many floats are compressed
 
 
 class Link:
-    """A way up that is a list; ``pushing`` holds pushes up while it is cleared, ``full`` of them find no room."""
+    """A way up that is a list; ``pushing`` holds pushes up while it is cleared, ``full`` of them find no room.
+
+    ``faults`` are raised by one push each.
+    """
 
     def __init__(self, blobs: dict[str, Path]) -> None:
         self._blobs = blobs
@@ -65,6 +76,7 @@ class Link:
         self.left = 0
         self.pushes = 0
         self.full = 0
+        self.faults: list[Exception] = []
         self.pushing = asyncio.Event()
         self.pushing.set()
 
@@ -103,6 +115,8 @@ class Link:
         if self.full:
             self.full -= 1
             raise StorageFull("c1: No room.")
+        if self.faults:
+            raise self.faults.pop(0)
         assert digest_payload(source) == ref
 
     @property
@@ -517,6 +531,60 @@ async def test_no_room_above_is_told_and_the_update_offered_again(site: Site, mo
     told = [each.detail for each in site.link.sent if isinstance(each, Progress) and each.detail]
     assert told == ["c1: No room."] * 2
     assert site.link.pushes == 3
+
+
+@pytest.mark.parametrize("fault", [RunnelError("c1: unexpected."), OSError(errno.EMFILE, "Too many open files")])
+@pytest.mark.parametrize(("times", "code"), [(3, None), (4, "internal")])
+async def test_what_can_not_be_pushed_is_tried_again_and_then_told(
+    site: Site, monkeypatch: pytest.MonkeyPatch, fault: Exception, times: int, code: str | None
+) -> None:
+    monkeypatch.setattr(delivery_module, "_PUSH_AGAIN_S", 0.01)
+    site.link.faults = [fault] * times
+    site.runtime.may_end.set()
+    site.link.receive(site.order(1))
+    failure = (await site.reported(1)).outcomes[0].failure
+    assert (None if failure is None else failure.code) == code
+    assert failure is None or ("unexpected" if isinstance(fault, RunnelError) else "Too many") in failure.message
+    assert site.link.pushes == 4
+    site.link.receive(settled())
+    await site.empty()
+
+
+@pytest.mark.parametrize("error", [Unreachable, Conflict, Unauthenticated, IllegalState])
+async def test_what_the_attachment_or_the_order_is_the_reason_of_is_kept(site: Site, error: type[RunnelError]) -> None:
+    site.link.faults = [error("Not now.")]
+    site.runtime.may_end.set()
+    site.link.receive(site.order(1))
+    await eventually(lambda: site.link.pushes == 1 and not site.agent._offers, timeout_s=10)
+    assert site.link.reports == []
+    site.link.receive(site.order(2))
+    assert (await site.reported(1)).outcomes[0].failure is None
+
+
+async def test_a_report_that_can_not_be_read_is_told_and_offered_when_it_can(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.runtime.may_end.set()
+    site.link.receive(site.order(1))
+    await site.reported(1)
+    read = Path.read_text
+
+    def unreadable(self: Path, *args: object) -> str:
+        if self.parent.name == "outbox":
+            raise OSError(errno.EIO, "Input/output error")
+        return read(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Path, "read_text", unreadable)
+    site.link.receive(site.order(2))
+    report = await site.reported(2)
+    assert report.order_id == "ord-2"
+    assert report.outcomes[0].failure is not None
+    assert (report.outcomes[0].client, report.outcomes[0].failure.code) == ("a", "corrupt_data")
+    monkeypatch.undo()
+    site.link.receive(site.order(3))
+    whole = await site.reported(3)
+    assert (whole.outcomes[0].failure, whole.payload_kind) == (None, PayloadKind.UPDATE)
+    assert len(site.runtime.began) == 1
 
 
 async def test_files_that_can_not_be_had_fail_the_work_and_not_the_client(site: Site) -> None:

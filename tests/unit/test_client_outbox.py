@@ -159,3 +159,19 @@ def test_keeping_again_replaces(tmp_path: Path) -> None:
     assert held.file is not None
     assert held.file.read_bytes() == b"another"
     assert len(list((tmp_path / "out").iterdir())) == 2
+
+
+def test_what_can_not_be_read_now_is_kept_and_nothing_is_said_of_what_it_carries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreadable(_: Path) -> str:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    outbox = Outbox(tmp_path / "out")
+    kept = outbox.keep(KEY, OUTCOME, update(tmp_path))
+    monkeypatch.setattr(Path, "read_text", unreadable)
+    assert outbox.get(KEY) is None
+    with pytest.raises(OSError, match="Too many open files"):
+        outbox.reports(KEY.session_id)
+    monkeypatch.undo()
+    assert outbox.get(KEY) == kept

@@ -14,13 +14,24 @@ from runnel.client.execution import TELLING_BYTES
 from runnel.client.outbox import HeldReport, Outbox, Update
 from runnel.common.blobs import by_size, in_thread
 from runnel.common.crash_points import CrashPoint, reach
-from runnel.common.errors import CorruptData, IllegalState, InvalidInput, RunnelError, StorageFull, TooLarge
+from runnel.common.errors import (
+    Conflict,
+    CorruptData,
+    IllegalState,
+    InvalidInput,
+    RunnelError,
+    StorageFull,
+    TooLarge,
+    Unauthenticated,
+    Unreachable,
+)
 from runnel.common.protocol import AssignmentKey, Failure, Outcome, PayloadKind, Progress, Report, Stage
 from runnel.transport import UplinkLink
 
 log = structlog.get_logger()
 
 _PUSH_AGAIN_S = 5.0
+_PUSHES_AGAIN = 3
 _PUSH_DEADLINE_S = 3600.0
 
 
@@ -63,11 +74,19 @@ class Delivery:
                 return outcome
 
     async def offer(self, key: AssignmentKey, order_id: str) -> None:
-        """Push and report what is held, again and again while there is no room for it and the order wants it."""
+        """Push and report what is held, while the order wants it: again and again if there is no room for it above.
+
+        What can't be delivered for another reason than the attachment or the order is reported as a failure.
+        """
         held, self._newest = self._newest, None
         if held is None or held.key != key:
             held = await asyncio.to_thread(self._outbox.get, key)
-        while held is not None and self._book.wanted(key, order_id):
+        if held is None:
+            message = f"{self._name} can't read the finished report of {key}; its log says why."
+            self._report_failure(key, order_id, CorruptData(message), Outcome(client=self._name))
+            return
+        again = _PUSHES_AGAIN
+        while self._book.wanted(key, order_id):
             try:
                 await self._deliver(held, order_id)
             except StorageFull as err:
@@ -76,20 +95,38 @@ class Delivery:
                 await asyncio.sleep(_PUSH_AGAIN_S)
                 continue
             except (TooLarge, InvalidInput, CorruptData) as err:
-                log.error("update refused", key=str(key), code=err.code, error=str(err))
-                failure = Failure(code=err.code, message=str(err))
-                self._link.send(_report(held, order_id, dataclasses.replace(held.outcome, failure=failure)))
+                self._report_failure(key, order_id, err, held.outcome)
             except IllegalState as err:
                 log.info("order closed", key=str(key), error=str(err))
-            except RunnelError as err:
+            except (Unreachable, Conflict, Unauthenticated) as err:
                 log.warning("update not delivered; it is kept", key=str(key), error=str(err))
+            except (RunnelError, OSError) as err:  # of the files here, too
+                if again:
+                    again -= 1
+                    log.warning("update not delivered; trying again", key=str(key), error=str(err))
+                    await asyncio.sleep(_PUSH_AGAIN_S)
+                    continue
+                self._report_failure(key, order_id, err, held.outcome)
             return
+
+    def _report_failure(
+        self, key: AssignmentKey, order_id: str, error: RunnelError | OSError, outcome: Outcome
+    ) -> None:
+        """Tell that work is lost, if the order still waits for it: then it is settled, and can be done again."""
+        if not self._book.wanted(key, order_id):
+            return
+        code = error.code if isinstance(error, RunnelError) else RunnelError.code
+        message = str(error) if isinstance(error, RunnelError) else f"{self._name}: {error}"
+        log.error("finished work can't be delivered", key=str(key), code=code, error=message)
+        failed = dataclasses.replace(outcome, failure=Failure(code=code, message=message))
+        self._link.send(Report(key=key, order_id=order_id, outcomes=(failed,)))
 
     async def _deliver(self, held: HeldReport, order_id: str) -> None:
         """Push the payload and report it.
 
         Raises:
             RunnelError: it could not be delivered.
+            OSError: the payload can't be read.
         """
         outcome = held.outcome
         if held.file is not None and held.payload is not None:

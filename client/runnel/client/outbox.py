@@ -120,16 +120,20 @@ class Outbox:
 
     def held(self) -> list[AssignmentKey]:
         """Return what is kept."""
-        return [held.key for report in self._reports() if (held := self._read(report)) is not None]
+        return [held.key for report in self._reports() if (held := self._read_now(report)) is not None]
 
     def reports(self, session_id: str) -> list[HeldReport]:
-        """Return the reports of a session that are kept."""
+        """Return the reports of a session that are kept.
+
+        Raises:
+            OSError: one can't be read, so that nobody knows what it carries.
+        """
         found = [self._read(report) for report in self._reports()]
         return [report for report in found if report is not None and report.key.session_id == session_id]
 
     def get(self, key: AssignmentKey) -> HeldReport | None:
-        """Return a kept report."""
-        return self._read(self._report(key))
+        """Return a kept report; None also if it can't be read, which the log tells: it may be read later."""
+        return self._read_now(self._report(key))
 
     def drop(self, key: AssignmentKey) -> None:
         """Forget a report; one that is not there is no error."""
@@ -140,13 +144,13 @@ class Outbox:
 
     def _is_whole(self, path: Path) -> bool:
         """Whether nothing is torn, as far as lengths tell; digests are verified where the payload is pushed to."""
-        report = self._read(path)
+        report = self._read_now(path)
         if report is None or report.payload is None or report.file is None:
             return report is not None
         return report.file.exists() and report.file.stat().st_size == report.payload.size_bytes
 
     def _is_waiting(self, path: Path) -> bool:
-        report = self._read(path)
+        report = self._read_now(path)
         if report is None or report.outcome.failure is None:
             return False
         return report.outcome.failure.code in WAITING or report.outcome.failure.code in REFUSING
@@ -157,6 +161,13 @@ class Outbox:
     def _reports(self) -> list[Path]:
         # Not those that are being written, whose names begin with a dot.
         return sorted(path for path in self._root.iterdir() if path.suffix == _REPORT and path.name[0] != ".")
+
+    def _read_now(self, path: Path) -> HeldReport | None:
+        try:
+            return self._read(path)
+        except OSError as err:  # such as no descriptor being free: it may be whole
+            log.error("a report can't be read now", file=str(path), error=str(err))
+            return None
 
     def _read(self, path: Path) -> HeldReport | None:
         try:
@@ -175,7 +186,7 @@ class Outbox:
             )
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError) as err:
+        except (ValueError, KeyError, TypeError) as err:
             log.error("unreadable report dropped", file=str(path), error=str(err))
             _remove(path)
             return None
