@@ -69,7 +69,7 @@ class UplinkHandler(Protocol):
         ...
 
     async def detached(self, child: Child, reason: str) -> None:
-        """Let go of a child, none of whose pushes is under way: exactly once for each ``attached`` that did not raise.
+        """Let go of a child, none of whose pushes writes: exactly once for each ``attached`` that did not raise.
 
         ``reason``: ``gone`` (it left, or its connection broke), ``silent``, ``superseded``, ``overflow``, ``refused``
         (for what it sent), ``ended`` (by :meth:`Child.end`) or ``closing``.
