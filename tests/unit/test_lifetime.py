@@ -120,7 +120,12 @@ def test_ctrl_c_outside_of_a_drain() -> None:
         await asyncio.Event().wait()
 
     stream = io.StringIO()
-    assert main_process(main, stream=stream) == INTERRUPTED
+    # What a shell starts in the background ignores it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert main_process(main, stream=stream) == INTERRUPTED
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert stream.getvalue() == ""
 
 
