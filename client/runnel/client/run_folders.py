@@ -35,11 +35,8 @@ class RunFolder:
         kept = update.rename(self.workdir / f"update-{secrets.token_hex(8)}.npz")
         if self.path != self.workdir:
             _remove(self.path)
-        elif not _removed_beside(kept):
-            beside = kept.rename(self.workdir.with_name(kept.name))
-            _remove(self.workdir)
-            self.workdir.mkdir(0o700)
-            beside.rename(kept)
+        else:
+            _remove_beside(kept)
         self.cleared = True
         return kept
 
@@ -86,18 +83,14 @@ def few_bytes(folder: Path) -> int:
     return nbytes
 
 
-def _removed_beside(kept: Path) -> bool:
-    """Remove the files beside ``kept``; return whether there is nothing else, such as folders."""
+def _remove_beside(kept: Path) -> None:
     with os.scandir(kept.parent) as entries:
-        others = [entry for entry in entries if entry.name != kept.name]
-    if any(entry.is_dir(follow_symlinks=False) for entry in others):
-        return False
-    try:
-        for entry in others:
-            Path(entry).unlink()
-    except OSError:  # a script may have taken the rights from the folder, or what it left removes files itself
-        return False
-    return True
+        others = [(Path(entry), entry.is_dir(follow_symlinks=False)) for entry in entries if entry.name != kept.name]
+    for path, is_folder in others:
+        if is_folder:
+            _remove(path)
+        else:
+            path.unlink(missing_ok=True)  # what a run has left behind may go on removing files
 
 
 def _remove(folder: Path) -> None:
