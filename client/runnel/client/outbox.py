@@ -63,7 +63,8 @@ class Outbox:
         self._root = root
         self._light: set[AssignmentKey] = set()
         root.mkdir(parents=True, exist_ok=True)
-        kept = {report.stem for report in self._reports() if self._is_whole(report) and not self._is_waiting(report)}
+        found = {report.stem: self._read_now(report) for report in self._reports()}
+        kept = {stem for stem, held in found.items() if held is not None and _is_whole(held) and not _is_waiting(held)}
         for path in root.iterdir():
             if path.stem not in kept:
                 _remove(path)
@@ -142,19 +143,6 @@ class Outbox:
         for path in (report, report.with_suffix(_PAYLOAD), report.with_suffix(_LEFT)):
             path.unlink(missing_ok=True)
 
-    def _is_whole(self, path: Path) -> bool:
-        """Whether nothing is torn, as far as lengths tell; digests are verified where the payload is pushed to."""
-        report = self._read_now(path)
-        if report is None or report.payload is None or report.file is None:
-            return report is not None
-        return report.file.exists() and report.file.stat().st_size == report.payload.size_bytes
-
-    def _is_waiting(self, path: Path) -> bool:
-        report = self._read_now(path)
-        if report is None or report.outcome.failure is None:
-            return False
-        return report.outcome.failure.code in WAITING or report.outcome.failure.code in REFUSING
-
     def _report(self, key: AssignmentKey) -> Path:
         return self._root / f"{hashlib.sha256(str(key).encode()).hexdigest()[:32]}{_REPORT}"
 
@@ -190,6 +178,17 @@ class Outbox:
             log.error("unreadable report dropped", file=str(path), error=str(err))
             _remove(path)
             return None
+
+
+def _is_whole(held: HeldReport) -> bool:
+    """Whether nothing is torn, as far as lengths tell; digests are verified where the payload is pushed to."""
+    if held.payload is None or held.file is None:
+        return True
+    return held.file.exists() and held.file.stat().st_size == held.payload.size_bytes
+
+
+def _is_waiting(held: HeldReport) -> bool:
+    return held.outcome.failure is not None and held.outcome.failure.code in {*WAITING, *REFUSING}
 
 
 def _remove(path: Path) -> None:
