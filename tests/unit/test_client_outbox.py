@@ -15,7 +15,7 @@ from runnel.client import outbox as outbox_module
 from runnel.client.outbox import Outbox
 from runnel.common.blobs import digest_payload
 from runnel.common.errors import StorageFull
-from runnel.common.protocol import AssignmentKey, Failure, Outcome, Work
+from runnel.common.protocol import REFUSING, WAITING, AssignmentKey, Failure, Outcome, Work
 
 pytestmark = pytest.mark.unit
 
@@ -57,6 +57,15 @@ def test_a_failure_has_no_payload(tmp_path: Path) -> None:
     assert held is not None
     assert held == kept
     assert (held.outcome, held.payload, held.file) == (failed, None, None)
+
+
+@pytest.mark.parametrize("code", [*WAITING, *REFUSING])
+def test_that_the_site_did_not_take_the_work_is_not_held_after_a_restart(tmp_path: Path, code: str) -> None:
+    outbox = Outbox(tmp_path)
+    outbox.keep(KEY, Outcome(client="a", failure=Failure(code=code, message="not yet")), None)
+    outbox.keep(OTHER, Outcome(client="a", failure=Failure(code="exit_status", message="3")), None)
+    assert set(outbox.held()) == {KEY, OTHER}
+    assert Outbox(tmp_path).held() == [OTHER]
 
 
 def test_a_report_is_dropped_alone_and_dropping_again_is_no_error(tmp_path: Path) -> None:
