@@ -95,6 +95,19 @@ async def test_a_site_of_level_2_refuses_before_anything_is_read(tmp_path: Path,
     assert recorded(state) == ["task.refused"]
 
 
+async def test_a_refusal_that_a_damaged_log_does_not_take_fails_the_run_and_not_the_client(tmp_path: Path) -> None:
+    network, state = TaskNetwork(), tmp_path / "s"
+    async with site(state, network, policy=letting(users=frozenset({"bob"})), selector=Unread()) as tasks:
+        (state / AUDIT_FILE).write_text("no record\n")
+        for run in ("run-1", "run-2"):
+            tasks.received(order(run, SELECTS))
+            end = await network.ended(run)
+            assert end.state is RunState.FAILED
+            assert end.result is not None
+            assert end.result.failure is not None
+            assert end.result.failure.code == "corrupt_data"
+
+
 async def test_what_is_selected_out_waits_for_its_release_where_results_do(tmp_path: Path) -> None:
     network, state = TaskNetwork(), tmp_path / "s"
     async with site(state, network, policy=letting(review=True), selector=selector(tmp_path / "data")) as tasks:

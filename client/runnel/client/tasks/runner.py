@@ -30,7 +30,15 @@ from runnel.client.tasks.task_engine import TaskEngine
 from runnel.client.tasks.under_way import UnderWay, about, recorded
 from runnel.client.tasks.work import Voice, Work
 from runnel.common.blobs import in_thread
-from runnel.common.errors import BadOutput, Expired, InvalidInput, PolicyRefused, RunnelError, TooManyAttempts
+from runnel.common.errors import (
+    BadOutput,
+    CorruptData,
+    Expired,
+    InvalidInput,
+    PolicyRefused,
+    RunnelError,
+    TooManyAttempts,
+)
 from runnel.common.protocol import Failure, RunState, TaskOrder
 from runnel.common.storage import storage_errors
 from runnel.common.tasks import TaskSpec, task_spec
@@ -85,8 +93,11 @@ class TaskRunner:
             ended = await self._carry_out(held, folder, voice, elapsed_s)
         except PolicyRefused as error:
             note = {"rule": error.fields.get("rule", ""), "reason": error.message}
-            await in_thread(self._audit.append, "task.refused", about(order) | note)
             ended = Ended(failure=failure_of(error), rejected=True)
+            try:
+                await in_thread(self._audit.append, "task.refused", about(order) | note)
+            except CorruptData as broken:
+                ended = Ended(failure=failure_of(broken))
         except RunnelError as error:
             ended = Ended(failure=failure_of(error))
         except OSError as error:
