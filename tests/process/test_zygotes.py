@@ -186,7 +186,7 @@ def test_a_child_that_cant_begin_ends_and_is_no_second_zygote(tmp_path: Path) ->
         return json.loads(control.recv(4096))
 
     control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    command = [sys.executable, zygote_process.__file__, str(theirs.fileno())]
+    command = [sys.executable, str(Path(zygote_process.__file__).with_name("zygote_start.py")), str(theirs.fileno())]
     with (
         subprocess.Popen(
             command, pass_fds=[theirs.fileno()], stdout=subprocess.PIPE, stderr=subprocess.PIPE

@@ -24,7 +24,7 @@ from runnel.client.runtimes.script_imports import Import
 
 READY_S = 60.0
 DEFAULT_ANSWER_S = 10.0
-_SCRIPT = Path(__file__).with_name("zygote_process.py")
+_SCRIPT = Path(__file__).with_name("zygote_start.py")
 _MESSAGE_BYTES = 1 << 16
 _LAST_WORDS_BYTES = 4096
 

@@ -1,20 +1,22 @@
 """The zygote: an interpreter that has imported a package's modules and forks a child for each run.
 
-It is run by its path with the interpreter of the package's environment, which may have nothing but the standard
-library, and talks to its client (:mod:`runnel.client.runtimes.zygote`) over a Unix socket of whole messages. No code of
-the package runs here: its folder is not on the path while the modules are imported.
+``zygote_start.py``, which is run by its path, imports it with the interpreter of the package's environment, which may
+have nothing but the standard library. It talks to its client (:mod:`runnel.client.runtimes.zygote`) over a Unix socket
+of whole messages. No code of the package runs here: its folder is not on the path while the modules are imported.
+
+A page of memory that a child or the zygote writes to after a fork is copied first, and counting references is writing.
+So what can be found out before the fork is found out there, and children look at no more objects than they need.
 
 A child that comes out of :func:`_serve` has everything that a new ``python SCRIPT ARGUMENTS`` has, and leaves by way of
 the interpreter's own end, so that exit handlers, threads, exit status and tracebacks are the interpreter's own. Of a
 run that ended well only the last part of that end is done here (:class:`_End`).
 """
 
-_AS_STARTED = dict(globals())
+import sys
 
-import sys  # noqa: E402
-
+_AS_STARTED = dict(sys.modules["__main__"].__dict__)
 # Whatever else is loaded later could be a file of that name beside the script, in a run of its own.
-_LOADED_BEFORE = frozenset(sys.modules)
+_LOADED_BEFORE = frozenset(sys.modules) - {__name__}
 
 import atexit  # noqa: E402
 import fcntl  # noqa: E402
@@ -53,10 +55,15 @@ class _Unfit(Exception):
     """Runs have to start cold, for this reason."""
 
 
-def main() -> None:
-    """Import what the first message names, then fork a child for each message; return in the children only."""
-    # By its path: only the folder of a script belongs there.
-    del sys.path[0]
+def main(started_with: str) -> None:
+    """Import what the first message names, then fork a child for each message; return in the children only.
+
+    Args:
+        started_with: the file by whose path the interpreter was started.
+    """
+    # Neither the folder of these files nor this module would be there in a run of its own.
+    sys.path_importer_cache.pop(sys.path.pop(0), None)
+    del sys.modules[__name__]
     # The shell through which other runs start sets it.
     os.environ["PWD"] = os.getcwd()  # noqa: PTH109
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -76,10 +83,12 @@ def main() -> None:
         _tell(control, unfit=str(unfit))
         return
     _tell(control, ready=True)
+    # It may have other names: multiprocessing gives it one.
+    names_of_main = [name for name, module in sys.modules.items() if module is sys.modules["__main__"]]
     run = _serve(control)
     if run is not None:
         try:
-            _become(*run)
+            _become(*run, names_of_main=names_of_main, own_files=(started_with, __file__))
         except SystemExit as said:
             end.is_good = said.code is None or (type(said.code) is int and said.code == 0)
             raise
@@ -154,22 +163,23 @@ def _unread(pipe: int) -> int:
 # ---- the parent
 
 
-class _Compiled:
-    """The script that was asked for last, compiled, which takes as long as many a run."""
+class _Script:
+    """The script that was asked for last: where it is, and compiled, which takes as long as many a run."""
 
     def __init__(self) -> None:
+        self.path = ""
+        self.folder = ""
         self._source = b""
-        self._path = ""
         self._code: Any = None
 
-    def look_at(self, script: str) -> None:
-        """Compile ``script``, if it is not the one that is here, and nothing is said about it: that is for the run."""
-        path = os.path.abspath(script)  # noqa: PTH100
+    def look_at(self, path: str) -> None:
+        """Compile what is at ``path``, if it is not what is here. Nothing is said about it: that is for the run."""
         with open(path, "rb") as file:  # noqa: PTH123
             source = file.read(_SCRIPT_BYTES)
-        if (source, path) == (self._source, self._path):
+        self.folder = os.path.dirname(os.path.realpath(path))  # noqa: PTH120
+        if (source, path) == (self._source, self.path):
             return
-        self._source, self._path, self._code = source, path, None
+        self._source, self.path, self._code = source, path, None
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             try:
@@ -177,16 +187,18 @@ class _Compiled:
             except (Warning, SyntaxError, ValueError, RecursionError, MemoryError):
                 return
 
-    def code(self, source: bytes, path: str) -> Any:
-        """Return what ``source`` at ``path`` is when it is compiled; raises what that raises."""
-        if self._code is not None and (source, path) == (self._source, self._path):
+    def code(self) -> Any:
+        """Return what the file is now when it is compiled; raises what that raises."""
+        with open(self.path, "rb") as file:  # noqa: PTH123
+            source = file.read()
+        if self._code is not None and source == self._source:
             return self._code
-        return compile(source, path, "exec", dont_inherit=True)
+        return compile(source, self.path, "exec", dont_inherit=True)
 
 
-def _serve(control: socket.socket) -> "tuple[dict[str, Any], _Compiled] | None":
+def _serve(control: socket.socket) -> "tuple[dict[str, Any], _Script] | None":
     """Fork and reap as the client says. Returns a run's request in its child, None when the client has gone."""
-    compiled = _Compiled()
+    script = _Script()
     while True:
         message, descriptors = _receive(control)
         if message is None:
@@ -198,17 +210,18 @@ def _serve(control: socket.socket) -> "tuple[dict[str, Any], _Compiled] | None":
             continue
         try:
             request = _read(descriptors.pop(0))
-            script = os.path.join(request["folder"], request["argv"][1])  # noqa: PTH118
-            if shadow := _shadowed(script):
+            # As seen from there: a working directory has no links in its path.
+            folder = os.path.realpath(request["folder"])
+            script.look_at(os.path.normpath(os.path.join(folder, request["argv"][1])))  # noqa: PTH118
+            if shadow := _shadowed(script.folder):
                 _tell(control, number=message["run"], cold=f"its file {shadow} has the name of an imported module")
                 continue
-            compiled.look_at(script)
             if os.fork() == 0:
                 try:
                     _stand_alone(control, message["run"], descriptors)
                 except BaseException:  # noqa: BLE001 (whatever it is, back there it would be a second zygote)
                     os._exit(125)
-                return request, compiled
+                return request, script
         except OSError as error:
             _tell(control, number=message["run"], cold=str(error))
         finally:
@@ -217,10 +230,10 @@ def _serve(control: socket.socket) -> "tuple[dict[str, Any], _Compiled] | None":
             descriptors.clear()
 
 
-def _shadowed(script: str) -> "str | None":
-    """Return a file beside ``script`` that would be imported in place of a module that is imported here."""
+def _shadowed(folder: str) -> "str | None":
+    """Return a file in ``folder`` that would be imported in place of a module that is imported here."""
     suffixes = importlib.machinery.all_suffixes()
-    with os.scandir(os.path.dirname(os.path.realpath(script))) as entries:  # noqa: PTH120
+    with os.scandir(folder) as entries:
         for entry in entries:
             name = entry.name
             stem = next((name.removesuffix(one) for one in suffixes if name.endswith(one)), name)
@@ -262,14 +275,16 @@ def _stand_alone(control: socket.socket, number: int, descriptors: "list[int]") 
     stdout, stderr, gate = descriptors
     os.dup2(stdout, 1)
     os.dup2(stderr, 2)
-    _tell(control, number=number, pid=os.getpid())
+    control.send(b'{"number": %d, "pid": %d}' % (number, os.getpid()))
     control.close()
     # The client has gone, or does not want the run any more.
     if os.read(gate, 16) != b"go\n":
         os._exit(125)
 
 
-def _become(request: "dict[str, Any]", compiled: _Compiled) -> None:
+def _become(
+    request: "dict[str, Any]", script: _Script, *, names_of_main: "list[str]", own_files: "tuple[str, ...]"
+) -> None:
     """Be ``python SCRIPT ARGUMENTS``."""
     for kind, soft, hard in request["limits"]:
         resource.setrlimit(kind, (soft, hard))
@@ -278,21 +293,18 @@ def _become(request: "dict[str, Any]", compiled: _Compiled) -> None:
     _forget_the_past()
     sys.argv = request["argv"][1:]
     sys.orig_argv = request["argv"]
-    script = os.path.abspath(sys.argv[0])  # noqa: PTH100
-    sys.path.insert(0, os.path.dirname(os.path.realpath(script)))  # noqa: PTH120
-    main = _new_main(script)
+    sys.path.insert(0, script.folder)
+    main = _new_main(script.path, names_of_main)
     try:
-        with open(script, "rb") as file:  # noqa: PTH123
-            source = file.read()
-        exec(compiled.code(source, script), main)  # noqa: S102
+        exec(script.code(), main)  # noqa: S102
     except SystemExit:
         raise
     except BaseException:
-        sys.excepthook = _hide_own_frames(sys.excepthook)
+        sys.excepthook = _hide_own_frames(sys.excepthook, own_files)
         raise
 
 
-def _new_main(script: str) -> "dict[str, Any]":
+def _new_main(script: str, names: "list[str]") -> "dict[str, Any]":
     """Put a new module in the place of this one, which was frozen: what a frozen one holds is never let go."""
     module = ModuleType("__main__")
     module.__dict__.clear()
@@ -302,9 +314,7 @@ def _new_main(script: str) -> "dict[str, Any]":
         __file__=script,
         __loader__=importlib.machinery.SourceFileLoader("__main__", script),
     )
-    # It may have other names: multiprocessing gives it one.
-    own = sys.modules["__main__"]
-    for name in [name for name, other in sys.modules.items() if other is own]:
+    for name in names:
         sys.modules[name] = module
     return module.__dict__
 
@@ -405,17 +415,13 @@ def _write_out_files() -> None:
             continue  # closed, or broken: where files are let go of, nobody is told either
 
 
-def _hide_own_frames(hook: Any) -> Any:
+def _hide_own_frames(hook: Any, own_files: "tuple[str, ...]") -> Any:
     """Let ``hook`` see a traceback that begins in the script."""
 
     def stripped(kind: Any, error: BaseException, trace: "TracebackType | None") -> None:
         sys.excepthook = hook
-        while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+        while trace is not None and trace.tb_frame.f_code.co_filename in own_files:
             trace = trace.tb_next
         hook(kind, error.with_traceback(trace), trace)
 
     return stripped
-
-
-if __name__ == "__main__":
-    main()
