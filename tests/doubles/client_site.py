@@ -110,10 +110,12 @@ class Link:
 class SlowRuntime:
     """Runs end when ``may_end`` is set, and die only when ``may_die`` is; ``fails`` of them end with status 3.
 
-    ``clean_up_fails``: those that die raise what a full disk raises in place of their cancellation.
+    ``clean_up_fails``: those that die raise what a full disk raises in place of their cancellation. An update has
+    ``count`` numbers.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, count: int) -> None:
+        self.count = count
         self.began: list[Path] = []
         self.died = 0
         self.fails = 0
@@ -139,22 +141,22 @@ class SlowRuntime:
         if self.fails:
             self.fails -= 1
             raise EntryPointFailed("It ended with status 3.", exit_status=3, log_tail="oh")
-        write_npz(Path(call.arguments[1]), {"w": np.full(COUNT, float(len(self.began)), np.float32)})
+        write_npz(Path(call.arguments[1]), {"w": np.full(self.count, float(len(self.began)), np.float32)})
         return Finished(exit_status=0, elapsed_s=0.0, log_tail="")
 
 
 class Site:
     """A client with a package and a model to work on."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, count: int = COUNT) -> None:
         self.state = folder / "state"
         write_package(folder / "package", {"train.py": ADD_ONE, "validate.py": MEASURE})
         archive = pack(folder / "package", folder / "package.tar.gz").path
         model = folder / "model.npz"
-        write_npz(model, {"w": np.zeros(COUNT, np.float32)})
+        write_npz(model, {"w": np.zeros(count, np.float32)})
         self.package, self.model = digest_file(archive), digest_file(model)
         self.link = Link({self.package.sha256: archive, self.model.sha256: model})
-        self.runtime = SlowRuntime()
+        self.runtime = SlowRuntime(count)
         self.hello: Callable[[], Hello]
         self.agent = self._new_agent()
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from runnel.common.blobs import LEAST_SPARE_BYTES, Spares
 from runnel.common.protocol import (
     AssignmentKey,
     PayloadKind,
@@ -41,6 +42,33 @@ async def test_work_is_done_reported_and_forgotten(site: Site) -> None:
     await site.empty()
     assert not site.hello().member.holding
     assert list((site.state / "work").iterdir()) == []
+
+
+async def spend_an_update(site: Site) -> None:
+    site.runtime.may_end.set()
+    site.link.receive(site.order(1))
+    await site.reported(1)
+    site.link.receive(settled())
+    outbox = site.state / "outbox"
+    await eventually(lambda: [file.suffix for file in outbox.iterdir()] == [".spare"], timeout_s=10)
+
+
+async def test_a_large_update_that_is_settled_makes_room_right_before_the_next(tmp_path: Path) -> None:
+    site = await asyncio.to_thread(Site, tmp_path, count=LEAST_SPARE_BYTES)
+    async with working(site):
+        await spend_an_update(site)
+        site.runtime.may_end.clear()
+        site.link.receive(site.order(2, OTHER))
+        await site.running(2)
+        assert list((site.state / "outbox").iterdir()) == []
+
+
+async def test_a_large_update_that_is_settled_is_gone_if_no_other_follows(tmp_path: Path) -> None:
+    site = await asyncio.to_thread(Site, tmp_path, count=LEAST_SPARE_BYTES)
+    site.agent._outbox.spares = Spares(site.state / "outbox", idle_s=0.5)
+    async with working(site):
+        await spend_an_update(site)
+        await site.empty()
 
 
 async def test_asked_again_elsewhere_it_offers_what_it_has(site: Site) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from runnel.client import outbox as outbox_module
 from runnel.client.outbox import Outbox
-from runnel.common.blobs import digest_payload
+from runnel.common.blobs import LEAST_SPARE_BYTES, digest_payload
 from runnel.common.errors import StorageFull
 from runnel.common.protocol import REFUSING, WAITING, AssignmentKey, Failure, Outcome, Work
 
@@ -47,6 +47,16 @@ def test_a_report_is_there_after_a_restart(tmp_path: Path) -> None:
     assert (held.key, held.outcome, held.payload) == (KEY, OUTCOME, ref)
     assert held.file is not None
     assert held.file.read_bytes() == b"a model"
+
+
+def test_a_large_payload_that_is_dropped_is_a_spare_of_this_process(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path / "out")
+    outbox.keep(KEY, OUTCOME, update(tmp_path, bytes(LEAST_SPARE_BYTES)))
+    outbox.drop(KEY)
+    assert the_file(tmp_path / "out", "").suffix == ".spare"
+    assert outbox.held() == []
+    Outbox(tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_a_failure_has_no_payload(tmp_path: Path) -> None:

@@ -118,6 +118,7 @@ class ClientAgent:
             gate=gate,
             models=ModelCache(state / "models", self._fetch_model),
             compressor=self._compressor,
+            spent=self._outbox.spares,
             deadlines=self._deadlines,
             tell=self._tell,
             cleared=self._cleared,
@@ -296,6 +297,8 @@ class ClientAgent:
             self._compressor.settled(key, counted=counted)
         else:
             await in_thread(self._compressor.settled, key, counted=counted)
+            if self._outbox.spares:
+                self._outbox.spares.expire()
         if self._clearing.get(key) is asyncio.current_task():
             del self._clearing[key]
 

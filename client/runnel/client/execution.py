@@ -24,7 +24,7 @@ from runnel.client.model_cache import ModelCache
 from runnel.client.outbox import Update
 from runnel.client.package_cache import PackageCache
 from runnel.client.runtimes import LineSink, Runtime, entry_point_variables
-from runnel.common.blobs import in_thread, storage_errors
+from runnel.common.blobs import Spares, in_thread, storage_errors
 from runnel.common.compression import NO_COMPRESSION
 from runnel.common.errors import RunnelError
 from runnel.common.model_format import ModelFormat
@@ -64,6 +64,7 @@ class Execution:
         gate: lets packages in.
         models: the global models.
         compressor: of updates.
+        spent: files whose memory the next update is to get.
         deadlines: of work.
         tell: is told the stages of work.
         cleared: waits until what is settled of a session is cleared away.
@@ -79,6 +80,7 @@ class Execution:
         gate: Gate,
         models: ModelCache,
         compressor: Compressor,
+        spent: Spares,
         deadlines: Deadlines,
         tell: Callable[[AssignmentKey, Stage], None],
         cleared: Callable[[str], Awaitable[None]],
@@ -90,6 +92,7 @@ class Execution:
         self._gate = gate
         self._models = models
         self._compressor = compressor
+        self._spent = spent
         self._deadlines = deadlines
         self._tell = tell
         self._cleared = cleared
@@ -155,6 +158,8 @@ class Execution:
                 "model_format": ModelFormat.parse(assignment.model_format, field="assignment.model_format"),
             }
             if key.work is Work.TRAIN:
+                if self._spent:
+                    await in_thread(self._spent.empty)
                 trained = await train(runtime, prepared, **common)
             else:
                 validated = await validate(runtime, prepared, **common)

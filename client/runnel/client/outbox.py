@@ -13,7 +13,7 @@ from typing import Any
 
 import structlog
 
-from runnel.common.blobs import SMALL_BYTES, digest_payload, storage_errors
+from runnel.common.blobs import SMALL_BYTES, Spares, digest_payload, storage_errors
 from runnel.common.crash_points import CrashPoint, reach
 from runnel.common.disk import write_json
 from runnel.common.protocol import REFUSING, WAITING, AssignmentKey, BlobRef, Failure, Outcome, Work
@@ -51,6 +51,8 @@ class HeldReport:
 class Outbox:
     """Files whose names begin alike for each report, which is there when its ``.json`` is. All methods block.
 
+    ``spares``: takes large payloads whose reports are dropped.
+
     What is kept outlives the death of the client at any moment. It does not wait for the disk: a loss of power may take
     the newest reports, and their work is then done again, for the client does not say any more that it holds them.
 
@@ -62,6 +64,7 @@ class Outbox:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._light: set[AssignmentKey] = set()
+        self.spares = Spares(root)
         root.mkdir(parents=True, exist_ok=True)
         found = {report.stem: self._read_now(report) for report in self._reports()}
         kept = {stem for stem, held in found.items() if held is not None and _is_whole(held) and not _is_waiting(held)}
@@ -140,8 +143,9 @@ class Outbox:
         """Forget a report; one that is not there is no error."""
         self._light.discard(key)
         report = self._report(key)
-        for path in (report, report.with_suffix(_PAYLOAD), report.with_suffix(_LEFT)):
+        for path in (report, report.with_suffix(_LEFT)):
             path.unlink(missing_ok=True)
+        self.spares.keep(report.with_suffix(_PAYLOAD))
 
     def _report(self, key: AssignmentKey) -> Path:
         return self._root / f"{hashlib.sha256(str(key).encode()).hexdigest()[:32]}{_REPORT}"
