@@ -12,6 +12,10 @@ READY  := $(if $(wildcard $(DEV)),$(DEV),$(DEMO))
 COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 	--no-emit-index-url --no-emit-find-links --annotation-style line
 
+# All tests: one process more than there are processors, for most tests wait more than they compute. A file stays whole, and
+# they begin in the order in which they stand, which ends with the unit tests: few and long ones at the end would be waited for.
+AT_ONCE = --numprocesses $(shell expr 1 + `getconf _NPROCESSORS_ONLN`) --dist loadfile --no-loadscope-reorder
+
 .DEFAULT_GOAL := help
 .PHONY: help install demo test lint format protos constraints bench soak clean
 
@@ -24,8 +28,8 @@ install: $(DEV) ## make .venv with everything that development needs
 demo: $(READY) ## run a whole network on this machine and watch it train
 	@$(BIN)/runnel demo $(ARGS)
 
-test: $(DEV) ## run all tests
-	@$(BIN)/pytest $(ARGS)
+test: $(DEV) ## run all tests, some at once; with ARGS those that it names, one by one
+	@$(BIN)/pytest $(or $(ARGS),$(AT_ONCE))
 
 lint: $(DEV) ## check style, types and the direction of imports
 	@$(BIN)/ruff check
