@@ -25,6 +25,7 @@ from runnel.cli.exchange_command import exchange
 from runnel.cli.file_service_command import files
 from runnel.cli.result_commands import add_results
 from runnel.cli.site_commands import add_site
+from runnel.common.lasting import lasting_imports
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 add_site(app)
@@ -124,8 +125,9 @@ def client(
     """
     if context.invoked_subcommand is not None:
         return
-    from runnel.client.app import run_client
-    from runnel.client.settings import ClientSettings
+    with lasting_imports():
+        from runnel.client.app import run_client
+        from runnel.client.settings import ClientSettings
 
     flags = {
         "network": network,

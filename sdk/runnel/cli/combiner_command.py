@@ -22,6 +22,7 @@ from runnel.cli.component_options import (
     PlaintextOption,
     run_component,
 )
+from runnel.common.lasting import lasting_imports
 
 
 def combiner(
@@ -58,8 +59,9 @@ def combiner(
     It keeps nothing that must outlive it. Once it serves, DIR/endpoints.json has its address. Every setting can also be
     given as RUNNEL_COMBINER_… in the environment or in a TOML file.
     """
-    from runnel.combiner.app import run_combiner
-    from runnel.combiner.settings import CombinerSettings
+    with lasting_imports():
+        from runnel.combiner.app import run_combiner
+        from runnel.combiner.settings import CombinerSettings
 
     flags = {
         "network": network,

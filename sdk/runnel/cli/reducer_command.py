@@ -23,6 +23,7 @@ from runnel.cli.component_options import (
 )
 from runnel.cli.desk import Desk, command
 from runnel.common.errors import BadSettings
+from runnel.common.lasting import lasting_imports
 
 if TYPE_CHECKING:
     from runnel.reducer.backup import BackupSummary
@@ -149,8 +150,9 @@ def run(
                 hint=f"Options of {ctx.invoked_subcommand} come after its name.",
             )
         return
-    from runnel.reducer.app import run_reducer
-    from runnel.reducer.settings import ReducerSettings
+    with lasting_imports():
+        from runnel.reducer.app import run_reducer
+        from runnel.reducer.settings import ReducerSettings
 
     run_component(
         ReducerSettings,
