@@ -63,7 +63,7 @@ Limit = Annotated[float, Field(allow_inf_nan=False)] | Line
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
 
 class FieldRules(_Strict):

@@ -9,7 +9,6 @@ from typing import TypeVar
 
 from runnel.common.catalogue import PublishedDataset, PublishedTable
 from runnel.common.errors import BadQuery
-from runnel.common.tasks.queries import find_name, read_query
 
 H = TypeVar("H", bound=Hashable)
 
@@ -109,6 +108,8 @@ def check_query(query: str, details: DatasetDetails, sites: Iterable[str]) -> No
         BadQuery: it can't be read, or a site publishes no tables of the dataset.
         UnknownData: a table or a field is not there; it is named, and the site.
     """
+    from runnel.common.tasks.queries import find_name, read_query  # with the library of its syntax
+
     asked = read_query(query)
     for site in sites:
         tables = {table.name: table for table in details.at_sites[site].tables}

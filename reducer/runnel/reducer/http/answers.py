@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, Generic, TypeVar
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from runnel.reducer.domain.values import (
     ClientContribution,
@@ -22,12 +22,13 @@ from runnel.reducer.domain.values import (
     StatusView,
     TokenView,
 )
+from runnel.reducer.http.document import Document
 
 T = TypeVar("T")
 V = TypeVar("V")
 
 
-class Listing(BaseModel, Generic[T]):
+class Listing(Document, Generic[T]):
     """A page of a listing."""
 
     items: list[T]
@@ -39,7 +40,7 @@ def listing(page: Page[V], of: Callable[[V], T]) -> Listing[T]:
     return Listing(items=[of(item) for item in page.items], next=page.next_cursor)
 
 
-class Contribution(BaseModel):
+class Contribution(Document):
     """What one client gave to a round."""
 
     client: str
@@ -62,7 +63,7 @@ class Contribution(BaseModel):
         return cls.model_validate(view, from_attributes=True)
 
 
-class Round(BaseModel):
+class Round(Document):
     """One round of a session."""
 
     round: int
@@ -85,7 +86,7 @@ class Round(BaseModel):
         return cls.model_validate(view, from_attributes=True)
 
 
-class Config(BaseModel):
+class Config(Document):
     """How a session is run."""
 
     rounds: int
@@ -128,7 +129,7 @@ class Config(BaseModel):
         )
 
 
-class Session(BaseModel):
+class Session(Document):
     """A session as its people see it."""
 
     session: str
@@ -165,7 +166,7 @@ class Session(BaseModel):
         )
 
 
-class Signer(BaseModel):
+class Signer(Document):
     """Who vouches for a package."""
 
     key_id: str = Field(description="The first 16 digits of the SHA-256 of the public key, for people to compare.")
@@ -173,7 +174,7 @@ class Signer(BaseModel):
     signature: str
 
 
-class Package(BaseModel):
+class Package(Document):
     """A compute package in the registry."""
 
     digest: str = Field(description="SHA-256 of the archive, in hex.")
@@ -195,7 +196,7 @@ class Package(BaseModel):
         return cls.model_validate(view, from_attributes=True)
 
 
-class Model(BaseModel):
+class Model(Document):
     """A model of the trail. A seed has neither parent nor session."""
 
     model: str
@@ -226,7 +227,7 @@ class Model(BaseModel):
         return cls.model_validate(view, from_attributes=True)
 
 
-class Node(BaseModel):
+class Node(Document):
     """A client or combiner."""
 
     name: str
@@ -247,7 +248,7 @@ class Node(BaseModel):
         return cls.model_validate(view, from_attributes=True)
 
 
-class Token(BaseModel):
+class Token(Document):
     """A token; `token` carries its secret once, in the answer to its creation."""
 
     id: str
@@ -274,7 +275,7 @@ class Token(BaseModel):
         )
 
 
-class Event(BaseModel):
+class Event(Document):
     """One entry of the append-only log; `hash` is SHA-256 over the previous hash and this entry."""
 
     seq: int
@@ -291,7 +292,7 @@ class Event(BaseModel):
         return cls.model_validate(view, from_attributes=True)
 
 
-class Line(BaseModel):
+class Line(Document):
     """A line that a client's entry point wrote."""
 
     id: int
@@ -309,7 +310,7 @@ class Line(BaseModel):
         return cls.model_validate(view, from_attributes=True)
 
 
-class Status(BaseModel):
+class Status(Document):
     """The network at a glance."""
 
     version: str

@@ -95,7 +95,7 @@ def create_app(
     app.add_middleware(
         BodyGate, limit_bytes=MAX_JSON_BYTES, unlimited=(f"{PREFIX}/packages", f"{PREFIX}/models", f"{PREFIX}/blobs")
     )
-    api = APIRouter(prefix=PREFIX)
+    api = APIRouter()
     for part in (sessions, packages, models, network, events, bearings, tasks, datasets):
         api.include_router(part.router)
 
@@ -104,7 +104,8 @@ def create_app(
         """Needs no token and touches nothing."""
         return {"status": "ok"}
 
-    app.include_router(api)
+    # Without a prefix here FastAPI would look for one of its own in every route below, and make all of them for that.
+    app.include_router(api, prefix=PREFIX)
     if ptm is not None:
         app.state.ptm = ptm
         app.include_router(pytaskmanager.router)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from fastapi import APIRouter
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from runnel.reducer.http.access import CallerDep, Service
+from runnel.reducer.http.document import Document
 from runnel.reducer.service import Caller, ReducerService
 
 router = APIRouter(prefix="/bearings", tags=["network"])
@@ -13,7 +14,7 @@ router = APIRouter(prefix="/bearings", tags=["network"])
 _PAGE = 500
 
 
-class Bearings(BaseModel):
+class Bearings(Document):
     """Who asks, and where the event log stands."""
 
     role: str = Field(description="What the token allows: operator, initiator, researcher or viewer.")

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from fastapi import APIRouter
-from pydantic import BaseModel
 
 from runnel.common.catalogue import FieldRules, PublishedField
 from runnel.reducer.domain.datasets import DatasetDetails, DatasetView, TableView
 from runnel.reducer.http.access import CallerDep, Service
+from runnel.reducer.http.document import Document
 
 router = APIRouter(tags=["datasets"])
 
 
-class Dataset(BaseModel):
+class Dataset(Document):
     """A dataset at a glance. `sites` publish it, attached or not."""
 
     id: str
@@ -27,13 +27,13 @@ class Dataset(BaseModel):
         return cls.model_validate(view, from_attributes=True)
 
 
-class Datasets(BaseModel):
+class Datasets(Document):
     """All of them."""
 
     items: list[Dataset]
 
 
-class TableField(BaseModel):
+class TableField(Document):
     """A field; `lookup` names the list that its values are from."""
 
     name: str
@@ -56,7 +56,7 @@ class TableField(BaseModel):
         )
 
 
-class Table(BaseModel):
+class Table(Document):
     """A table as `sites` describe it; where others describe it otherwise it is there again, as they do."""
 
     name: str

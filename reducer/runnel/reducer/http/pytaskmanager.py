@@ -17,11 +17,12 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, ValidationError, field_validator
+from pydantic import ConfigDict, Field, StrictInt, StrictStr, ValidationError, field_validator
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from runnel.common.errors import InvalidInput, NotFound, RunnelError, TooLarge, Unauthenticated
 from runnel.reducer.http.access import CallerDep
+from runnel.reducer.http.document import Document
 from runnel.reducer.pytaskmanager import PtmMaster, PtmSite, Registration
 from runnel.transport.status import problem_of
 
@@ -82,7 +83,7 @@ def _master(request: Request) -> PtmMaster:
 Master = Annotated[PtmMaster, Depends(_master)]
 
 
-class _Body(BaseModel):
+class _Body(Document):
     # Their clients send the whole of their configuration, and scripts whatever they like.
     model_config = ConfigDict(extra="ignore", hide_input_in_errors=True)
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from runnel.common.tasks import TaskSpec
 from runnel.reducer.domain.task_views import BlobView, RunLineView, RunView, TaskView
+from runnel.reducer.http.document import Document
 
 
 class TaskRequest(BaseModel):
@@ -37,7 +38,7 @@ class ReleaseRequest(BaseModel):
     reason: str = Field(default="", max_length=500, description="For the site's records.")
 
 
-class RunFile(BaseModel):
+class RunFile(Document):
     """A result file."""
 
     name: str = Field(description="stdout, stderr, log, output, or one that the contract has besides.")
@@ -46,7 +47,7 @@ class RunFile(BaseModel):
     size_bytes: int
 
 
-class Run(BaseModel):
+class Run(Document):
     """A task at one site."""
 
     run: str
@@ -95,7 +96,7 @@ class Run(BaseModel):
         )
 
 
-class Task(BaseModel):
+class Task(Document):
     """A task over all its sites."""
 
     task: str
@@ -131,7 +132,7 @@ class Task(BaseModel):
         )
 
 
-class RunLine(BaseModel):
+class RunLine(Document):
     """A line that a run wrote."""
 
     id: int
@@ -146,7 +147,7 @@ class RunLine(BaseModel):
         return cls.model_validate(view, from_attributes=True)
 
 
-class StoredBlob(BaseModel):
+class StoredBlob(Document):
     """A file for tasks; a description names it by `sha256` and `size_bytes`."""
 
     sha256: str

@@ -33,7 +33,9 @@ Text = Annotated[str, BeforeValidator(_text)]
 class Document(BaseModel):
     """What people send; unknown members are kept in ``model_extra``."""
 
-    model_config = ConfigDict(extra="allow", alias_generator=to_camel, populate_by_name=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="allow", alias_generator=to_camel, populate_by_name=True, allow_inf_nan=False, defer_build=True
+    )
 
 
 class Input(Document):

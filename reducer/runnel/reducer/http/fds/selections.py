@@ -45,7 +45,7 @@ router = APIRouter(route_class=RecordedRoute, include_in_schema=False)
 class _Body(BaseModel):
     """What comes as JSON; as text there is the query alone, and all else is in the address."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", defer_build=True)
 
     type: Language = Language.GRAPHQL
     query: str = Field(min_length=1)
