@@ -25,7 +25,7 @@ from runnel.reducer.store import access, ledger
 from runnel.reducer.store.database import Database
 from runnel.reducer.store.database_url import read_database_url
 from runnel.reducer.store.journal import Journal
-from runnel.reducer.store.schema import apply_migrations
+from runnel.reducer.store.migrating import apply_migrations
 from runnel.reducer.store.tables import Base, LeaseRow, LogRow, OrganisationRow, SlotRow
 from tests.doubles.reducer_state import add_session
 from tests.eventually import eventually

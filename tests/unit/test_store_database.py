@@ -15,7 +15,8 @@ from sqlalchemy.exc import IntegrityError, StatementError
 
 from runnel.common.errors import Conflict, StorageFull
 from runnel.reducer.store.database import Database
-from runnel.reducer.store.schema import apply_migrations, migrate
+from runnel.reducer.store.migrating import apply_migrations
+from runnel.reducer.store.schema import migrate
 from runnel.reducer.store.state_lock import StateLock
 from runnel.reducer.store.tables import Base, OrganisationRow, SlotRow
 from tests.doubles.reducer_state import database_in
