@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from runnel.client.domain.egress import EgressHost
 from runnel.client.tasks.contract import Accompanied, TaskContract
 from runnel.client.tasks.egress import EgressProxy, Traffic
-from runnel.client.tasks.run_network import run_network
 from runnel.client.tasks.work import Work
 
 if TYPE_CHECKING:
@@ -40,6 +39,8 @@ async def accompanied(
             beside = contract.accompany(work.order, work.spec, layout, engine=opened.engine, labels=opened.labels)
             layout = await stack.enter_async_context(beside)
         if egress:
+            from runnel.client.tasks.run_network import run_network  # with the engine's library
+
             network = layout.network
             if network is None:
                 network = await stack.enter_async_context(run_network(opened.engine, work.order.run_id, opened.labels))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from runnel.client.audit import AuditLog
 from runnel.client.data import DatabaseConfig, SiteSelector
@@ -24,9 +24,11 @@ from runnel.client.tasks.site_tasks import SiteTasks
 from runnel.client.tasks.surroundings import Groups
 from runnel.client.tasks.task_engine import EngineSettings, TaskEngine
 from runnel.client.tasks.vantage6 import Vantage6Contract
-from runnel.client.tasks.vantage6_proxy import Network
 from runnel.common.protocol import BlobRef
 from runnel.common.tasks import Contract
+
+if TYPE_CHECKING:
+    from runnel.client.tasks.vantage6_proxy import Network
 
 _FETCH_DEADLINE_S = 3600.0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -97,7 +97,7 @@ class TaskEngine:
         if address.startswith(_UNIX) and not await in_thread(Path(path).exists):
             raise BadSettings(f"No Docker engine answers at {address}: there is no such socket.", host=address)
         try:
-            from runnel.client.tasks.open_engine import open_engine
+            open_engine = await in_thread(_opener)
         except ModuleNotFoundError as error:
             raise BadSettings(
                 f"Tasks need the module {error.name}, which is not installed; pip install 'runnel[client]' has it."
@@ -106,3 +106,10 @@ class TaskEngine:
             opened = await undo.enter_async_context(open_engine(self._settings, started=self._started))
             self._stack = undo.pop_all()
             return opened
+
+
+def _opener() -> Callable[..., AbstractAsyncContextManager[OpenEngine]]:
+    """Load what opens an engine; it takes as long as some tenths of a second."""
+    from runnel.client.tasks.open_engine import open_engine
+
+    return open_engine

@@ -13,14 +13,12 @@ import shutil
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from runnel.client.runtimes.docker_engine import Engine
 from runnel.client.tasks.beneath import open_beneath
 from runnel.client.tasks.contract import INPUT, PAYLOAD, Database, Layout, Mounted, Produced, TaskSite
-from runnel.client.tasks.run_network import run_network
 from runnel.client.tasks.vantage6_files import (
     SESSION_FOLDER_V5,
     TASK_FOLDER,
@@ -38,13 +36,15 @@ from runnel.client.tasks.vantage6_files import (
     shown_databases,
     variables,
 )
-from runnel.client.tasks.vantage6_image import detect_profile
-from runnel.client.tasks.vantage6_proxy import Network, Vantage6Proxy
 from runnel.client.tasks.vantage6_subtasks import SubTasks
 from runnel.common.blobs import in_thread
 from runnel.common.errors import BadOutput, IllegalState, InvalidInput
 from runnel.common.protocol import TaskOrder
 from runnel.common.tasks import TaskSpec
+
+if TYPE_CHECKING:
+    from runnel.client.runtimes.docker_engine import Engine
+    from runnel.client.tasks.vantage6_proxy import Network
 
 _TASK = "vantage6"  # below a run's folder: what the container may write
 _COLLECTED = "vantage6-output"
@@ -170,6 +170,11 @@ class Vantage6Contract:
             IllegalState: it is a central function, and this client asks no network.
             EnvironmentFailed: the engine can't give it a network of its own.
         """
+        # With libraries that most clients do without: those of the engine, and of a server.
+        from runnel.client.tasks.run_network import run_network
+        from runnel.client.tasks.vantage6_image import detect_profile
+        from runnel.client.tasks.vantage6_proxy import Vantage6Proxy
+
         image = spec.executors[0].image
         try:
             profile = profile_of(spec.profile)
