@@ -29,8 +29,8 @@ from runnel.rpc.v1 import uplink_pb2 as pb
 from runnel.rpc.v1 import uplink_pb2_grpc as pb_grpc
 from runnel.transport import JoinAsk, Place
 from runnel.transport.channels import open_channel
-from runnel.transport.credentials import bearer_metadata
 from runnel.transport.directory import join
+from runnel.transport.identity import bearer_metadata
 from runnel.transport.status import rpc_errors
 from runnel.transport.wire_values import blob_to_wire
 

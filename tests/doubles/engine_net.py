@@ -36,7 +36,8 @@ from runnel.reducer.store.database import Database
 from runnel.reducer.store.journal import Journal, Transaction
 from runnel.reducer.store.tables import SessionRow
 from runnel.rpc.v1 import uplink_pb2 as pb
-from runnel.transport import Child, CredentialIssuer, NodeIdentity
+from runnel.transport import Child, NodeIdentity
+from runnel.transport.credentials import CredentialIssuer
 from runnel.transport.messages import downward_to_wire
 from tests.doubles.faulty_blobs import FaultyBlobs
 from tests.doubles.reducer_state import add_session, database_in, model_row

@@ -25,8 +25,6 @@ from runnel.common.protocol import (
 from runnel.transport import (
     Child,
     ClientTls,
-    CredentialIssuer,
-    CredentialVerifier,
     DirectoryServer,
     JoinAsk,
     NodeIdentity,
@@ -38,6 +36,7 @@ from runnel.transport import (
     UplinkServer,
 )
 from runnel.transport.asking import AskHandler
+from runnel.transport.credentials import CredentialIssuer, CredentialVerifier
 from runnel.transport.transfer_queue import TransferQueue
 
 KEY = bytes(range(32))

@@ -20,7 +20,7 @@ from runnel.rpc.v1 import uplink_pb2 as pb
 from runnel.transport import open_channel
 from runnel.transport.chunk_wire import BlobCalls
 from runnel.transport.chunks import CHUNK_BYTES, QUEUED_BYTES
-from runnel.transport.credentials import bearer_metadata
+from runnel.transport.identity import bearer_metadata
 from runnel.transport.transfer_queue import TransferQueue
 from runnel.transport.transfers import push_once
 from runnel.transport.wire_values import blob_to_wire

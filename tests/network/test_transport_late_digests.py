@@ -22,7 +22,7 @@ from runnel.rpc.v1 import uplink_pb2_grpc as pb_grpc
 from runnel.transport import Place, open_channel, rpc_errors
 from runnel.transport.attachment import Attachment
 from runnel.transport.chunks import CHUNK_BYTES
-from runnel.transport.credentials import bearer_metadata
+from runnel.transport.identity import bearer_metadata
 from runnel.transport.transfers import push_named
 from tests.doubles.uplink import BreakableProxy, SmallNetwork, attached
 from tests.eventually import eventually

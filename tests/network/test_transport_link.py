@@ -25,16 +25,8 @@ from runnel.common.errors import (
     Unreachable,
 )
 from runnel.common.protocol import Close, Heartbeat, NodeKind, Progress, Stage, Welcome
-from runnel.transport import (
-    Attached,
-    CredentialVerifier,
-    Detached,
-    Received,
-    RetryPolicy,
-    RpcServer,
-    UplinkLink,
-    UplinkServer,
-)
+from runnel.transport import Attached, Detached, Received, RetryPolicy, RpcServer, UplinkLink, UplinkServer
+from runnel.transport.credentials import CredentialVerifier
 from tests.doubles.uplink import (
     TOKEN,
     BreakableProxy,

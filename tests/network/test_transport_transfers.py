@@ -31,7 +31,7 @@ from runnel.rpc.v1 import uplink_pb2_grpc as pb_grpc
 from runnel.transport import NodeIdentity, RpcServer, UplinkLink, open_channel, rpc_errors
 from runnel.transport.chunk_wire import UPLINK_SERVICE, BlobCalls, split_chunk
 from runnel.transport.chunks import CHUNK_BYTES, QUEUED_BYTES
-from runnel.transport.credentials import bearer_metadata
+from runnel.transport.identity import bearer_metadata
 from runnel.transport.transfer_queue import SMALL_BYTES, TransferQueue
 from runnel.transport.transfers import push_once
 from tests.doubles.uplink import BreakableProxy, SmallNetwork, attached

@@ -39,7 +39,7 @@ from runnel.common.protocol import Cancel as CancelOrder
 from runnel.rpc.v1 import uplink_pb2 as pb
 from runnel.rpc.v1 import uplink_pb2_grpc as pb_grpc
 from runnel.transport import Child, open_channel, rpc_errors
-from runnel.transport.credentials import bearer_metadata
+from runnel.transport.identity import bearer_metadata
 from runnel.transport.messages import downward_from_wire, upward_to_wire
 from tests.doubles.uplink import BreakableProxy, SmallNetwork, attached, hello, progress
 from tests.eventually import eventually

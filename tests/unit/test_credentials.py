@@ -12,7 +12,8 @@ import pytest
 
 from runnel.common.errors import BadSettings, Unauthenticated
 from runnel.common.protocol import NodeKind
-from runnel.transport import CredentialIssuer, CredentialVerifier, NodeIdentity, bearer_metadata, load_or_create_key
+from runnel.transport import NodeIdentity, bearer_metadata
+from runnel.transport.credentials import CredentialIssuer, CredentialVerifier, load_or_create_key
 
 pytestmark = pytest.mark.unit
 

@@ -18,7 +18,8 @@ from runnel.reducer.http.fds.access import CallLog
 from runnel.reducer.service import Caller
 from runnel.reducer.store import access
 from runnel.reducer.store.journal import Journal
-from runnel.transport import CredentialIssuer, NodeIdentity
+from runnel.transport import NodeIdentity
+from runnel.transport.credentials import CredentialIssuer
 from tests.doubles.reducer_state import database_in
 
 pytestmark = pytest.mark.unit

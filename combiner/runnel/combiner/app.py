@@ -20,16 +20,9 @@ from runnel.common.endpoints import note_attachment, remove_endpoints, write_end
 from runnel.common.errors import Unreachable
 from runnel.common.metrics import LoopLag, MetricsServer
 from runnel.common.protocol import Hello, NodeKind
-from runnel.transport import (
-    CredentialVerifier,
-    DirectoryServer,
-    NodeIdentity,
-    RpcServer,
-    UplinkLink,
-    UplinkServer,
-    parse_address,
-)
+from runnel.transport import DirectoryServer, NodeIdentity, RpcServer, UplinkLink, UplinkServer, parse_address
 from runnel.transport.addresses import own_host_towards
+from runnel.transport.credentials import CredentialVerifier
 from runnel.transport.way_up import client_tls, load_or_create_identity, require_loopback, server_tls
 
 log = structlog.get_logger()

@@ -3,15 +3,8 @@
 from runnel.transport.addresses import Address, is_loopback, parse_address
 from runnel.transport.channels import open_channel
 from runnel.transport.child import Child
-from runnel.transport.credentials import (
-    CredentialIssuer,
-    CredentialVerifier,
-    NodeIdentity,
-    bearer,
-    bearer_metadata,
-    load_or_create_key,
-)
 from runnel.transport.directory import DirectoryHandler, DirectoryServer, JoinAsk, Place, join
+from runnel.transport.identity import NodeIdentity, bearer, bearer_metadata
 from runnel.transport.link_events import Attached, Detached, LinkEvent, Received
 from runnel.transport.mailbox import Mailbox
 from runnel.transport.retry import RetryPolicy
@@ -27,8 +20,6 @@ __all__ = [
     "Attached",
     "Child",
     "ClientTls",
-    "CredentialIssuer",
-    "CredentialVerifier",
     "Detached",
     "DirectoryHandler",
     "DirectoryServer",
@@ -48,7 +39,6 @@ __all__ = [
     "bearer_metadata",
     "is_loopback",
     "join",
-    "load_or_create_key",
     "open_channel",
     "parse_address",
     "problem_of",

@@ -14,7 +14,7 @@ from runnel.common.tasks.asks import TaskAnswer, TaskAsk
 from runnel.rpc.v1 import uplink_pb2 as pb
 from runnel.transport.ask_messages import answer_from_wire, answer_to_wire, ask_from_wire, ask_to_wire
 from runnel.transport.attachment import Attachment
-from runnel.transport.credentials import NodeIdentity, bearer_metadata
+from runnel.transport.identity import NodeIdentity, bearer_metadata
 from runnel.transport.status import rpc_errors
 
 _DEFAULT_S = 60.0  # of a caller that names no deadline

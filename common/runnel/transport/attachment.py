@@ -14,8 +14,8 @@ from runnel.common.protocol import Assignment, Downward, Drain, Heartbeat, Hello
 from runnel.rpc.v1 import uplink_pb2 as pb
 from runnel.rpc.v1 import uplink_pb2_grpc as pb_grpc
 from runnel.transport.chunk_wire import BlobCalls
-from runnel.transport.credentials import bearer_metadata
 from runnel.transport.directory import Place
+from runnel.transport.identity import bearer_metadata
 from runnel.transport.mailbox import Mailbox
 from runnel.transport.messages import downward_from_wire, upward_to_wire
 from runnel.transport.status import rpc_errors

@@ -21,7 +21,7 @@ from runnel.common.protocol import (
     TaskNews,
     Upward,
 )
-from runnel.transport.credentials import NodeIdentity
+from runnel.transport.identity import NodeIdentity
 
 _PUSHED_BY_CLIENTS = frozenset({PayloadKind.NONE, PayloadKind.UPDATE})
 _SAID_BY_COMBINERS = frozenset({Stage.COUNTED, Stage.FAILED})

@@ -14,7 +14,7 @@ from runnel.common.errors import CapacityExceeded, DeadlineExceeded, Forbidden, 
 from runnel.common.protocol import Downward, Heartbeat, Hello, Upward
 from runnel.rpc.v1 import uplink_pb2 as pb
 from runnel.transport.authority import require_authority
-from runnel.transport.credentials import NodeIdentity
+from runnel.transport.identity import NodeIdentity
 from runnel.transport.mailbox import Mailbox
 from runnel.transport.messages import upward_from_wire
 from runnel.transport.status import unexpected

@@ -1,7 +1,7 @@
 """Who calls: short-lived signed credentials (JWT, RFC 7519, signed with Ed25519, RFC 8037).
 
 The reducer issues them at ``Directory.Join``; every node that others attach to verifies them with the reducer's public
-key and needs to ask nobody.
+key and needs to ask nobody. Its libraries are loaded by those who do so, not by clients.
 """
 
 from __future__ import annotations
@@ -12,33 +12,21 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import grpc
 import jwt
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from runnel.common.errors import BadSettings, Unauthenticated
 from runnel.common.protocol import NodeKind
+from runnel.transport.identity import NodeIdentity
 
 _ALGORITHM = "EdDSA"
 _AUDIENCE = "runnel.uplink"
 _KEY_BYTES = 32
 _REMEMBERED = 1 << 16  # far more than can be attached; they go with their time
-_SCHEME = "bearer "
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NodeIdentity:
-    """Whom a credential was issued to."""
-
-    name: str
-    node_id: str
-    kind: NodeKind
-    organisation: str = ""
 
 
 class CredentialIssuer:
@@ -142,19 +130,6 @@ class CredentialVerifier:
                 reason=type(error).__name__,
             ) from error
         return identity, expires
-
-
-def bearer(context: grpc.aio.ServicerContext[Any, Any]) -> str | None:
-    """Return the bearer token of a call, or None."""
-    for key, value in context.invocation_metadata() or ():
-        if key == "authorization" and isinstance(value, str) and value[: len(_SCHEME)].lower() == _SCHEME:
-            return value[len(_SCHEME) :].strip() or None
-    return None
-
-
-def bearer_metadata(token: str | None) -> tuple[tuple[str, str], ...]:
-    """Return the metadata that presents ``token``; none for no token."""
-    return (("authorization", f"Bearer {token}"),) if token else ()
 
 
 def new_key() -> bytes:

@@ -10,7 +10,7 @@ import grpc
 from runnel.common.protocol import NodeKind
 from runnel.rpc.v1 import directory_pb2 as pb
 from runnel.rpc.v1 import directory_pb2_grpc as pb_grpc
-from runnel.transport.credentials import bearer, bearer_metadata
+from runnel.transport.identity import bearer, bearer_metadata
 from runnel.transport.status import rpc_errors
 from runnel.transport.wire_values import id_from_wire, kind_from_wire, kind_to_wire, name_from_wire
 

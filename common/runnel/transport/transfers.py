@@ -24,7 +24,7 @@ from runnel.rpc.v1 import uplink_pb2 as pb
 from runnel.transport.attachment import Attachment
 from runnel.transport.chunk_wire import BlobCalls, join_chunk, split_chunk
 from runnel.transport.chunks import CHUNK_BYTES, QUEUED_BYTES, read_chunks, receive_into
-from runnel.transport.credentials import bearer_metadata
+from runnel.transport.identity import bearer_metadata
 from runnel.transport.status import rpc_errors
 from runnel.transport.wire_values import blob_from_wire, blob_to_wire
 

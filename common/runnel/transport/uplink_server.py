@@ -10,7 +10,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import grpc
 import structlog
@@ -34,12 +34,15 @@ from runnel.transport.authority import require_authority
 from runnel.transport.child import Child
 from runnel.transport.chunk_wire import UPLINK_SERVICE, Messages, add_uplink, join_chunk, split_chunk
 from runnel.transport.chunks import CHUNK_BYTES, MAX_CHUNK_BYTES, read_chunks, receive_into
-from runnel.transport.credentials import CredentialVerifier, NodeIdentity, bearer
+from runnel.transport.identity import NodeIdentity, bearer
 from runnel.transport.messages import downward_to_wire, upward_from_wire
 from runnel.transport.push_turns import PushTurns, Turn
 from runnel.transport.status import unexpected
 from runnel.transport.transfer_queue import TransferQueue
 from runnel.transport.wire_values import blob_from_wire, blob_to_wire, id_from_wire, payload_from_wire
+
+if TYPE_CHECKING:
+    from runnel.transport.credentials import CredentialVerifier
 
 _FIRST_DEADLINE_S = 10.0
 _REMEMBERED_PUSHES = 16  # of each node; its orders die with its attachment

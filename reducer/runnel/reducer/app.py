@@ -39,15 +39,8 @@ from runnel.reducer.store.database_url import database_url, sqlite_file
 from runnel.reducer.store.journal import Journal
 from runnel.reducer.store.state_lock import StateLock
 from runnel.reducer.uploads import Uploads
-from runnel.transport import (
-    CredentialIssuer,
-    CredentialVerifier,
-    DirectoryServer,
-    RpcServer,
-    UplinkServer,
-    load_or_create_key,
-    parse_address,
-)
+from runnel.transport import DirectoryServer, RpcServer, UplinkServer, parse_address
+from runnel.transport.credentials import CredentialIssuer, CredentialVerifier, load_or_create_key
 from runnel.transport.way_up import require_loopback, server_tls
 
 log = structlog.get_logger()

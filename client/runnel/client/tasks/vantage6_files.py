@@ -12,8 +12,6 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-import jwt
-
 from runnel.client.tasks.contract import Database
 from runnel.common.errors import InvalidInput
 from runnel.common.tasks import TaskSpec
@@ -272,6 +270,8 @@ def frames(given: Input, databases: Sequence[Shown]) -> tuple[tuple[str, ...], .
 
 def container_token(profile: Profile, *, site: str, image: str, databases: Sequence[Any]) -> str:
     """Return a token of one run: what algorithms read in it is true, and nobody but the run's own server takes it."""
+    import jwt  # nothing else of a client needs it
+
     number = site_number(site)
     container = {
         "client_type": "container",

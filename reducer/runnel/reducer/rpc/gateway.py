@@ -20,7 +20,8 @@ from runnel.reducer.rpc.run_files import RunFiles
 from runnel.reducer.store import access
 from runnel.reducer.store.blobs import Blobs
 from runnel.reducer.store.journal import Journal
-from runnel.transport import Child, CredentialIssuer, JoinAsk, NodeIdentity, Place
+from runnel.transport import Child, JoinAsk, NodeIdentity, Place
+from runnel.transport.credentials import CredentialIssuer
 
 log = structlog.get_logger()
 
