@@ -1,5 +1,7 @@
 """How soon the command answers and components serve: ``runnel --help``, and from the start of a process to *ready*.
 
+There is also how much of a processor a start takes, of combiners and clients until they are attached.
+
 python -m benchmarks.startup [--quick] [--json]
 """
 
@@ -14,8 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.figures import Figure, Result, figure, run_alone
-from benchmarks.local_network import local_network
-from benchmarks.usage import MB, resident_bytes
+from benchmarks.local_network import LocalNetwork, local_network
+from benchmarks.usage import MB, cpu_seconds, resident_bytes
 
 TARGET_HELP_S = 0.3
 
@@ -31,18 +33,27 @@ async def measure(quick: bool) -> Result:
         figure("runnel session --help", "s", await asyncio.to_thread(_timed, [*runnel, "session", "--help"], runs)),
     ]
     took: dict[str, list[float]] = {}
+    used: dict[str, list[float]] = {}
     resident: dict[str, list[float]] = {}
     for _ in range(networks):
         async with local_network() as network:
+            _note(used, network, "reducer")
             await network.start_combiners(1)
+            _note(used, network, "combiner")
             await network.start_clients(1)
+            _note(used, network, "client")
             for name, seconds in network.starting_s.items():
                 role = name.partition("-")[0]
                 took.setdefault(role, []).append(seconds)
                 resident.setdefault(role, []).append(resident_bytes(network.pids[name]) / MB)
     figures += [figure(f"{role}: start to ready", "s", values) for role, values in took.items()]
+    figures += [figure(f"{role}: processor time of a start", "s", values) for role, values in used.items()]
     figures += [figure(f"{role}: resident memory", "MB", values) for role, values in resident.items()]
     return Result(benchmark="startup", parameters={"runs": runs, "networks": networks}, figures=figures)
+
+
+def _note(used: dict[str, list[float]], network: LocalNetwork, role: str) -> None:
+    used.setdefault(role, []).extend(cpu_seconds(pid) for pid in network.pids_of(role))
 
 
 def _timed(command: Sequence[str], runs: int) -> list[float]:
