@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
     arguments = list(sys.argv[1:] if argv is None else argv)
     # Its core writes to standard error in words of its own what comes here as an error too, for each attempt anew.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    # It would look for some in whatever is installed.
+    # It would read what every installed package says of itself, in search of plugins.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     try:
         typer.main.get_command(app).main(args=arguments, prog_name="runnel")
