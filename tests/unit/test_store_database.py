@@ -13,7 +13,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Connection, create_engine, event, inspect, select, text
 from sqlalchemy.exc import IntegrityError, StatementError
 
-from runnel.common.errors import Conflict, StorageFull
+from runnel.common.errors import BadSettings, Conflict, StorageFull
 from runnel.reducer.store.database import Database
 from runnel.reducer.store.migrating import apply_migrations
 from runnel.reducer.store.schema import migrate
@@ -44,6 +44,22 @@ def test_the_migrations_make_what_the_tables_say(tmp_path: Path) -> None:
     finally:
         made.dispose()
         migrated.dispose()
+
+
+def test_an_older_schema_is_brought_to_the_newest_and_a_newer_one_refused(tmp_path: Path) -> None:
+    engine = create_engine(f"sqlite:///{tmp_path / 'reducer.db'}")
+    try:
+        with engine.begin() as connection:
+            apply_migrations(connection, "0012")
+        with engine.begin() as connection:
+            migrate(connection)
+            assert "ix_slot_counted" in {index["name"] for index in inspect(connection).get_indexes("slot")}
+        with engine.begin() as connection:
+            connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+        with engine.begin() as connection, pytest.raises(BadSettings, match=r"schema 9999.*newer version"):
+            migrate(connection)
+    finally:
+        engine.dispose()
 
 
 @pytest.mark.parametrize("make", [migrate, apply_migrations])
