@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -20,6 +23,7 @@ from runnel.reducer.store.schema import migrate
 from runnel.reducer.store.state_lock import StateLock
 from runnel.reducer.store.tables import Base, OrganisationRow, SlotRow
 from tests.doubles.reducer_state import database_in
+from tests.eventually import eventually
 from tests.schema_shape import schema_shape
 
 pytestmark = pytest.mark.unit
@@ -129,6 +133,37 @@ async def test_a_reader_sees_only_what_is_committed(tmp_path: Path) -> None:
         await writer.flush()
         async with database.read() as reader:
             assert list(await reader.scalars(select(OrganisationRow))) == []
+
+
+@pytest.mark.parametrize("times", [1, 2, 20])
+async def test_a_transaction_that_is_cancelled_leaves_no_task_and_no_thread(tmp_path: Path, times: int) -> None:
+    async with database_in(tmp_path) as database:
+        before = asyncio.all_tasks()
+        for at_work in (database.read, database.write):
+            held, asked = threading.Event(), asyncio.Event()
+
+            async def ask(
+                at_work: Callable[[], Any] = at_work, held: threading.Event = held, asked: asyncio.Event = asked
+            ) -> None:
+                async with at_work() as tx:
+                    raw = await (await tx.connection()).get_raw_connection()
+                    await raw.driver_connection.create_function("hold", 0, lambda: held.wait(5))
+                    asked.set()
+                    await tx.execute(text("SELECT hold()"))
+
+            asking = asyncio.create_task(ask())
+            await asked.wait()
+            asking.cancel()
+            held.set()
+            for _ in range(times - 1):
+                await asyncio.sleep(0)
+                asking.cancel()
+            await asyncio.wait((asking,))
+            assert asking.cancelled()
+            await eventually(lambda: asyncio.all_tasks() == before)
+        async with database.write() as tx:
+            tx.add(OrganisationRow(id="a", created_at=NOW))
+    await eventually(lambda: not [each for each in threading.enumerate() if "_connection_worker" in each.name])
 
 
 async def test_rows_of_nothing_are_refused(tmp_path: Path) -> None:

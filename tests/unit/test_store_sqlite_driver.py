@@ -124,16 +124,29 @@ async def test_many_rows_are_not_written_while_others_wait(connection: Counting)
     assert await cursor.fetchall() == [(ROWS,)]
 
 
-async def test_a_statement_comes_after_a_trip_that_nobody_waits_for_any_more(connection: Counting) -> None:
+async def test_a_trip_is_over_before_whoever_was_cancelled_meanwhile_goes_on(connection: Counting) -> None:
     connection.short = True
     held, cursor = threading.Event(), connection.cursor()
     waiting = asyncio.create_task(connection._execute(held.wait, 5))
     await asyncio.sleep(0)
-    waiting.cancel()
-    asked = asyncio.create_task(cursor.execute("SELECT count(*) FROM number"))
-    await asyncio.sleep(0)
-    assert not asked.done()
+    for _ in range(3):
+        waiting.cancel()
+        await asyncio.sleep(0)
+        assert not waiting.done()
     held.set()
-    await asked
+    await asyncio.wait((waiting,))
+    assert waiting.cancelled()
+    await cursor.execute("SELECT count(*) FROM number")
     assert await cursor.fetchall() == [(ROWS,)]
-    assert connection.trips == 2
+    assert connection.trips == 1
+
+
+async def test_a_close_ends_though_the_thread_is_stopped_meanwhile(connection: Counting) -> None:
+    held = threading.Event()
+    before = asyncio.create_task(connection._execute(held.wait, 5))
+    closing = asyncio.create_task(connection.close())
+    await asyncio.sleep(0)
+    connection.stop()
+    held.set()
+    async with asyncio.timeout(5):
+        await asyncio.gather(before, closing)

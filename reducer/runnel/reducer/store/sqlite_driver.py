@@ -7,12 +7,16 @@ an index finds, are executed where they are asked; its commit, which waits for t
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import aiosqlite
+
+from runnel.common.blobs.threads import to_its_end
 
 _AT_ONCE = 500  # rows that come with their statement; of more, as many with each further trip
 _FEW = 64  # rows that a short transaction writes at once without a trip
@@ -28,27 +32,36 @@ class Connection(aiosqlite.Connection):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.short = False
-        self._asked = self._done = 0  # trips; the one is counted on the loop, the other in the thread
+        self._end: asyncio.Future[Any] | None = None
 
     @property
     def at_hand(self) -> bool:
-        """Whether statements may be executed right here: a trip that nobody waits for any more may be under way."""
-        return self.short and _SERIALIZED and self._asked == self._done
+        """Whether statements may be executed right here."""
+        return self.short and _SERIALIZED
 
     async def rollback(self) -> None:
         """Roll back the transaction, if there is one: a pool asks for it with each connection that it is given back."""
-        if self._asked != self._done or self._connection is None or self._connection.in_transaction:
+        if self._connection is None or self._connection.in_transaction:
             await super().rollback()
 
-    async def _execute(self, fn: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        self._asked += 1
-        return await super()._execute(self._trip, fn, *arguments, **options)  # type: ignore[no-untyped-call]
+    def stop(self) -> asyncio.Future[Any] | None:
+        """End the thread and return what is done when it has ended.
 
-    def _trip(self, fn: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        Asked twice, by SQLAlchemy when it is cancelled while it closes, and by that close, it is one end: the thread
+        would never answer the second.
+        """
+        self._end = self._end or super().stop()
+        return self._end
+
+    async def _execute(self, fn: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """Call ``fn`` in the thread. Whoever is cancelled meanwhile goes on when that is over: then nobody else's
+        transaction begins beside a commit that is still under way."""
         try:
-            return fn(*arguments, **options)
-        finally:
-            self._done += 1
+            return await super()._execute(fn, *arguments, **options)  # type: ignore[no-untyped-call]
+        except asyncio.CancelledError:
+            with suppress(ValueError):  # it was closed meanwhile, by what came after ``fn`` in the thread
+                await to_its_end(super()._execute(_nothing))  # type: ignore[no-untyped-call]
+            raise
 
     def cursor(self) -> Cursor:  # type: ignore[override]  # nothing to wait for, so not a coroutine
         """Return a cursor; costs nothing until it executes."""
@@ -123,9 +136,13 @@ class Cursor(aiosqlite.Cursor):
             self._cursor.close()  # what it tells of the statement outlives that
 
 
+def _nothing() -> None:
+    """Tell whoever asked that the thread has done all that was asked before."""
+
+
 def connect(*arguments: Any, **options: Any) -> Connection:
     """Return a connection to be awaited; the arguments are those of :func:`sqlite3.connect`."""
-    options["check_same_thread"] = False  # never two at a time, see `Connection.at_hand`
+    options["check_same_thread"] = False  # never two at a time: a trip is over before whoever asked goes on
     connection = Connection(partial(sqlite3.connect, *arguments, **options), iter_chunk_size=64)
     connection._thread.daemon = True  # one that is lost must not hold up the end of the process
     return connection
