@@ -6,6 +6,7 @@ import asyncio
 import sqlite3
 import threading
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,31 @@ async def test_many_rows_are_not_written_while_others_wait(connection: Counting)
     cursor = connection.cursor()
     await cursor.execute("SELECT count(*) FROM number")
     assert await cursor.fetchall() == [(ROWS,)]
+
+
+async def test_who_waits_for_another_process_does_so_in_the_thread(connection: Counting, tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "a.db")) as shell:
+        shell.execute("BEGIN IMMEDIATE")
+        connection.short = True
+        cursor = connection.cursor()
+        writing = asyncio.create_task(cursor.execute("INSERT INTO number VALUES (9999)"))
+        await asyncio.wait([writing], timeout=0.1)
+        assert not writing.done()
+        assert connection.trips == 1
+        shell.rollback()
+        await writing
+    await connection.commit()
+    assert connection.trips == 2
+    await cursor.execute("SELECT count(*) FROM number WHERE n = 9999")
+    assert await cursor.fetchone() == (1,)
+    assert connection.trips == 2
+
+
+async def test_what_is_wrong_with_a_statement_at_hand_is_raised_at_once(connection: Counting) -> None:
+    connection.short = True
+    with pytest.raises(sqlite3.OperationalError, match="no such table"):
+        await connection.cursor().execute("SELECT n FROM missing")
+    assert connection.trips == 0
 
 
 async def test_a_trip_is_over_before_whoever_was_cancelled_meanwhile_goes_on(connection: Counting) -> None:

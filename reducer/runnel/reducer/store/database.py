@@ -234,5 +234,5 @@ def _prepare_sqlite(connection: Any, _record: object) -> None:
     # FULL: what was answered to those below must outlive a power cut, as they forget their copy.
     cursor.execute("PRAGMA synchronous=FULL")
     cursor.execute("PRAGMA foreign_keys=ON")
-    cursor.execute("PRAGMA busy_timeout=10000")
+    cursor.execute(f"PRAGMA busy_timeout={sqlite_driver.PATIENCE_MS}")
     cursor.close()

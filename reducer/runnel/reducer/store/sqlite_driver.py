@@ -2,7 +2,8 @@
 
 aiosqlite makes four: for the cursor, the statement, its rows and the end of the cursor. Each wakes two threads, which
 costs more than the small statements that a reducer asks. So those of a short transaction, which touch a few rows that
-an index finds, are executed where they are asked; its commit, which waits for the disk, is not.
+an index finds, are executed where they are asked; its commit, which waits for the disk, is not, and neither is what has
+to wait for another process to let go of the file.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ import aiosqlite
 from runnel.common.blobs.threads import to_its_end
 
 _AT_ONCE = 500  # rows that come with their statement; of more, as many with each further trip
+PATIENCE_MS = 10_000  # for another process that holds the file: a backup, somebody's shell
 _FEW = 64  # rows that a short transaction writes at once without a trip
+_PRIMARY_CODE = 0xFF  # of an error's code; the rest tells it apart from others of its kind
 _SERIALIZED = sqlite3.threadsafety == 3  # a connection may be used by several threads
 
 
@@ -32,12 +35,17 @@ class Connection(aiosqlite.Connection):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.short = False
+        self._patient = True
         self._end: asyncio.Future[Any] | None = None
 
     @property
     def at_hand(self) -> bool:
         """Whether statements may be executed right here."""
         return self.short and _SERIALIZED
+
+    async def commit(self) -> None:
+        """Commit the transaction, which waits for the disk, and without WAL for those who read."""
+        await self._execute(self._commit)
 
     async def rollback(self) -> None:
         """Roll back the transaction, if there is one: a pool asks for it with each connection that it is given back."""
@@ -53,6 +61,12 @@ class Connection(aiosqlite.Connection):
         self._end = self._end or super().stop()
         return self._end
 
+    def wait_for_lock(self, patient: bool) -> None:
+        """Let statements from now on wait for the file, or fail at once where they would."""
+        if patient != self._patient:
+            self._conn.execute(f"PRAGMA busy_timeout={PATIENCE_MS if patient else 0}").close()
+            self._patient = patient
+
     async def _execute(self, fn: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         """Call ``fn`` in the thread. Whoever is cancelled meanwhile goes on when that is over: then nobody else's
         transaction begins beside a commit that is still under way."""
@@ -62,6 +76,10 @@ class Connection(aiosqlite.Connection):
             with suppress(ValueError):  # it was closed meanwhile, by what came after ``fn`` in the thread
                 await to_its_end(super()._execute(_nothing))  # type: ignore[no-untyped-call]
             raise
+
+    def _commit(self) -> None:
+        self.wait_for_lock(True)
+        self._conn.commit()
 
     def cursor(self) -> Cursor:  # type: ignore[override]  # nothing to wait for, so not a coroutine
         """Return a cursor; costs nothing until it executes."""
@@ -114,12 +132,18 @@ class Cursor(aiosqlite.Cursor):
     async def _begin(self, how: Callable[..., Any], *statement: Any) -> aiosqlite.Cursor:
         await self.close()
         if self._connection.at_hand and (how is sqlite3.Cursor.execute or len(statement[1]) <= _FEW):
-            self._run(how, *statement)
-        else:
-            await self._execute(self._run, how, *statement)  # type: ignore[no-untyped-call]
+            try:
+                self._run(False, how, *statement)
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & _PRIMARY_CODE != sqlite3.SQLITE_BUSY:
+                    raise
+            else:
+                return self
+        await self._execute(self._run, True, how, *statement)  # type: ignore[no-untyped-call]
         return self
 
-    def _run(self, how: Callable[..., Any], *statement: Any) -> None:
+    def _run(self, patient: bool, how: Callable[..., Any], *statement: Any) -> None:
+        self._connection.wait_for_lock(patient)
         self._cursor = self._connection._conn.cursor()
         try:
             how(self._cursor, *statement)
