@@ -187,6 +187,11 @@ class InMemoryReducer(InMemoryTasks):
         self._models[view.model] = replace(view, **changes)
         return self._models[view.model]
 
+    async def remove_model(self, caller: Caller, model: str) -> ModelView:
+        self._may(caller, Role.OPERATOR, Role.INITIATOR)
+        self.effects.append("model removed")
+        return self._models.pop(_one(self._models, model, "model").model)
+
     async def models(self, caller: Caller, session: str | None, cursor: str | None, limit: int) -> Page[ModelView]:
         found = [m for m in self._models.values() if session is None or m.session == session]
         return _page(found[::-1], cursor, limit)

@@ -108,6 +108,29 @@ async def test_ids_in_place_of_files_push_nothing(served: Served, files: tuple[P
     assert second.package == first.package
 
 
+async def test_the_seed_of_a_refused_session_goes_again_if_it_came_with_it(
+    served: Served, files: tuple[Path, Path]
+) -> None:
+    kept = await use(served.url, lambda n: n.models.push(files[1]))
+    with pytest.raises(NotFound, match="package"):
+        await use(served.url, lambda n: n.sessions.start(package="feedfeed", seed=files[1], rounds=1))
+    with pytest.raises(NotFound, match="package"):
+        await use(served.url, lambda n: n.sessions.start(package="feedfeed", seed=kept.model, rounds=1))
+    assert served.reducer.effects == ["model", "model", "model removed"]
+    assert [model.model for model in await use(served.url, lambda n: list(n.models.list()))] == [kept.model]
+
+
+async def test_why_a_session_is_refused_is_told_though_its_seed_can_not_be_removed(
+    served: Served, files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr(served.reducer, "remove_model", fail)
+    with pytest.raises(NotFound, match="package"):
+        await use(served.url, lambda n: n.sessions.start(package="feedfeed", seed=files[1], rounds=1))
+
+
 async def test_a_folder_and_a_missing_file_are_told(served: Served, tmp_path: Path, files: tuple[Path, Path]) -> None:
     with pytest.raises(InvalidInput, match="is a folder") as folder:
         await use(served.url, lambda n: n.sessions.start(package=tmp_path, seed=files[1], rounds=1))

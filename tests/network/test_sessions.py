@@ -284,6 +284,29 @@ async def test_over_selection_asks_more_and_leaves_the_slowest(tmp_path: Path) -
         assert "over_select" in refused.json()["detail"]
 
 
+async def test_a_seed_is_removed_with_its_file_unless_a_session_or_another_model_has_it(tmp_path: Path) -> None:
+    async with network(tmp_path, clients=1) as net:
+        package, seed = await net.push_package(write_package(tmp_path / "package")), await net.push_model(SEED)
+        again, other = await net.push_model(SEED), await net.push_model(SEED | {"more": np.ones(3, np.float32)})
+
+        def files() -> int:
+            return len(list((tmp_path / "reducer" / "blobs").glob("??/*")))
+
+        assert files() == 3
+        for model, left in ((again, 3), (other, 2)):
+            assert (await net.http.delete(f"/models/{model}")).json()["model"] == model
+            assert (await net.http.get(f"/models/{model}")).status_code == 404
+            assert files() == left
+        session = await net.until_ended(await net.start_session(package, seed, rounds=1))
+        for model in (seed, session["model"]):
+            refused = await net.http.delete(f"/models/{model}")
+            assert (refused.status_code, refused.json()["code"]) == (409, "conflict")
+        assert len(await net.model(seed)) == len(SEED)
+        events = (await net.http.get("/events", params={"after": 0}, headers={"Accept": "application/json"})).json()
+        removed = [event["data"]["models"] for event in events["items"] if event["kind"] == "model.removed"]
+        assert removed == [[again], [other]]
+
+
 async def test_only_the_newest_models_keep_their_files_and_the_trail_stays(tmp_path: Path) -> None:
     async with network(tmp_path, clients=2, keep_models=9) as net:
         package, seed = await net.push_package(write_package(tmp_path / "package")), await net.push_model(SEED)

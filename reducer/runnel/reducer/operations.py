@@ -152,6 +152,13 @@ class Operations(TaskOperations):
         require(caller, INITIATORS)
         return await self._uploads.add_model(caller.organisation, body)
 
+    async def remove_model(self, caller: Caller, model: str) -> ModelView:
+        """Remove a seed model that no session began with."""
+        require(caller, INITIATORS)
+        view = await self._uploads.remove_model(caller.organisation, model, by=caller.token_id)
+        await self._engine.remove_files()
+        return view
+
     async def models(self, caller: Caller, session: str | None, cursor: str | None, limit: int) -> Page[ModelView]:
         """List the trail, newest first."""
         require(caller, READERS)

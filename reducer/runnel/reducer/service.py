@@ -153,6 +153,9 @@ class ReducerService(TaskService, Protocol):
     async def add_model(self, caller: Caller, body: AsyncIterator[bytes]) -> ModelView:
         """Store and check a seed model. Raises BadModel, TooLarge."""
 
+    async def remove_model(self, caller: Caller, model: str) -> ModelView:
+        """Remove a seed model that no session began with; Conflict for every other."""
+
     async def models(self, caller: Caller, session: str | None, cursor: str | None, limit: int) -> Page[ModelView]:
         """List the trail, newest first."""
 
@@ -227,7 +230,8 @@ class ReducerService(TaskService, Protocol):
         ``session.updated`` (another package:
         ``{"package", "previous", "from_round", "by"}``), ``node.attached``, ``node.left``, ``package.added``,
         ``package.retired``, ``package.restored``, ``model.added``, ``model.removed`` (files of models that
-        are no longer kept: ``{"models", "kept"}``), ``token.created``, ``token.revoked``, ``api.call``
+        are no longer kept: ``{"models", "kept"}``, or a seed that was removed: ``{"models", "by"}``),
+        ``token.created``, ``token.revoked``, ``api.call``
         (``{"method", "path", "status", "calls", "by"}``). Of tasks, whose id is then
         what ``session`` says: ``task.created`` (``{"name", "sites", "user"}``), ``run.state`` (``{"run", "site",
         "state", "error_code", "exit_code"}``), ``task.ended`` (``{"status"}``).

@@ -16,10 +16,10 @@ from runnel.common.protocol import BlobRef, PackageSignature
 from runnel.common.tensors import find_format, open_npz, to_canonical
 from runnel.compute_package import Description, describe, key_id, verifies
 from runnel.reducer.domain.values import ModelView, PackageView
-from runnel.reducer.store import access, registry
+from runnel.reducer.store import access, ledger, registry
 from runnel.reducer.store.blobs import Blobs
 from runnel.reducer.store.journal import Journal
-from runnel.reducer.store.tables import ModelRow
+from runnel.reducer.store.tables import ModelRow, RemovalRow
 
 _SEED = "the seed model"
 
@@ -131,6 +131,22 @@ class Uploads:
             await self._require_blob(ref)
             tx.session.add(row)
             await tx.record("model.added", organisation, model=row.id, digest=row.digest)
+        return registry.model_view(row)
+
+    async def remove_model(self, organisation: str, model: str, *, by: str = "") -> ModelView:
+        """Remove a seed model for the token ``by``, and write down that its file may go.
+
+        Raises:
+            NotFound: there is no such model.
+            Conflict: a session made it, or began with it.
+        """
+        async with self._journal.transaction() as tx:
+            row = await registry.find_model(tx.session, organisation, model)
+            if row.session_id is not None or await ledger.is_seed(tx.session, row.id):
+                raise Conflict(f"Model {row.id} is of a session, whose trail stays whole.", model=row.id)
+            await tx.session.delete(row)
+            await tx.session.merge(RemovalRow(digest=row.digest))
+            await tx.record("model.removed", organisation, models=[row.id], by=by)
         return registry.model_view(row)
 
     async def _as_npz(self, ref: BlobRef) -> tuple[BlobRef, ModelFormat]:

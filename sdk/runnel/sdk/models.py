@@ -28,6 +28,14 @@ class Models:
         """
         return read(Model, push(self._connection, "models", Path(file), progress=progress))
 
+    def remove(self, model: str) -> Model:
+        """Remove a seed model that no session began with.
+
+        Raises:
+            Conflict: it is of a session.
+        """
+        return read(Model, self._connection.delete(f"models/{quoted(model)}"))
+
     def list(self, *, session: str | None = None) -> Iterator[Model]:
         """Yield all models, or those of one session, newest first."""
         return (read(Model, item) for item in self._connection.pages("models", session=session))

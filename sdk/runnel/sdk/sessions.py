@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from runnel.common.errors import RunnelError, Unreachable
 from runnel.sdk.connection import PAGE, Connection
 from runnel.sdk.event_source import PATIENCE_S, follow
 from runnel.sdk.models import Models
@@ -51,7 +53,8 @@ class Sessions:
 
         Args:
             package: an archive, which is pushed first, or the digest of one that was.
-            seed: a model's file, which is pushed first, or the id of one that is stored.
+            seed: a model's file, which is pushed first (and removed again if the session is refused), or the id of
+                one that is stored.
             rounds: how many.
             name: for people.
             strategy: fedavg, fedavgm, fedadagrad, fedadam, fedyogi; or a robust rule, which needs every update at the
@@ -103,7 +106,15 @@ class Sessions:
             "keep_models": keep_models,
             "server_functions": server_functions,
         }
-        return read(Session, self._connection.post("sessions", wanted))
+        try:
+            return read(Session, self._connection.post("sessions", wanted))
+        except Unreachable:  # it may have begun
+            raise
+        except RunnelError:
+            if model is not None:
+                with suppress(RunnelError):  # why it was refused is what matters
+                    self._models.remove(model_id)
+            raise
 
     def list(self) -> Iterator[Session]:
         """Yield all sessions, newest first, without their rounds."""

@@ -139,6 +139,10 @@ class Engine:
         self._logs.close()
         await self._group.__aexit__(kind, error, trace)
 
+    async def remove_files(self) -> None:
+        """Remove the files of what was given up."""
+        await self._retention.remove_files()
+
     # ---- sessions
 
     def launch(self, session_id: str) -> None:

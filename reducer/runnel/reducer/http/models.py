@@ -53,6 +53,12 @@ async def model_entry(model: str, service: Service, caller: CallerDep) -> Model:
     return Model.of(await service.model(caller, model))
 
 
+@router.delete("/{model}", response_model=Model, summary="Remove a seed model")
+async def remove_model(model: str, service: Service, caller: CallerDep) -> Model:
+    """One that no session began with; any other is refused with 409, for trails stay whole."""
+    return Model.of(await service.remove_model(caller, model))
+
+
 @router.get("/{model}/content", response_class=FileResponse, summary="Download a model")
 async def model_content(model: str, service: Service, caller: CallerDep, held: Held) -> FileResponse:
     """The .npz file, byte for byte; `Range` is served."""

@@ -144,6 +144,11 @@ async def count_running(tx: AsyncSession, organisation: str) -> int:
     return await tx.scalar(query.select_from(SessionRow)) or 0
 
 
+async def is_seed(tx: AsyncSession, model_id: str) -> bool:
+    """Whether any session began with a model."""
+    return await tx.scalar(select(SessionRow.id).where(SessionRow.seed_id == model_id).limit(1)) is not None
+
+
 async def session_with_rounds(tx: AsyncSession, row: SessionRow, *, clients: bool) -> SessionView:
     """Return a session with all its rounds."""
     numbers = await tx.scalars(select(RoundRow).where(RoundRow.session_id == row.id).order_by(RoundRow.number))
