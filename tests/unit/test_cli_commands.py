@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -89,7 +90,13 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["version", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["version"]
     assert main(["version"]) == 0
-    assert capsys.readouterr().out.startswith("runnel ")
+    shown = capsys.readouterr().out
+    assert main(["--version"]) == 0
+    line = capsys.readouterr().out
+    assert re.fullmatch(r"runnel \d\S+\n", line)
+    assert shown.startswith(f"{line.strip()} (Python ")
+    assert main(["--help"]) == 0
+    assert "  --version " in capsys.readouterr().out
 
 
 def test_init_build_and_show_a_package(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

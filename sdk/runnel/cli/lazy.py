@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -35,7 +35,7 @@ def lazy_app(entries: Mapping[str, Entry], *, help: str, epilog: str) -> typer.T
     app = typer.Typer(
         cls=Commands, help=help, epilog=epilog, no_args_is_help=True, rich_markup_mode=None, add_completion=True
     )
-    app.callback()(_nothing)
+    app.callback()(_options)
     return app
 
 
@@ -53,11 +53,23 @@ def load(name: str, entry: Entry) -> Any:
     return command
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"runnel {version('runnel')}")
+        raise typer.Exit
+
+
 def _plain(command: Any) -> None:
     command.rich_markup_mode = None
     for inner in getattr(command, "commands", {}).values():
         _plain(inner)
 
 
-def _nothing() -> None:
-    """A group has a callback, or Typer takes a single command for the whole application."""
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_show_version)
+    ] = False,
+) -> None:
+    """What the application takes before a command."""
