@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 
@@ -94,6 +94,51 @@ async def test_others_are_let_in_beside_those_that_are_slow_or_hang() -> None:
         assert those.served == names[:1]
         await eventually(lambda: those.served == names, timeout_s=5)
         assert those.queue.waiting == 0
+
+
+class Line:
+    """Moves in its own time what it can, of which ``rate`` tells the bytes per second when so many are served."""
+
+    def __init__(self, rate: Callable[[int], float]) -> None:
+        self._rate = rate
+        self._now_s = 0.0
+
+    def clock(self) -> float:
+        return self._now_s
+
+    @contextlib.asynccontextmanager
+    async def moving(self, those: Visitors) -> AsyncIterator[None]:
+        async def move() -> None:
+            while True:
+                self._now_s += 0.001
+                those.queue.moved(round(self._rate(len(those.served)) * 0.001))
+                await asyncio.sleep(0)
+
+        task = asyncio.create_task(move())
+        try:
+            yield
+        finally:
+            task.cancel()
+
+
+async def test_others_are_let_in_where_each_has_a_slow_line_of_its_own() -> None:
+    line = Line(lambda served: 5e6 * served)
+    async with visitors(TransferQueue(look_s=0.002, clock=line.clock)) as those, line.moving(those):
+        names = [f"client-{n}" for n in range(9)]
+        await those.come(*names)
+        await eventually(lambda: those.served == names, timeout_s=10)
+
+
+async def test_few_are_served_where_more_of_them_move_no_more() -> None:
+    line = Line(lambda served: 50e6)
+    async with visitors(TransferQueue(look_s=0.002, clock=line.clock)) as those, line.moving(those):
+        names = [f"client-{n}" for n in range(9)]
+        await those.come(*names)
+        await eventually(lambda: those.served == names[:2], timeout_s=10)  # the trial
+        await asyncio.sleep(0.2)  # some more trials, of which none may change anything
+        assert those.served == names[:2]
+        await those.go(names[0])
+        assert those.queue.waiting >= 6, "never more than two are served"
 
 
 async def test_once_nobody_waits_they_go_one_after_another_again() -> None:

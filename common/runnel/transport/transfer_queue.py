@@ -13,7 +13,11 @@ SMALL_BYTES = 1 << 20
 
 _AT_ONCE = 1
 _BUSY_BYTES_PER_S = 150e6
+_STALLED_BYTES_PER_S = 1e6
 _LOOK_S = 0.1
+_LOOKS = 5  # until it is judged what more places brought
+_REST = 20  # looks after more places that brought nothing, until there are more again
+_GAIN = 1.4
 
 
 class TransferQueue:
@@ -25,9 +29,10 @@ class TransferQueue:
     push, and the processors wait for the one process that serves, or that one for them.
 
     If those who are served take or give less than this process could move, because their networks are slower or because
-    they hang, twice as many are let in, again and again until it is enough or nobody waits. So nobody waits for a slow
-    one for longer than a few looks, and whoever serves over a line of up to about a gigabit per second serves all at
-    once.
+    they hang, twice as many are let in, again and again as long as that moves more, until it is enough or nobody waits.
+    So nobody waits for one that hangs for longer than a look, or for a slow one for longer than a few. Where more of
+    them move no more, as on a machine that is busy with something else, few are served and the others wait: each that
+    is served is some megabytes of memory here.
 
     Args:
         at_once: how many are served in any case.
@@ -51,8 +56,11 @@ class TransferQueue:
         self._places = at_once
         self._served = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
+        self._before: tuple[int, float] | None = None  # places and bytes per second, before there were more places
+        self._rest = 0
+        self._looks = 0
         self._moved_bytes = 0
-        self._looked_at = 0.0
+        self._began_at = 0.0
         self._look: asyncio.TimerHandle | None = None
 
     @property
@@ -101,19 +109,38 @@ class TransferQueue:
             self._served += 1
             turn.set_result(None)
         if not self._waiting:
-            self._places = self._at_once
+            self._places, self._before, self._rest, self._looks = self._at_once, None, 0, 0
             if self._look is not None:
                 self._look.cancel()
                 self._look = None
         elif self._look is None:
-            self._moved_bytes, self._looked_at = 0, self._clock()
-            self._look = asyncio.get_running_loop().call_later(self._look_s, self._adapt)
+            if not self._looks:
+                self._moved_bytes, self._began_at = 0, self._clock()
+            self._look = asyncio.get_running_loop().call_later(self._look_s, self._look_at_them)
 
-    def _adapt(self) -> None:
-        rate = self._moved_bytes / max(self._clock() - self._looked_at, 1e-9)
+    def _look_at_them(self) -> None:
         self._look = None
-        if rate < self._busy_bytes_per_s:
-            self._places = max(self._places, 2 * self._served)
-        else:
-            self._places = max(self._at_once, self._places - 1)
+        self._looks += 1
+        rate = self._moved_bytes / max(self._clock() - self._began_at, 1e-9)
+        if rate < _STALLED_BYTES_PER_S or self._looks == (1 if self._before is None else _LOOKS):
+            self._looks = 0
+            self._judge(rate)
         self._let_in()
+
+    def _judge(self, rate: float) -> None:
+        """Choose how many are served from now on, of whom ``rate`` bytes per second were moved lately."""
+        if rate >= self._busy_bytes_per_s:
+            self._places, self._before = max(self._at_once, self._places // 2), None
+        elif rate < _STALLED_BYTES_PER_S or (self._before is not None and rate >= _GAIN * self._before[1]):
+            self._try_more(rate)
+        elif self._before is not None:
+            # One less than before: what seemed a gain was not always one.
+            self._places, self._before, self._rest = max(self._at_once, self._before[0] - 1), None, _REST
+        elif self._rest:
+            self._rest -= 1
+        elif self._served <= self._places:
+            self._try_more(rate)
+
+    def _try_more(self, rate: float) -> None:
+        self._before = (self._places, rate)
+        self._places = max(self._places, 2 * self._served)
