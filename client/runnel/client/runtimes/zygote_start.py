@@ -4,6 +4,7 @@ It is this short because each child of the zygote takes apart, in copies of its 
 the file it was started with.
 """
 
-import zygote_process  # type: ignore[import-not-found]
+if __name__ == "__main__":
+    import zygote_process  # type: ignore[import-not-found]
 
-zygote_process.main(__file__)
+    zygote_process.main(__file__)
