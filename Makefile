@@ -12,9 +12,9 @@ READY  := $(if $(wildcard $(DEV)),$(DEV),$(DEMO))
 COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 	--no-emit-index-url --no-emit-find-links --annotation-style line
 
-# All tests: two processes for each processor, for most tests wait more than they compute. A file stays whole, and
+# All tests: one process more than there are processors, for many tests wait more than they compute. A file stays whole, and
 # they begin in the order in which they stand, which ends with the unit tests: few and long ones at the end would be waited for.
-AT_ONCE = --numprocesses $(shell expr 2 \* `getconf _NPROCESSORS_ONLN`) --dist loadfile --no-loadscope-reorder
+AT_ONCE = --numprocesses $(shell expr 1 + `getconf _NPROCESSORS_ONLN`) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test lint format protos constraints bench soak clean
