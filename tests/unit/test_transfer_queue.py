@@ -59,15 +59,15 @@ async def visitors(queue: TransferQueue) -> AsyncIterator[Visitors]:
 
 
 @contextlib.asynccontextmanager
-async def moving(queue: TransferQueue) -> AsyncIterator[None]:
-    """Move something between any two looks."""
+async def moving(move: Callable[[], None]) -> AsyncIterator[None]:
+    """Move something at each turn of the loop, so between any two looks."""
 
-    async def move() -> None:
+    async def go_on() -> None:
         while True:
-            queue.moved(1)
+            move()
             await asyncio.sleep(0)
 
-    task = asyncio.create_task(move())
+    task = asyncio.create_task(go_on())
     try:
         yield
     finally:
@@ -76,7 +76,7 @@ async def moving(queue: TransferQueue) -> AsyncIterator[None]:
 
 async def test_one_after_another_in_the_order_in_which_they_came_while_the_one_keeps_it_busy() -> None:
     queue = TransferQueue(look_s=0.01, busy_bytes_per_s=1e-6)
-    async with visitors(queue) as those, moving(queue):
+    async with visitors(queue) as those, moving(lambda: queue.moved(1)):
         await those.come("a", "b", "c")
         await asyncio.sleep(0.05)  # some looks, of which none may change anything
         assert those.served == ["a"]
@@ -106,24 +106,14 @@ class Line:
     def clock(self) -> float:
         return self._now_s
 
-    @contextlib.asynccontextmanager
-    async def moving(self, those: Visitors) -> AsyncIterator[None]:
-        async def move() -> None:
-            while True:
-                self._now_s += 0.001
-                those.queue.moved(round(self._rate(len(those.served)) * 0.001))
-                await asyncio.sleep(0)
-
-        task = asyncio.create_task(move())
-        try:
-            yield
-        finally:
-            task.cancel()
+    def move(self, those: Visitors) -> None:
+        self._now_s += 0.001
+        those.queue.moved(round(self._rate(len(those.served)) * 0.001))
 
 
 async def test_others_are_let_in_where_each_has_a_slow_line_of_its_own() -> None:
     line = Line(lambda served: 5e6 * served)
-    async with visitors(TransferQueue(look_s=0.002, clock=line.clock)) as those, line.moving(those):
+    async with visitors(TransferQueue(look_s=0.002, clock=line.clock)) as those, moving(lambda: line.move(those)):
         names = [f"client-{n}" for n in range(9)]
         await those.come(*names)
         await eventually(lambda: those.served == names, timeout_s=10)
@@ -131,7 +121,7 @@ async def test_others_are_let_in_where_each_has_a_slow_line_of_its_own() -> None
 
 async def test_few_are_served_where_more_of_them_move_no_more() -> None:
     line = Line(lambda served: 50e6)
-    async with visitors(TransferQueue(look_s=0.002, clock=line.clock)) as those, line.moving(those):
+    async with visitors(TransferQueue(look_s=0.002, clock=line.clock)) as those, moving(lambda: line.move(those)):
         names = [f"client-{n}" for n in range(9)]
         await those.come(*names)
         await eventually(lambda: those.served == names[:2], timeout_s=10)  # the trial
@@ -146,7 +136,7 @@ async def test_once_nobody_waits_they_go_one_after_another_again() -> None:
     async with visitors(queue) as those:
         await those.come("a", "b")
         await eventually(lambda: those.served == ["a", "b"], timeout_s=5)
-        async with moving(queue):
+        async with moving(lambda: queue.moved(1)):
             await those.come("c", "d")
             await those.go("a")
             assert those.queue.waiting == 2
