@@ -14,13 +14,11 @@ from typing import Any
 import numpy as np
 
 from runnel.common.crash_points import VARIABLE, CrashPoint
-from runnel.common.endpoints import read_endpoints
 from runnel.common.tensors import write_npz
-from tests.chaos.proxy import FaultyProxy
+from tests.chaos.proxied_network import ProxiedNetwork
 from tests.eventually import eventually_blocking
-from tests.process.process_network import ProcessNetwork
 
-SIZE = 400_000  # float64: several chunks of the wire
+SIZE = 400_000  # float64: several chunks of the wire, and more than goes over gRPC
 
 TRAIN = """
 import os, sys, time
@@ -46,14 +44,13 @@ with open(sys.argv[2], "w") as file:
 """
 
 
-class AddingNetwork(ProcessNetwork):
-    """``c1`` … and ``site-1`` … behind faulty proxies: one before the reducer, one before each combiner."""
+class AddingNetwork(ProxiedNetwork):
+    """``c1`` … and ``site-1`` … behind faulty proxies."""
 
     ROUND_TIMEOUT_S = 120.0
 
     def __init__(self, folder: Path, **environ: str) -> None:
         super().__init__(folder, **environ)
-        self.proxies: dict[str, FaultyProxy] = {}
         self.steps: dict[str, float] = {}
 
     def start(self, combiners: int, clients: int, *reducer: str, above: str = "") -> None:
@@ -62,12 +59,8 @@ class AddingNetwork(ProcessNetwork):
         ``above``: a combiner of this name is between the others and the reducer.
         """
         self.start_reducer(*reducer)
-        self.rpc = self._proxied("reducer", self.rpc)
         for name in [*([above] if above else []), *(f"c{number}" for number in range(1, combiners + 1))]:
-            address = self._proxied(name, "")
-            parent = above if name != above else ""
-            self.start_combiner(name, "--advertise", address, "--parent", parent)
-            self.follow(name)
+            self.start_combiner(name, "--parent", above if name != above else "")
             if name == above:
                 self.until_attached(name)
         with self.together():
@@ -78,19 +71,6 @@ class AddingNetwork(ProcessNetwork):
                 data.write_text(str(self.steps[name]))
                 self.start_client(name, data, "--prefer", f"c{(number - 1) % combiners + 1}" if combiners else "")
         self.until_attached(*self.proxies.keys() - {"reducer"}, *self.steps)
-
-    def _proxied(self, name: str, target: str) -> str:
-        proxy = FaultyProxy(target)
-        proxy.__enter__()
-        self.proxies[name] = proxy
-        return proxy.address
-
-    def relaunch(self, name: str, **environ: str) -> None:
-        """Start a component that ended again, and wait until it is ready."""
-        self.launch(name, **environ)
-        self.until_ready(name)
-        if name in self.proxies and name != "reducer":
-            self.follow(name)
 
     def launch(self, name: str, **environ: str) -> None:
         super().launch(name, **({VARIABLE: f"@{self._crash_file(name)}"} | environ))
@@ -119,9 +99,8 @@ class AddingNetwork(ProcessNetwork):
             return set(self.places().values())
 
         if anew:
-            self.kill("c1", signal.SIGTERM)
-            self.relaunch("c1")
-            self.until_attached("c1", *self.steps)
+            self.again("c1")
+            self.until_attached(*self.steps)
         found = places()
         if found != {"c1"} and (anew or found != {"c2"}):
             self.kill("c2", signal.SIGTERM)
@@ -131,15 +110,6 @@ class AddingNetwork(ProcessNetwork):
             found = {"c1"}
         (name,) = found
         return str(name)
-
-    def follow(self, name: str) -> None:
-        """Let the proxy of a combiner that was started again forward to its new port."""
-        self.proxies[name].target = str(read_endpoints(self.folder / name).rpc)
-
-    def __exit__(self, *exc: Any) -> None:
-        super().__exit__(*exc)
-        for proxy in self.proxies.values():
-            proxy.__exit__(None, None, None)
 
     def work(self, size: int = SIZE) -> tuple[str, str]:
         """Push the package and a seed with so many numbers in ``w``; return digest and model id."""
@@ -196,12 +166,15 @@ class AddingNetwork(ProcessNetwork):
             assert name in again or len(mine) == rounds, f"{name} did finished work again"
 
     def require_nothing_held(self) -> None:
-        """Wait until every client was told that it may forget its reports, and nothing of a sum is left above."""
+        """Wait until every client was told that it may forget its reports, and nothing of a sum is left above.
+
+        A spare file is of what was forgotten: it is kept for half a minute, to be written over.
+        """
         running = [name for name in self.proxies if self.process(name).poll() is None]
         folders = [self.folder / name / "outbox" for name in self.steps]
         folders += [self.folder / name / ("partials" if name == "reducer" else "sums") for name in running]
 
         def held() -> list[Path]:
-            return [file for folder in folders for file in folder.iterdir()]
+            return [file for folder in folders for file in folder.iterdir() if file.suffix != ".spare"]
 
         eventually_blocking(lambda: not held(), timeout_s=30, state=held)

@@ -61,15 +61,17 @@ class FaultyProxy:
 
     Args:
         target: HOST:PORT; may be set later and may change.
+        on_moved: called, in the thread of the proxy, when bytes have gone this way.
     """
 
-    def __init__(self, target: str = "") -> None:
+    def __init__(self, target: str = "", *, on_moved: Callable[[Way], object] = lambda _: None) -> None:
         self.target = target
         self.fault = Fault.NONE
         self.address = ""
         self.moved = dict.fromkeys(Way, 0)  # bytes so far
         self.cuts = 0  # how many cuts that were asked for have happened
-        self._cut_at: dict[Way, int] = {}
+        self._cut_at: dict[Way, tuple[int, Way | None]] = {}
+        self._on_moved = on_moved
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="faulty proxy", daemon=True)
         self._ready = threading.Event()
@@ -92,13 +94,20 @@ class FaultyProxy:
         """Misbehave so from now on; a reset also hits the connections that are open, half-open only these."""
         self.fault = fault
         if fault is Fault.RESET:
-            self._loop.call_soon_threadsafe(self._reset_all)
+            self.reset()
         elif fault in LOST:
             self._loop.call_soon_threadsafe(self._lose_all, LOST[fault])
 
-    def cut_after(self, way: Way, size: int) -> None:
-        """Reset all connections once when so many more bytes have gone this way; new ones are good again."""
-        self._cut_at[way] = self.moved[way] + size
+    def reset(self) -> None:
+        """Reset the connections that are open."""
+        self._loop.call_soon_threadsafe(self._reset_all)
+
+    def cut_after(self, way: Way, size: int, lost: Way | None = None) -> None:
+        """Reset all connections once when so many more bytes have gone this way; new ones are good again.
+
+        ``lost``: only this end of each, and the other one is not told.
+        """
+        self._cut_at[way] = self.moved[way] + size, lost
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -156,11 +165,11 @@ class FaultyProxy:
     ) -> None:
         with contextlib.suppress(OSError):  # of an end that is gone, as below
             while data := await reader.read(65536):
-                self.moved[way] += len(data)
-                if self.moved[way] >= self._cut_at.get(way, sys.maxsize):
-                    del self._cut_at[way]
-                    self.cuts += 1
-                    self._reset_all()
+                if connection.lost is None:
+                    self.moved[way] += len(data)
+                self._on_moved(way)
+                if self.moved[way] >= self._cut_at.get(way, (sys.maxsize, None))[0]:
+                    self._cut(self._cut_at.pop(way)[1])
                 try:
                     await self._forward(data, writer, connection)
                 except OSError:
@@ -187,6 +196,13 @@ class FaultyProxy:
             await writer.drain()
             data = data[size:]
             await asyncio.sleep(PAUSE_S.get(fault, 0))
+
+    def _cut(self, lost: Way | None) -> None:
+        self.cuts += 1
+        if lost is None:
+            self._reset_all()
+        else:
+            self._lose_all(lost)
 
     def _reset_all(self) -> None:
         for connection in list(self._connections):

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.chaos.adding_network import AddingNetwork
-from tests.chaos.proxy import FAULTS, Fault
+from tests.chaos.adding_network import SIZE, AddingNetwork
+from tests.chaos.proxy import FAULTS, Fault, Way
 
 pytestmark = [pytest.mark.process, pytest.mark.restarts, pytest.mark.timeout(180)]
 
@@ -33,9 +33,11 @@ def all_at(network: AddingNetwork) -> str:
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_cut_between_two_tiers(network: AddingNetwork, work: tuple[str, str], where: str, fault: Fault) -> None:
     where = all_at(network) if where == "combiner" else where
+    proxy = network.proxies[where]
+    before = proxy.blobs.moved[Way.UP]
     session = network.start_session(work, rounds=4)
     network.until_under_way(session)
-    proxy = network.proxies[where]
+    assert proxy.blobs.moved[Way.UP] - before > 8 * SIZE, "updates and sums do not pass the proxy of the blob port"
     proxy.inflict(fault)
     time.sleep(4 * HEARTBEAT_S)
     proxy.inflict(Fault.NONE)

@@ -9,7 +9,8 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.chaos.proxy import Fault, FaultyProxy
+from tests.chaos.proxied_network import FaultyPorts
+from tests.chaos.proxy import Fault, FaultyProxy, Way
 
 pytestmark = [pytest.mark.network, pytest.mark.timeout(30)]
 
@@ -84,6 +85,47 @@ def test_of_a_half_open_connection_one_end_is_told_and_the_other_never(line: Lin
     line.proxy.inflict(Fault.NONE)
     other.sendall(b"and now?")
     assert is_silent(other)
+
+
+@pytest.mark.parametrize("lost", [None, Way.UP, Way.DOWN])
+def test_a_cut_comes_once_after_so_many_bytes_of_its_way(line: Line, lost: Way | None) -> None:
+    near, far = line.connect()
+    line.proxy.cut_after(Way.UP, 8, lost)
+    far.sendall(b"back does not count")
+    near.recv(100)
+    near.sendall(b"up to 8")
+    assert far.recv(100) == b"up to 8"
+    near.sendall(b"!")
+    for end, way in ((near, Way.UP), (far, Way.DOWN)):
+        if lost in {None, way}:
+            with pytest.raises(ConnectionResetError):
+                end.recv(100)
+        else:
+            assert is_silent(end)
+    line.connect()
+    assert line.proxy.cuts == 1
+
+
+def test_a_cut_of_both_ports_counts_the_bytes_of_both() -> None:
+    with ExitStack() as stack:
+        ports = stack.enter_context(FaultyPorts())
+        ends = []
+        for proxy in (ports.rpc, ports.blobs):
+            server = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+            proxy.target = "{}:{}".format(*server.getsockname())
+            host, _, port = proxy.address.rpartition(":")
+            near = stack.enter_context(socket.create_connection((host, int(port)), timeout=10))
+            ends.append((near, stack.enter_context(server.accept()[0])))
+        ports.cut_after(Way.UP, 10)
+        for near, far in ends:
+            near.sendall(b"7 bytes")
+            if near is ends[0][0]:
+                assert far.recv(100) == b"7 bytes"
+        for near, _ in ends:
+            with pytest.raises(ConnectionResetError):
+                near.recv(1)
+        assert ports.cuts == 1
+        assert ports.moved[Way.UP] == 14
 
 
 def test_one_byte_per_second(line: Line) -> None:

@@ -35,18 +35,10 @@ def at_a_leaf(network: AddingNetwork) -> str:
     assert [nodes[name] for name in ("top", *LEAVES)] == ["reducer", "top", "top"]
     for name, place in network.places().items():
         if place not in LEAVES:
-            again(network, name)
+            network.again(name)
     places = network.places()
     assert set(places.values()) <= set(LEAVES), places
     return str(places["site-1"])
-
-
-def again(network: AddingNetwork, *names: str) -> None:
-    """End components and start them again."""
-    for name in names:
-        network.kill(name, signal.SIGTERM)
-        network.relaunch(name)
-    network.until_attached(*names)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +48,7 @@ def test_a_combiner_that_is_killed_above_or_below(
     network: AddingNetwork, work: tuple[str, str], point: CrashPoint
 ) -> None:
     if point in FETCHED:
-        again(network, "top", *LEAVES)
+        network.again("top", *LEAVES)
     alive = {"top", at_a_leaf(network)}
     for name in alive:
         network.crash(name, point)

@@ -23,6 +23,7 @@ from runnel.common.protocol import (
     Work,
 )
 from runnel.transport import (
+    BlobServer,
     Child,
     ClientTls,
     DirectoryServer,
@@ -251,6 +252,7 @@ class SmallNetwork:
         tls: ServerTls | None = None,
         asks: AskHandler | None = None,
         queue: TransferQueue | None = None,
+        blobs: bool = False,
     ) -> None:
         self.folder = folder
         folder.mkdir(exist_ok=True)
@@ -266,6 +268,7 @@ class SmallNetwork:
             queue=queue,
         )
         self._tls = tls
+        self._blobs = blobs
         self.server: RpcServer | None = None
         self._stack = AsyncExitStack()
 
@@ -282,6 +285,8 @@ class SmallNetwork:
             listen, tls=self._tls, services=[self.uplink.service, DirectoryServer(self.directory).service]
         )
         await self._stack.enter_async_context(self.server)
+        if self._blobs:
+            await self._stack.enter_async_context(BlobServer(self.uplink, self.address, tls=self._tls))
         await self._stack.enter_async_context(self.uplink)
         return self
 

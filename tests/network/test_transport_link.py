@@ -84,7 +84,9 @@ async def test_the_events_tell_the_whole_story(network: SmallNetwork) -> None:
     async with network.link() as link:
         assert not link.attached
         assert await next_event(link) == Attached(
-            welcome=Welcome(name="red", heartbeat_s=10.0, late_digests=True), via="red", address=network.address
+            welcome=Welcome(name="red", heartbeat_s=10.0, late_digests=True, blob_key=network.uplink.blob_key),
+            via="red",
+            address=network.address,
         )
         assert (link.attached, link.via, link.name) == (True, "red", "c1")
         assert await next_event(link) == Received(message=Close(order_id="ord-1"))

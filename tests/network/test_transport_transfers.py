@@ -42,8 +42,15 @@ pytestmark = pytest.mark.network
 SIZES = [0, 1, 65_536, 65_537, 512 << 10, (512 << 10) + 1, 3_000_000]
 
 
+@pytest.fixture(params=[False, True], ids=["over-grpc", "over-the-blob-port"])
+async def network(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[SmallNetwork]:
+    async with SmallNetwork(tmp_path / "red", blobs=request.param) as network:
+        yield network
+
+
 @pytest.fixture
-async def network(tmp_path: Path) -> AsyncIterator[SmallNetwork]:
+async def grpc_network(tmp_path: Path) -> AsyncIterator[SmallNetwork]:
+    """For those that look at what goes through the one port: :mod:`test_transport_blob_port` does at the other."""
     async with SmallNetwork(tmp_path / "red") as network:
         yield network
 
@@ -75,26 +82,26 @@ async def test_what_is_fetched_is_what_is_there(network: SmallNetwork, tmp_path:
     assert {path.name for path in tmp_path.iterdir()} == {"red", "target"}
 
 
-async def test_a_fetch_goes_on_where_the_connection_broke(network: SmallNetwork, tmp_path: Path) -> None:
+async def test_a_fetch_goes_on_where_the_connection_broke(grpc_network: SmallNetwork, tmp_path: Path) -> None:
     data = os.urandom(8 << 20)
-    ref = network.handler.put(tmp_path, data)
-    async with BreakableProxy(network.address) as proxy:
-        network.directory.places = {"red": proxy.address}
-        async with attached(network) as link:
+    ref = grpc_network.handler.put(tmp_path, data)
+    async with BreakableProxy(grpc_network.address) as proxy:
+        grpc_network.directory.places = {"red": proxy.address}
+        async with attached(grpc_network) as link:
             proxy.cut_down_after = 5 << 20
             await link.fetch(ref, tmp_path / "target", deadline_s=20)
     assert (tmp_path / "target").read_bytes() == data
     assert proxy.cuts == 1
-    assert len(network.handler.said("attached")) == 2
+    assert len(grpc_network.handler.said("attached")) == 2
     assert proxy.down_bytes < (8 << 20) + (4 << 20), "it began anew"
 
 
-async def test_what_came_before_a_cancel_is_used_by_the_next_fetch(network: SmallNetwork, tmp_path: Path) -> None:
+async def test_what_came_before_a_cancel_is_used_by_the_next_fetch(grpc_network: SmallNetwork, tmp_path: Path) -> None:
     data = os.urandom(32 << 20)
-    ref = network.handler.put(tmp_path, data)
-    async with BreakableProxy(network.address) as proxy:
-        network.directory.places = {"red": proxy.address}
-        async with attached(network) as link:
+    ref = grpc_network.handler.put(tmp_path, data)
+    async with BreakableProxy(grpc_network.address) as proxy:
+        grpc_network.directory.places = {"red": proxy.address}
+        async with attached(grpc_network) as link:
             proxy.stop_down_after = 28 << 20
             fetch = asyncio.create_task(link.fetch(ref, tmp_path / "target", deadline_s=60))
             await eventually(lambda: not proxy.flowing.is_set())
@@ -110,12 +117,14 @@ async def test_what_came_before_a_cancel_is_used_by_the_next_fetch(network: Smal
     assert (tmp_path / "target").read_bytes() == data
 
 
-async def test_a_fetch_that_takes_too_long_says_so_and_keeps_what_came(network: SmallNetwork, tmp_path: Path) -> None:
+async def test_a_fetch_that_takes_too_long_says_so_and_keeps_what_came(
+    grpc_network: SmallNetwork, tmp_path: Path
+) -> None:
     data = os.urandom(2 << 20)
-    ref = network.handler.put(tmp_path, data)
-    async with BreakableProxy(network.address) as proxy:
-        network.directory.places = {"red": proxy.address}
-        async with attached(network) as link:
+    ref = grpc_network.handler.put(tmp_path, data)
+    async with BreakableProxy(grpc_network.address) as proxy:
+        grpc_network.directory.places = {"red": proxy.address}
+        async with attached(grpc_network) as link:
             proxy.stop_down_after = 1 << 20
             with pytest.raises(DeadlineExceeded, match=r"took longer than 0\.3 s"):
                 await link.fetch(ref, tmp_path / "target", deadline_s=0.3)
@@ -233,33 +242,35 @@ async def test_the_handler_may_say_that_all_is_there(
     assert network.handler.said("pushed") == []
 
 
-async def test_a_large_payload_that_is_there_already_is_not_sent_again(network: SmallNetwork, tmp_path: Path) -> None:
+async def test_a_large_payload_that_is_there_already_is_not_sent_again(
+    grpc_network: SmallNetwork, tmp_path: Path
+) -> None:
     data = os.urandom(8 << 20)
     source = file_with(tmp_path, data)
-    async with BreakableProxy(network.address) as proxy:
-        network.directory.places = {"red": proxy.address}
-        async with attached(network) as link:
+    async with BreakableProxy(grpc_network.address) as proxy:
+        grpc_network.directory.places = {"red": proxy.address}
+        async with attached(grpc_network) as link:
             await link.push("ord-1", source, ref_of(data), deadline_s=10)
             before = proxy.up_bytes
             await link.push("ord-1", source, ref_of(data), deadline_s=10)
             assert proxy.up_bytes - before < 10_000
 
 
-async def test_a_push_goes_on_where_the_connection_broke(network: SmallNetwork, tmp_path: Path) -> None:
+async def test_a_push_goes_on_where_the_connection_broke(grpc_network: SmallNetwork, tmp_path: Path) -> None:
     data = os.urandom(8 << 20)
     source = file_with(tmp_path, data)
-    async with BreakableProxy(network.address) as proxy:
-        network.directory.places = {"red": proxy.address}
-        async with network.link() as link:
+    async with BreakableProxy(grpc_network.address) as proxy:
+        grpc_network.directory.places = {"red": proxy.address}
+        async with grpc_network.link() as link:
             events = aiter(link)
             await anext(events)
             proxy.cut_up_after = 5 << 20
             with pytest.raises(Unreachable):
                 await link.push("ord-1", source, ref_of(data), deadline_s=10)
-            assert network.handler.said("pushed") == []
+            assert grpc_network.handler.said("pushed") == []
             await eventually(lambda: link.attached)
             await link.push("ord-1", source, ref_of(data), deadline_s=10)
-    assert network.handler.payloads == {("ord-1", "c1"): data}
+    assert grpc_network.handler.payloads == {("ord-1", "c1"): data}
     assert proxy.up_bytes < (8 << 20) + (4 << 20), "it began anew"
 
 

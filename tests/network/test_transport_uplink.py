@@ -92,7 +92,9 @@ class RawNode:
 async def test_the_welcome_comes_first_and_what_attached_sends_follows(network: SmallNetwork) -> None:
     network.handler.first = lambda child: child.send(Close(order_id="ord-1"))
     async with RawNode(network.address, network.credential()) as node:
-        assert await node.attach() == Welcome(name="red", heartbeat_s=10.0, late_digests=True)
+        assert await node.attach() == Welcome(
+            name="red", heartbeat_s=10.0, late_digests=True, blob_key=network.uplink.blob_key
+        )
         assert await node.hear() == Close(order_id="ord-1")
         [said] = network.handler.said("attached")
         assert said == hello()
@@ -316,7 +318,9 @@ async def test_the_old_attachment_is_let_go_before_the_new_one_is_taken_in(netwo
         assert network.uplink.children == (child,)
         assert len(network.handler.said("attached")) == 1
         network.handler.hold_received.set()
-        assert await new.hear() == Welcome(name="red", heartbeat_s=10.0, late_digests=True)
+        assert await new.hear() == Welcome(
+            name="red", heartbeat_s=10.0, late_digests=True, blob_key=network.uplink.blob_key
+        )
         calls = [call for call, _, _ in network.handler.calls]
         assert calls == ["attached", "received", "detached", "attached"]
 

@@ -35,9 +35,9 @@ def room(*limits_and_wanted: int) -> tuple[list[object], list[dict[str, object]]
 
 def test_the_soft_limit_is_raised_as_far_as_the_capacity_needs() -> None:
     answer, logs = room(256, 4096, 1000)
-    assert answer == [1000, 2256, 4096]
+    assert answer == [1000, 2512, 4096]
     (raised,) = logs
-    assert (raised["event"], raised["before"], raised["now"]) == ("descriptor limit raised", 256, 2256)
+    assert (raised["event"], raised["before"], raised["now"]) == ("descriptor limit raised", 256, 2512)
 
 
 def test_what_is_enough_is_left_alone() -> None:
@@ -45,11 +45,11 @@ def test_what_is_enough_is_left_alone() -> None:
 
 
 def test_the_capacity_is_lowered_to_what_the_hard_limit_allows() -> None:
-    answer, logs = room(256, 1256, 1000)
-    assert answer == [500, 1256, 1256]
+    answer, logs = room(256, 1512, 1000)
+    assert answer == [500, 1512, 1512]
     lowered = logs[-1]
     assert lowered["level"] == "warning"
-    assert [lowered[name] for name in ("capacity", "wanted", "descriptors", "needed")] == [500, 1000, 1256, 2256]
+    assert [lowered[name] for name in ("capacity", "wanted", "descriptors", "needed")] == [500, 1000, 1512, 2512]
 
 
 def test_a_process_that_can_serve_nobody_does_not_start() -> None:

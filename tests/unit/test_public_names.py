@@ -304,6 +304,7 @@ PUBLIC: dict[str, list[str]] = {
     "runnel.transport": [
         "Address",
         "Attached",
+        "BlobServer",
         "Child",
         "ClientTls",
         "Detached",

@@ -39,7 +39,7 @@ from runnel.transport import (
 )
 from runnel.transport.addresses import own_host_towards
 from runnel.transport.chunks import CHUNK_BYTES, QUEUED_BYTES, read_chunks, receive_into
-from runnel.transport.status import METADATA_KEY, _shortened, error_of_problem, from_rpc_error
+from runnel.transport.status import METADATA_KEY, error_of_problem, error_wire, from_rpc_error
 from runnel.transport.tls import ClientTls, ServerTls
 
 pytestmark = pytest.mark.unit
@@ -73,7 +73,7 @@ def _rpc_error(code: grpc.StatusCode, details: str = "", *metadata: tuple[str, b
 @pytest.mark.parametrize("kind", ERRORS)
 def test_an_error_survives_the_wire(kind: type[RunnelError]) -> None:
     error = kind("what came", hint="what to do", client="hospital-a", size=7)
-    came = from_rpc_error(_rpc_error(STATUS[kind][0], "", (METADATA_KEY, _shortened(error))), peer="p")
+    came = from_rpc_error(_rpc_error(STATUS[kind][0], "", (METADATA_KEY, error_wire(error))), peer="p")
     assert type(came) is kind
     told = "p: what came" if kind is errors.StorageFull else "what came"  # whose folder it is, nobody further up knows
     assert came.as_wire() == error.as_wire() | {"message": told}
@@ -94,7 +94,7 @@ def test_an_error_survives_http(kind: type[RunnelError]) -> None:
 def test_an_error_of_any_size_fits_the_metadata(message: str, fields: dict[str, str]) -> None:
     error = RunnelError(message)
     error.fields = dict(fields)
-    data = _shortened(error)
+    data = error_wire(error)
     assert len(data) <= 4096
     assert RunnelError.from_wire(json.loads(data)).message == message[: len(json.loads(data)["message"])]
 

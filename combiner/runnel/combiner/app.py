@@ -20,7 +20,15 @@ from runnel.common.endpoints import note_attachment, remove_endpoints, write_end
 from runnel.common.errors import Unreachable
 from runnel.common.metrics import LoopLag, MetricsServer
 from runnel.common.protocol import Hello, NodeKind
-from runnel.transport import DirectoryServer, NodeIdentity, RpcServer, UplinkLink, UplinkServer, parse_address
+from runnel.transport import (
+    BlobServer,
+    DirectoryServer,
+    NodeIdentity,
+    RpcServer,
+    UplinkLink,
+    UplinkServer,
+    parse_address,
+)
 from runnel.transport.addresses import own_host_towards
 from runnel.transport.credentials import CredentialVerifier
 from runnel.transport.way_up import client_tls, load_or_create_identity, require_loopback, server_tls
@@ -98,7 +106,8 @@ async def serve_combiner(settings: CombinerSettings) -> AsyncIterator[tuple[Comb
             relay = JoinRelay(identity.name, settings.network, tls=way_up_tls, allow_plaintext=settings.allow_plaintext)
             services.append(DirectoryServer(await stack.enter_async_context(relay)).service)
         rpc = RpcServer(settings.listen, tls=tls, allow_plaintext=settings.allow_plaintext, services=services)
-        for part in (combiner, rpc, uplink):
+        blobs = BlobServer(uplink, settings.listen, settings.blob_port, told=settings.advertise_blob_port, tls=tls)
+        for part in (combiner, rpc, blobs, uplink):
             await stack.enter_async_context(part)
         bound = parse_address(rpc.address)
         here = await asyncio.to_thread(own_host_towards, parse_address(settings.network)) if bound.everywhere else ""
@@ -111,7 +120,14 @@ async def serve_combiner(settings: CombinerSettings) -> AsyncIterator[tuple[Comb
             stack.callback(lag.close)
             page = combiner_page(combiner, uplink, settings.state, lag)
             await stack.enter_async_context(MetricsServer(page, where.host, where.port))
-        log.info("ready", rpc=rpc.address, name=identity.name, network=settings.network, advertised=combiner.address)
+        log.info(
+            "ready",
+            rpc=rpc.address,
+            blob_port=uplink.blob_port,
+            name=identity.name,
+            network=settings.network,
+            advertised=combiner.address,
+        )
         yield combiner, rpc
 
 

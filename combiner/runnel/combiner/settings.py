@@ -23,6 +23,16 @@ class CombinerSettings(BaseModel):
         description="HOST:PORT that clients are told; by default where it listens, and for all addresses the one from"
         " which it calls the network.",
     )
+    blob_port: int = Field(
+        0,
+        ge=-1,
+        le=65535,
+        description="Port beside gRPC's, on the same address, for blobs of more than a megabyte: a fraction of the"
+        " processor time. 0 picks one; -1: none. Who can't reach it uses gRPC.",
+    )
+    advertise_blob_port: int | None = Field(
+        None, ge=1, le=65535, description="The blob port that nodes are told, if it is published under another number."
+    )
     state: Path = Field(
         Path("combiner-state"), description="Folder for scratch files; nothing in it must outlive the process."
     )

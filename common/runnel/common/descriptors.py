@@ -12,8 +12,8 @@ log = structlog.get_logger()
 
 # Of a node below: its connection, and the file of what it pushes or fetches.
 _EACH = 2
-# The process' own, and connections that are still looked at or refused.
-_OWN = 256
+# The process' own, connections that are still looked at or refused, and those to the blob port.
+_OWN = 512
 
 
 def room_for_nodes(wanted: int) -> int:

@@ -320,13 +320,16 @@ Upward = Hello | Heartbeat | Roster | Progress | LogLines | Report | Released | 
 class Welcome:
     """First message down. ``credential_public_key``: raw Ed25519 key of 32 bytes, for combiners.
 
-    ``late_digests``: whether a push may name its blob at its end.
+    ``late_digests``: whether a push may name its blob at its end. ``blob_port``: where large blobs travel, or
+    0; ``blob_key``: what is shown there.
     """
 
     name: str
     heartbeat_s: float
     credential_public_key: bytes = b""
     late_digests: bool = False
+    blob_port: int = 0
+    blob_key: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

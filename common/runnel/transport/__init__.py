@@ -1,6 +1,7 @@
 """How nodes talk: connections, credentials, chunk streams, the Uplink and the Directory."""
 
 from runnel.transport.addresses import Address, is_loopback, parse_address
+from runnel.transport.blob_server import BlobServer
 from runnel.transport.channels import open_channel
 from runnel.transport.child import Child
 from runnel.transport.directory import DirectoryHandler, DirectoryServer, JoinAsk, Place, join
@@ -18,6 +19,7 @@ __all__ = [
     "STATUS",
     "Address",
     "Attached",
+    "BlobServer",
     "Child",
     "ClientTls",
     "Detached",

@@ -13,12 +13,15 @@ from runnel.common.errors import CapacityExceeded, DeadlineExceeded, IllegalStat
 from runnel.common.protocol import Assignment, Downward, Drain, Heartbeat, Hello, Progress, Report, Upward, Welcome
 from runnel.rpc.v1 import uplink_pb2 as pb
 from runnel.rpc.v1 import uplink_pb2_grpc as pb_grpc
+from runnel.transport.blob_calls import BlobCall, BlobRoute, route_to
 from runnel.transport.chunk_wire import BlobCalls
 from runnel.transport.directory import Place
 from runnel.transport.identity import bearer_metadata
 from runnel.transport.mailbox import Mailbox
 from runnel.transport.messages import downward_from_wire, upward_to_wire
 from runnel.transport.status import rpc_errors
+from runnel.transport.tls import ClientTls
+from runnel.transport.transfer_queue import SMALL_BYTES
 from runnel.transport.within import Within
 
 R = TypeVar("R")
@@ -36,6 +39,8 @@ class Attachment:
 
     Args:
         channel: to the node above.
+        address: of that node, ``HOST:PORT``.
+        tls: whom to trust there; None: plain text.
         place: what the directory said.
         peer: name and address, for messages.
         mailbox_items: most messages that may wait to go up.
@@ -43,7 +48,15 @@ class Attachment:
     """
 
     def __init__(
-        self, channel: grpc.aio.Channel, place: Place, *, peer: str, mailbox_items: int, mailbox_bytes: int
+        self,
+        channel: grpc.aio.Channel,
+        place: Place,
+        *,
+        peer: str,
+        mailbox_items: int,
+        mailbox_bytes: int,
+        address: str,
+        tls: ClientTls | None,
     ) -> None:
         self.place = place
         self.peer = peer
@@ -58,6 +71,9 @@ class Attachment:
         self._outgoing: Mailbox[pb.Upward] = Mailbox(
             items=mailbox_items, size_bytes=mailbox_bytes, size_of=pb.Upward.ByteSize
         )
+        self._address = address
+        self._tls = tls
+        self._route: BlobRoute | None = None
         self._over = asyncio.Event()
         self._call: Any = None
         self._log = structlog.get_logger()
@@ -89,7 +105,16 @@ class Attachment:
             self._call.cancel()
             raise
         self.welcome = welcome
+        self._route = route_to(self._address, welcome, peer=self.peer, tls=self._tls)
         return welcome
+
+    async def calls(self, size_bytes: int) -> BlobCalls | BlobCall:
+        """Return what to fetch or push so much with: gRPC, or if it is large and can be reached the blob port."""
+        if self._route is not None and size_bytes > SMALL_BYTES:
+            call = await self._route.call()
+            if call is not None:
+                return call
+        return self.blobs
 
     def send(self, message: Upward) -> bool:
         """Send ``message`` up, in order, without waiting; False if that is not possible any more."""

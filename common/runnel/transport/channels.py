@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import urllib.request
 from typing import Any
 
 import grpc
@@ -52,6 +53,14 @@ def open_channel(address: str, *, tls: ClientTls | None, allow_plaintext: bool =
         return grpc.aio.secure_channel(str(parsed), tls.credentials(), options=options)
     refuse_plaintext(parsed, allow_plaintext=allow_plaintext, doing="Calling")
     return grpc.aio.insecure_channel(str(parsed), options=options)
+
+
+def behind_proxy(address: Address) -> bool:
+    """Whether gRPC calls ``address`` by way of an HTTP proxy, which the environment names."""
+    if address.loopback:
+        return False
+    proxies = urllib.request.getproxies()
+    return any(kind in proxies for kind in ("grpc", "https", "http")) and not urllib.request.proxy_bypass(address.host)
 
 
 def refuse_plaintext(address: Address, *, allow_plaintext: bool, doing: str) -> None:

@@ -28,15 +28,37 @@ def join_chunk(data: bytes | memoryview, header: bytes = b"") -> bytes:
     >>> join_chunk(b"abc", pb.Chunk(offset=7).SerializeToString())
     b'\\x10\\x07\\x1a\\x03abc'
     """
-    length, size = len(data), bytearray()
+    return b"".join((_before(len(data), header), data))
+
+
+class TakesParts:
+    """A call that takes a message in parts, so that nobody has to join them."""
+
+    async def write(self, *parts: bytes | memoryview) -> None:
+        """Send a message."""
+        raise AssertionError("each kind of call says how")
+
+
+async def write_chunk(call: Any, data: bytes | memoryview, header: bytes = b"") -> None:
+    """Send by ``call`` what :func:`join_chunk` returns."""
+    if isinstance(call, TakesParts):
+        await call.write(_before(len(data), header), data)
+        return
+    message = join_chunk(data, header)
+    del data  # not to hold both, for each of many that fetch or push
+    await call.write(message)
+
+
+def _before(length: int, header: bytes) -> bytes:
+    size = bytearray()
     while length > 0x7F:
         size.append(length & 0x7F | 0x80)
         length >>= 7
     size.append(length)
-    return b"".join((header, bytes((_DATA_TAG,)), size, data))
+    return b"".join((header, bytes((_DATA_TAG,)), size))
 
 
-def split_chunk(message: bytes) -> tuple[pb.Chunk | None, memoryview]:
+def split_chunk(message: bytes | memoryview) -> tuple[pb.Chunk | None, memoryview]:
     """Return the fields of a chunk, or None if it has nothing but data, and its data, which keep ``message`` alive.
 
     Raises:
@@ -51,7 +73,7 @@ def split_chunk(message: bytes) -> tuple[pb.Chunk | None, memoryview]:
                     return None, memoryview(message)[2 + at :]
                 break
     try:
-        chunk = pb.Chunk.FromString(message)
+        chunk = pb.Chunk.FromString(bytes(message))
     except DecodeError as error:
         raise CorruptData(
             f"A message of {len(message):,} bytes came that is not a chunk of a blob: {error}.",

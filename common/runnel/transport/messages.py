@@ -236,6 +236,8 @@ def downward_to_wire(message: Downward) -> pb.Downward:
                 heartbeat_ms=_milliseconds(message.heartbeat_s),
                 credential_public_key=message.credential_public_key,
                 late_digests=message.late_digests,
+                blob_port=message.blob_port,
+                blob_key=message.blob_key,
             )
             return pb.Downward(welcome=welcome)
         case Assignment():
@@ -305,6 +307,8 @@ def _welcome_from_wire(wire: pb.Welcome) -> Welcome:
         heartbeat_s=wire.heartbeat_ms / 1000,
         credential_public_key=wire.credential_public_key,
         late_digests=wire.late_digests,
+        blob_port=wire.blob_port,
+        blob_key=wire.blob_key,
     )
 
 

@@ -130,18 +130,18 @@ class RpcServer:
 
     def _bind(self, server: grpc.aio.Server, credentials: grpc.ServerCredentials | None) -> int:
         address = str(self._listen)
-        if self._listen.port and (problem := _listen_error(self._listen)) is not None:
+        if self._listen.port and (problem := listen_error(self._listen)) is not None:
             raise problem  # gRPC would print it in its own words too
         try:
             if credentials is None:
                 return server.add_insecure_port(address)
             return server.add_secure_port(address, credentials)
         except RuntimeError as error:
-            problem = _listen_error(self._listen)
+            problem = listen_error(self._listen)
             raise problem or BadSettings(f"Can't listen on {address}: {error}.", address=address) from error
 
 
-def _listen_error(address: Address) -> RunnelError | None:
+def listen_error(address: Address) -> RunnelError | None:
     """Find out why ``address`` can't be listened on, of which gRPC tells only that; None: it can."""
     try:
         family, kind, _, _, place = socket.getaddrinfo(

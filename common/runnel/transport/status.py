@@ -135,8 +135,11 @@ def error_of_problem(problem: Mapping[str, Any]) -> RunnelError:
 # ---- the side that is called
 
 
-def _shortened(error: RunnelError) -> bytes:
-    """Return the JSON of the error, shortened where it would not fit: log tails first, then the message."""
+def error_wire(error: RunnelError) -> bytes:
+    """Return JSON of ``error`` for its caller, at most 4 KiB: shortened if need be, log tails first, then the message.
+
+    :func:`told_error` is its inverse.
+    """
     wire = error.as_wire()
     for limit in (None, 1500, 400):
         if limit is not None:
@@ -155,7 +158,7 @@ def _shortened(error: RunnelError) -> bytes:
 async def abort(context: grpc.aio.ServicerContext[Any, Any], error: RunnelError) -> NoReturn:
     """End the call with ``error``."""
     code, _ = status_of(error)
-    await context.abort(code, str(error)[:_DETAILS_LIMIT], ((METADATA_KEY, _shortened(error)),))
+    await context.abort(code, str(error)[:_DETAILS_LIMIT], ((METADATA_KEY, error_wire(error)),))
     raise AssertionError("abort always raises")
 
 
@@ -225,6 +228,15 @@ def unexpected(log: Any, **fields: Any) -> RunnelError:
 # ---- the side that calls
 
 
+def told_error(wire: str | bytes, *, peer: str) -> RunnelError:
+    """Return the error that the peer raised. Raises ValueError, TypeError or AttributeError if ``wire`` is none."""
+    told = RunnelError.from_wire(json.loads(wire))
+    if isinstance(told, errors.StorageFull):
+        # It names a folder, and of those who read it on its way only this side knows whose folder that is.
+        told.message = f"{peer}: {told.message}"
+    return told
+
+
 def from_rpc_error(error: grpc.aio.AioRpcError, *, peer: str) -> RunnelError:
     """Return the error that the peer raised, or the nearest one that says what happened to the call.
 
@@ -235,13 +247,9 @@ def from_rpc_error(error: grpc.aio.AioRpcError, *, peer: str) -> RunnelError:
     for key, value in error.trailing_metadata() or ():
         if key == METADATA_KEY:
             try:
-                told = RunnelError.from_wire(json.loads(value))
+                return told_error(value, peer=peer)
             except (ValueError, TypeError, AttributeError):
                 break  # not written by Runnel: the status code says enough
-            if isinstance(told, errors.StorageFull):
-                # It names a folder, and of those who read it on its way only this side knows whose folder that is.
-                told.message = f"{peer}: {told.message}"
-            return told
     code = error.code()
     kind = _BY_CODE.get(code, RunnelError)
     details = (error.details() or "").strip()

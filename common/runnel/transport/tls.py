@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +38,20 @@ class ServerTls:
         key = _read(self.key_file, "TLS key")
         return grpc.ssl_server_credentials([(key, chain)])
 
+    def context(self) -> ssl.SSLContext:
+        """Read the files for what is served without gRPC.
+
+        Raises:
+            BadSettings: one can't be read, or the two don't belong together.
+        """
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        try:
+            context.load_cert_chain(self.cert_file, self.key_file, password="")
+        except (OSError, ssl.SSLError) as error:
+            what = f"The TLS certificate {self.cert_file} with the key {self.key_file} can't be used: {error}."
+            raise BadSettings(what, key="tls_cert") from error
+        return context
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientTls:
@@ -52,3 +67,7 @@ class ClientTls:
         """
         roots = None if self.ca_file is None else _read(self.ca_file, "TLS authority file")
         return grpc.ssl_channel_credentials(root_certificates=roots)
+
+    def context(self) -> ssl.SSLContext:
+        """Read the file for what is called without gRPC; None stands for the authorities of this system."""
+        return ssl.create_default_context(cafile=self.ca_file)

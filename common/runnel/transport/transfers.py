@@ -22,7 +22,8 @@ from runnel.common.errors import (
 from runnel.common.protocol import BlobRef
 from runnel.rpc.v1 import uplink_pb2 as pb
 from runnel.transport.attachment import Attachment
-from runnel.transport.chunk_wire import BlobCalls, join_chunk, split_chunk
+from runnel.transport.blob_calls import BlobCall
+from runnel.transport.chunk_wire import BlobCalls, split_chunk, write_chunk
 from runnel.transport.chunks import CHUNK_BYTES, QUEUED_BYTES, read_chunks, receive_into
 from runnel.transport.identity import bearer_metadata
 from runnel.transport.status import rpc_errors
@@ -60,7 +61,13 @@ async def fetch_blob(
         held = file.held
         try:
             await attachment.while_attached(
-                fetch_once(attachment.blobs, file, credential=attachment.credential, peer=attachment.peer, relay=relay)
+                fetch_once(
+                    await attachment.calls(file.ref.size_bytes - file.held),
+                    file,
+                    credential=attachment.credential,
+                    peer=attachment.peer,
+                    relay=relay,
+                )
             )
             await in_thread(file.finish)
         except CorruptData:
@@ -105,7 +112,7 @@ async def push_blob(attachment: Attachment, order_id: str, source: Source, ref: 
     while True:
         try:
             held, complete = await push_once(
-                attachment.blobs,
+                await attachment.calls(0 if offset is None else ref.size_bytes - offset),
                 order_id,
                 source,
                 ref,
@@ -153,7 +160,7 @@ async def push_named(
         if takes_late and not first and size_bytes > CHUNK_BYTES:
             try:
                 _, complete = await push_once(
-                    attachment.blobs,
+                    await attachment.calls(size_bytes),
                     order_id,
                     source,
                     BlobRef(size_bytes=size_bytes),
@@ -199,7 +206,7 @@ async def ask_push(attachment: Attachment, order_id: str, ref: BlobRef) -> bool:
 
 
 async def fetch_once(
-    calls: BlobCalls, file: SpoolFile, *, credential: str, peer: str, relay: Relay | None = None
+    calls: BlobCalls | BlobCall, file: SpoolFile, *, credential: str, peer: str, relay: Relay | None = None
 ) -> None:
     """Fetch what is missing of ``file``. Whatever happens, what came stays in it and it can be continued.
 
@@ -234,7 +241,7 @@ async def fetch_once(
 
 
 async def push_once(
-    calls: BlobCalls,
+    calls: BlobCalls | BlobCall,
     order_id: str,
     source: Source,
     ref: BlobRef,
@@ -268,10 +275,10 @@ async def push_once(
                     chunks = read_chunks(source, offset, ref.size_bytes, first_bytes=first)
                     try:
                         async for data in chunks:
-                            message = join_chunk(data, header)
-                            del data
-                            await call.write(message)
-                            del message
+                            writing = write_chunk(call, data, header)
+                            del data  # as there
+                            await writing
+                            del writing
                             reach(CrashPoint.PAYLOAD_HALF_PUSHED)
                             if header and first == QUEUED_BYTES:
                                 await _its_turn(call)

@@ -372,7 +372,7 @@ class UplinkLink:
         """Attach and stay until the end; return the name to avoid next, and what went wrong, if anything did."""
         address = place.address or self._network
         async with AsyncExitStack() as stack:
-            channel = self._directory
+            channel, tls = self._directory, self._tls
             if channel is None or address != self._network:
                 tls = (self._tls or ClientTls()) if place.tls else None
                 try:
@@ -391,6 +391,8 @@ class UplinkLink:
                 peer=f"{place.attach_to or 'the node'} at {address}",
                 mailbox_items=self._mailbox_items,
                 mailbox_bytes=self._mailbox_bytes,
+                address=address,
+                tls=tls,
             )
             try:
                 welcome = await attachment.open(self._hello())

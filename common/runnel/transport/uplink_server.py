@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -32,7 +33,7 @@ from runnel.rpc.v1 import uplink_pb2_grpc as pb_grpc
 from runnel.transport.asking import AskHandler, answer
 from runnel.transport.authority import require_authority
 from runnel.transport.child import Child
-from runnel.transport.chunk_wire import UPLINK_SERVICE, Messages, add_uplink, join_chunk, split_chunk
+from runnel.transport.chunk_wire import UPLINK_SERVICE, Messages, add_uplink, split_chunk, write_chunk
 from runnel.transport.chunks import CHUNK_BYTES, MAX_CHUNK_BYTES, read_chunks, receive_into
 from runnel.transport.identity import NodeIdentity, bearer
 from runnel.transport.messages import downward_to_wire, upward_from_wire
@@ -139,6 +140,8 @@ class UplinkServer(pb_grpc.UplinkServicer):
         self._pushed: dict[str, deque[tuple[str, str]]] = {}  # orders and digests by node
         self._tasks: asyncio.TaskGroup | None = None
         self._stack = AsyncExitStack()
+        self.blob_port = 0  # where large blobs are served beside gRPC; 0: nowhere
+        self.blob_key = secrets.token_hex(8)  # by which callers there know that they reached this node
         self.served_bytes = self.received_bytes = 0  # by fetches and pushes, since the process began
         self._log = structlog.get_logger()
 
@@ -151,6 +154,10 @@ class UplinkServer(pb_grpc.UplinkServicer):
     def children(self) -> tuple[Child, ...]:
         """Who is attached now."""
         return tuple(self._by_name.values())
+
+    def identify(self, context: Context) -> NodeIdentity:
+        """Return who calls. Raises ``Unauthenticated`` if the credential is not good."""
+        return self._verifier.verify(bearer(context))
 
     def register(self, server: grpc.aio.Server) -> None:
         """Add this servicer to ``server``."""
@@ -199,7 +206,7 @@ class UplinkServer(pb_grpc.UplinkServicer):
         # Refusing before the first message is read would lose the refusal: gRPC forgets the status of a stream that
         # ends while the caller writes to it.
         wire = await self._first(request_iterator)
-        identity = self._verifier.verify(bearer(context))
+        identity = self.identify(context)
         self._group()
         hello = self._hello(wire, identity)
         await self._end_older(identity)
@@ -253,7 +260,14 @@ class UplinkServer(pb_grpc.UplinkServicer):
         identity = child.identity
         try:
             try:
-                child.send(replace(self._handler.welcome(child), late_digests=True))
+                child.send(
+                    replace(
+                        self._handler.welcome(child),
+                        late_digests=True,
+                        blob_port=self.blob_port,
+                        blob_key=self.blob_key,
+                    )
+                )
                 await self._handler.attached(child, hello)
             except RunnelError as error:
                 self._log.warning("node refused", node=identity.name, error=error.code, detail=str(error))
@@ -297,7 +311,7 @@ class UplinkServer(pb_grpc.UplinkServicer):
     async def Fetch(  # type: ignore[override]  # noqa: N802, D102 - the name is the wire's, and documented there
         self, request: pb.FetchRequest, context: Context
     ) -> None:
-        identity = self._verifier.verify(bearer(context))
+        identity = self.identify(context)
         ref = blob_from_wire(request.blob)
         offset = request.offset
         if offset > ref.size_bytes:
@@ -315,10 +329,10 @@ class UplinkServer(pb_grpc.UplinkServicer):
             return
         async with aclosing(read_chunks(source, offset, ref.size_bytes)) as chunks:
             async for data in chunks:
-                size, message = len(data), join_chunk(data, header)
-                del data  # not to hold both, for each of many that fetch
-                await context.write(message)
-                del message
+                size, writing = len(data), write_chunk(context, data, header)
+                del data  # as there
+                await writing
+                del writing
                 header = b""
                 self.served_bytes += size
                 self._queue.moved(size)
@@ -332,7 +346,7 @@ class UplinkServer(pb_grpc.UplinkServicer):
         message = await self._first(messages)
         header, data = (None, memoryview(b"")) if message is None else split_chunk(message)
         del message
-        identity = self._verifier.verify(bearer(context))
+        identity = self.identify(context)
         self._group()
         if header is None or not header.HasField("blob"):
             raise InvalidInput("The first chunk of a push must name the blob.", field="blob")
@@ -381,7 +395,7 @@ class UplinkServer(pb_grpc.UplinkServicer):
     # ---- Ask
 
     async def Ask(self, request: pb.TaskAsk, context: Context) -> pb.TaskAnswer:  # noqa: N802, D102 - as above
-        return await answer(self._asks, self._verifier.verify(bearer(context)), request, context)
+        return await answer(self._asks, self.identify(context), request, context)
 
     # ----
 

@@ -39,7 +39,7 @@ from runnel.reducer.store.database_url import database_url, sqlite_file
 from runnel.reducer.store.journal import Journal
 from runnel.reducer.store.state_lock import StateLock
 from runnel.reducer.uploads import Uploads
-from runnel.transport import DirectoryServer, RpcServer, UplinkServer, parse_address
+from runnel.transport import BlobServer, DirectoryServer, RpcServer, UplinkServer, parse_address
 from runnel.transport.credentials import CredentialIssuer, CredentialVerifier, load_or_create_key
 from runnel.transport.way_up import require_loopback, server_tls
 
@@ -172,8 +172,9 @@ async def serve_reducer(settings: ReducerSettings) -> AsyncIterator[ReducerServe
             ),
             max_blob_bytes=settings.max_result_bytes,
         )
-        await stack.enter_async_context(rpc)
-        await stack.enter_async_context(uplink)
+        port, told = settings.blob_port, settings.advertise_blob_port
+        for part in (rpc, BlobServer(uplink, settings.rpc, port, told=told, tls=tls), uplink):
+            await stack.enter_async_context(part)
         lag = LoopLag()
         stack.callback(lag.close)
         api = create_app(
@@ -189,7 +190,14 @@ async def serve_reducer(settings: ReducerSettings) -> AsyncIterator[ReducerServe
         called = [str(parse_address(address).to_call()) for address in (rpc.address, http.address)]
         write_endpoints(state, rpc=called[0], http=called[1], tls=tls is not None)
         stack.callback(remove_endpoints, state)
-        log.info("ready", rpc=rpc.address, http=http.url, state=str(state), insecure=settings.insecure)
+        log.info(
+            "ready",
+            rpc=rpc.address,
+            blob_port=uplink.blob_port,
+            http=http.url,
+            state=str(state),
+            insecure=settings.insecure,
+        )
         yield ReducerServer(rpc, http, engine)
         log.info("stopping")
 

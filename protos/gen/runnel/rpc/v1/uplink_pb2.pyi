@@ -1097,6 +1097,8 @@ class Welcome(_message.Message):
     HEARTBEAT_MS_FIELD_NUMBER: _builtins.int
     CREDENTIAL_PUBLIC_KEY_FIELD_NUMBER: _builtins.int
     LATE_DIGESTS_FIELD_NUMBER: _builtins.int
+    BLOB_PORT_FIELD_NUMBER: _builtins.int
+    BLOB_KEY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """of the node that answers"""
     heartbeat_ms: _builtins.int
@@ -1105,6 +1107,10 @@ class Welcome(_message.Message):
     """combiners: Ed25519 key (32 bytes) that verifies credentials of nodes below"""
     late_digests: _builtins.bool
     """a push may name its blob at its end"""
+    blob_port: _builtins.int
+    """of the same host: large blobs are fetched and pushed there; 0: over gRPC"""
+    blob_key: _builtins.str
+    """of this node, to be shown there: another node may listen behind the same address"""
     def __init__(
         self,
         *,
@@ -1112,10 +1118,12 @@ class Welcome(_message.Message):
         heartbeat_ms: _builtins.int = ...,
         credential_public_key: _builtins.bytes = ...,
         late_digests: _builtins.bool = ...,
+        blob_port: _builtins.int = ...,
+        blob_key: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["credential_public_key", b"credential_public_key", "heartbeat_ms", b"heartbeat_ms", "late_digests", b"late_digests", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob_key", b"blob_key", "blob_port", b"blob_port", "credential_public_key", b"credential_public_key", "heartbeat_ms", b"heartbeat_ms", "late_digests", b"late_digests", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -70,7 +70,10 @@ class UplinkServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Fetch(self, request, context):
-        """Streams a blob (a model or a package) from `offset` to its end. The receiver verifies length and digest and may
+        """Fetch and Push of large blobs may go over connections to the `blob_port` of the welcome instead, one for each call,
+        with the same messages in frames (transport/blob_connection.py).
+
+        Streams a blob (a model or a package) from `offset` to its end. The receiver verifies length and digest and may
         resume at any offset, here or at another node that has the same blob. The node may still be fetching it itself: if
         that turns out to be damaged, the stream ends with the error `unreachable` and `begin_anew` among its fields, and
         what came of the blob is to be dropped.

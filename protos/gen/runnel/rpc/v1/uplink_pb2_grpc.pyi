@@ -25,7 +25,10 @@ class UplinkStub:
     The stream ends when either side is gone; a node then asks `Directory.Join` again.
     """
     Fetch: _aio.UnaryStreamMultiCallable[_uplink_pb2.FetchRequest, _uplink_pb2.Chunk]
-    """Streams a blob (a model or a package) from `offset` to its end. The receiver verifies length and digest and may
+    """Fetch and Push of large blobs may go over connections to the `blob_port` of the welcome instead, one for each call,
+    with the same messages in frames (transport/blob_connection.py).
+
+    Streams a blob (a model or a package) from `offset` to its end. The receiver verifies length and digest and may
     resume at any offset, here or at another node that has the same blob. The node may still be fetching it itself: if
     that turns out to be damaged, the stream ends with the error `unreachable` and `begin_anew` among its fields, and
     what came of the blob is to be dropped.
@@ -62,7 +65,10 @@ class UplinkServicer(metaclass=_abc_1.ABCMeta):
         request: _uplink_pb2.FetchRequest,
         context: _aio.ServicerContext[_uplink_pb2.FetchRequest, _abc.AsyncIterator[_uplink_pb2.Chunk]],
     ) -> _abc.AsyncIterator[_uplink_pb2.Chunk]:
-        """Streams a blob (a model or a package) from `offset` to its end. The receiver verifies length and digest and may
+        """Fetch and Push of large blobs may go over connections to the `blob_port` of the welcome instead, one for each call,
+        with the same messages in frames (transport/blob_connection.py).
+
+        Streams a blob (a model or a package) from `offset` to its end. The receiver verifies length and digest and may
         resume at any offset, here or at another node that has the same blob. The node may still be fetching it itself: if
         that turns out to be damaged, the stream ends with the error `unreachable` and `begin_anew` among its fields, and
         what came of the blob is to be dropped.
