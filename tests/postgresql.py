@@ -6,12 +6,12 @@ import contextlib
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.lasting_port import lasting_port
 from tests.needs import needs
 
 USER = "runnel"
@@ -56,7 +56,7 @@ class Cluster:
             self._as = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", "--"]
             shutil.chown(self._folder, "postgres", "postgres")
         self._folder.chmod(0o755)
-        self.port = _lasting_port()
+        self.port = lasting_port()
         password = self._folder / "password"
         password.write_text(PASSWORD)
         data = str(self._folder / "data")
@@ -121,12 +121,3 @@ class Cluster:
                 path.read_text()[-3000:] for path in (self._folder / "output", self._folder / "log") if path.exists()
             ]
             raise AssertionError(f"{program} {arguments[-1]} ended with {ended.returncode}:\n" + "\n".join(told))
-
-
-def _lasting_port() -> int:
-    """Return a free port that nobody gets for a connection while the server is stopped: below the ephemeral ones."""
-    while True:
-        port = 20_000 + secrets.randbelow(12_000)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import secrets
 import signal
-import socket
 import sys
 import threading
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
 from runnel.common.endpoints import read_endpoints
 from tests.chaos.proxy import Fault, FaultyProxy, Way
+from tests.lasting_port import lasting_port
 from tests.process.process_network import ProcessNetwork
 
 
@@ -122,12 +120,3 @@ class ProxiedNetwork(ProcessNetwork):
     def _follow(self, name: str) -> None:
         """Let the proxy of a node that was started again forward to its new port."""
         self.proxies[name].rpc.target = str(read_endpoints(self.folder / name).rpc)
-
-
-def lasting_port() -> int:
-    """Return a free port that nobody gets for a connection while its server is away: below the ephemeral ones."""
-    while True:
-        port = 20_000 + secrets.randbelow(12_000)
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port

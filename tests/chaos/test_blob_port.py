@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 from tests.chaos.large_network import WHOLE, LargeNetwork, Round
-from tests.chaos.proxied_network import lasting_port
 from tests.chaos.proxy import Fault, Way
 from tests.eventually import eventually_blocking
+from tests.lasting_port import lasting_port
 
 MODEL_BYTES = 16 << 20
 ROUND_S = 100.0

@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from runnel.cli.component_options import (
+    AdvertiseBlobPortOption,
+    BlobPortOption,
     CaOption,
     CertOption,
     ConfigOption,
@@ -33,6 +35,8 @@ def combiner(
     advertise: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="What clients are told; by default where it listens.")
     ] = None,
+    blob_port: BlobPortOption = None,
+    advertise_blob_port: AdvertiseBlobPortOption = None,
     state: Annotated[Path | None, typer.Option(metavar="DIR", help="Scratch space. [default: combiner-state]")] = None,
     name: Annotated[str | None, typer.Option(help="Name in the network, kept in DIR. [default: combiner-…]")] = None,
     parent: Annotated[
@@ -67,6 +71,8 @@ def combiner(
         "network": network,
         "listen": listen,
         "advertise": advertise,
+        "blob_port": blob_port,
+        "advertise_blob_port": advertise_blob_port,
         "state": state,
         "name": name,
         "parent": parent,

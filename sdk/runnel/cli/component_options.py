@@ -55,6 +55,16 @@ CaOption = Annotated[
 ]
 CertOption = Annotated[Path | None, typer.Option("--tls-cert", metavar="FILE", help="Certificate chain (PEM).")]
 KeyOption = Annotated[Path | None, typer.Option("--tls-key", metavar="FILE", help="Private key (PEM).")]
+BlobPortOption = Annotated[
+    int | None,
+    typer.Option(
+        "--blob-port", metavar="PORT", help="Where large blobs are moved, past gRPC; -1: nowhere. [default: a free one]"
+    ),
+]
+AdvertiseBlobPortOption = Annotated[
+    int | None,
+    typer.Option("--advertise-blob-port", metavar="PORT", help="What nodes are told, if it is published as another."),
+]
 MetricsOption = Annotated[
     str | None,
     typer.Option("--metrics", metavar="HOST:PORT", help="Serve metrics for Prometheus there; by default nowhere."),

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from runnel.cli.component_options import (
+    AdvertiseBlobPortOption,
+    BlobPortOption,
     CertOption,
     ConfigOption,
     Format,
@@ -43,6 +45,8 @@ def run(
     http: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Where people and programs ask. [default: 127.0.0.1:7480]")
     ] = None,
+    blob_port: BlobPortOption = None,
+    advertise_blob_port: AdvertiseBlobPortOption = None,
     state: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Database, models and packages. [default: reducer-state]")
     ] = None,
@@ -125,6 +129,8 @@ def run(
     flags: dict[str, Any] = {
         "rpc": rpc,
         "http": http,
+        "blob_port": blob_port,
+        "advertise_blob_port": advertise_blob_port,
         "state": state,
         "database": database,
         "blobs": blobs,
