@@ -363,3 +363,31 @@ async def test_one_that_is_gone_is_noticed_while_it_is_written_to() -> None:
         far.abort()
         with pytest.raises(Unreachable):
             await asyncio.wait_for(writing, 5)
+
+
+class Hole(asyncio.Transport):
+    """Takes everything at once and lets it fall, as asyncio's do between the loss of a connection and its news."""
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        pass
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        pass
+
+    def abort(self) -> None:
+        pass
+
+
+async def test_who_writes_without_ever_waiting_leaves_others_their_turn() -> None:
+    async def write_all() -> None:
+        for _ in range(100):
+            await connection.write(Frame.MESSAGE, b"a piece")
+
+    connection = BlobConnection("the peer", most_bytes=1 << 20)
+    connection.connection_made(Hole())
+    writing = asyncio.ensure_future(write_all())
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    connection.connection_lost(None)
+    with pytest.raises(Unreachable):
+        await writing

@@ -126,7 +126,9 @@ class BlobConnection(asyncio.BufferedProtocol):
         self._transport.write(b"".join((_HEADER.pack(kind, sum(map(len, parts))), *parts[:-1])))
         if parts and parts[-1]:
             self._transport.write(parts[-1])
-        await self._writable()
+        # Who writes on without ever waiting keeps the event loop from everybody else, also from the news that the
+        # connection is lost: what is written then goes nowhere.
+        await (self._writable() if self._held_up else asyncio.sleep(0))
 
     async def _writable(self) -> None:
         while self._error is None and self._held_up:
