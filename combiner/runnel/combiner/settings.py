@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from runnel.common.ids import valid_name
-from runnel.common.settings import OWN_PREFIX_ONLY, Bytes, checked
+from runnel.common.settings import OWN_PREFIX_ONLY, AdvertisedBlobPort, BlobPort, Bytes, checked
 
 
 class CombinerSettings(BaseModel):
@@ -23,16 +23,8 @@ class CombinerSettings(BaseModel):
         description="HOST:PORT that clients are told; by default where it listens, and for all addresses the one from"
         " which it calls the network.",
     )
-    blob_port: int = Field(
-        0,
-        ge=-1,
-        le=65535,
-        description="Port beside gRPC's, on the same address, for blobs of more than a megabyte: a fraction of the"
-        " processor time. 0 picks one; -1: none. Who can't reach it uses gRPC.",
-    )
-    advertise_blob_port: int | None = Field(
-        None, ge=1, le=65535, description="The blob port that nodes are told, if it is published under another number."
-    )
+    blob_port: BlobPort = 0
+    advertise_blob_port: AdvertisedBlobPort = None
     state: Path = Field(
         Path("combiner-state"), description="Folder for scratch files; nothing in it must outlive the process."
     )

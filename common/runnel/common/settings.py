@@ -25,7 +25,16 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, SecretStr, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    Field,
+    SecretStr,
+    TypeAdapter,
+    ValidationError,
+)
 from pydantic_core import ErrorDetails, PydanticCustomError, PydanticUndefined
 
 from runnel.common.errors import BadSettings, RunnelError
@@ -51,6 +60,23 @@ def _size(value: object) -> object:
 
 Bytes = Annotated[int, BeforeValidator(_size)]
 """A number of bytes, as an integer or as text with a unit: ``536870912``, ``"512MiB"``, ``"2GB"``."""
+
+BlobPort = Annotated[
+    int,
+    Field(
+        ge=-1,
+        le=65535,
+        description="Port beside gRPC's, on the same address, for blobs of more than a megabyte: a fraction of the"
+        " processor time. 0 picks one; -1: none. Who can't reach it uses gRPC.",
+    ),
+]
+"""Where a reducer or combiner moves large blobs."""
+
+AdvertisedBlobPort = Annotated[
+    int | None,
+    Field(ge=1, le=65535, description="The blob port that nodes are told, if it is published under another number."),
+]
+"""The same as nodes are told it; None: as it is."""
 
 
 def checked(check: Callable[[Any], Any]) -> AfterValidator:

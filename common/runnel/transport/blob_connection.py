@@ -44,6 +44,9 @@ class Frame(IntEnum):
     PING = 6
 
 
+_KINDS = {int(kind): kind for kind in Frame}
+
+
 class BlobConnection(asyncio.BufferedProtocol):
     """One end of a connection.
 
@@ -198,13 +201,13 @@ class BlobConnection(asyncio.BufferedProtocol):
 
     def _take_header(self) -> None:
         number, length = _HEADER.unpack(self._head)
-        if number not in set(Frame) or length > self.most_bytes:
+        self._kind = _KINDS.get(number)
+        if self._kind is None or length > self.most_bytes:
             raise CorruptData(
                 f"{self.peer} sent a frame of kind {number} and {length:,} bytes; those of at most "
                 f"{self.most_bytes:,} and the kinds 1 to {len(Frame)} are understood.",
                 peer=self.peer,
             )
-        self._kind = Frame(number)
         if length <= SMALL_BYTES:
             self._content = memoryview(bytearray(length))
         else:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from runnel.common.errors import InvalidInput
 from runnel.common.ids import valid_name
-from runnel.common.settings import OWN_PREFIX_ONLY, Bytes, checked
+from runnel.common.settings import OWN_PREFIX_ONLY, AdvertisedBlobPort, BlobPort, Bytes, checked
 from runnel.compute_package import read_public_key
 
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:[0-9]{1,5})?")
@@ -37,16 +37,8 @@ class ReducerSettings(BaseModel):
     rpc: str = Field(
         "127.0.0.1:7400", description="HOST:PORT on which combiners and clients are served; port 0 picks one."
     )
-    blob_port: int = Field(
-        0,
-        ge=-1,
-        le=65535,
-        description="Port beside gRPC's, on the same address, for blobs of more than a megabyte: a fraction of the"
-        " processor time. 0 picks one; -1: none. Who can't reach it uses gRPC.",
-    )
-    advertise_blob_port: int | None = Field(
-        None, ge=1, le=65535, description="The blob port that nodes are told, if it is published under another number."
-    )
+    blob_port: BlobPort = 0
+    advertise_blob_port: AdvertisedBlobPort = None
     http: str = Field("127.0.0.1:7480", description="HOST:PORT on which people are served; port 0 picks one.")
     state: Path = Field(Path("reducer-state"), description="Folder of the database, the models and the packages.")
     database: str | None = Field(
