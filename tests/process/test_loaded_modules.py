@@ -36,7 +36,11 @@ ENGINES = {"aiodocker", "aiohttp", "docker"}
 DATA = {"duckdb", "graphql", "httpx", "obstore", "psycopg", "pymysql", "rdflib", "sqlglot"}
 NOWHERE = {*ENGINES, *DATA, "alembic", "mako", "runnel.demo", "runnel.sdk"}
 NOT_BELOW = {"fastapi", "prometheus_client", "sqlalchemy", "starlette", "uvicorn"}
-NOT_IN = {"reducer": NOWHERE, "combiner": NOWHERE | NOT_BELOW, "client": NOWHERE | NOT_BELOW | {"cryptography", "jwt"}}
+NOT_IN = {
+    "reducer": NOWHERE,
+    "combiner": NOWHERE | NOT_BELOW,
+    "client": NOWHERE | NOT_BELOW | {"cryptography", "jwt", "urllib.request"},
+}
 
 
 class ProbedNetwork(ProcessNetwork):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import urllib.request
 from typing import Any
 
 import grpc
@@ -59,8 +58,10 @@ def behind_proxy(address: Address) -> bool:
     """Whether gRPC calls ``address`` by way of an HTTP proxy, which the environment names."""
     if address.loopback:
         return False
-    proxies = urllib.request.getproxies()
-    return any(kind in proxies for kind in ("grpc", "https", "http")) and not urllib.request.proxy_bypass(address.host)
+    from urllib.request import getproxies, proxy_bypass  # with all of HTTP, which most starts need for nothing else
+
+    proxies = getproxies()
+    return any(kind in proxies for kind in ("grpc", "https", "http")) and not proxy_bypass(address.host)
 
 
 def refuse_plaintext(address: Address, *, allow_plaintext: bool, doing: str) -> None:
