@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import os
+import socket
 import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -17,8 +18,8 @@ import trustme
 from runnel.common.errors import Conflict, InvalidInput, RunnelError, Unauthenticated, Unreachable
 from runnel.common.protocol import BlobRef, Welcome
 from runnel.rpc.v1 import uplink_pb2 as pb
-from runnel.transport import BlobServer, ClientTls, ServerTls, blob_server
-from runnel.transport.addresses import parse_address
+from runnel.transport import BlobServer, ClientTls, ServerTls, blob_calls, blob_server
+from runnel.transport.addresses import Address, parse_address
 from runnel.transport.blob_calls import BlobRoute, route_to
 from runnel.transport.blob_connection import MAGIC, SMALL_BYTES, BlobConnection, Frame
 from runnel.transport.identity import bearer_metadata
@@ -164,26 +165,50 @@ async def test_the_blob_port_of_another_node_is_not_taken_for_that_of_this_one(
 # ---- TLS
 
 
-async def test_speaks_tls_where_gRPC_does(tmp_path: Path, source: Path) -> None:
+@asynccontextmanager
+async def secured(tmp_path: Path) -> AsyncIterator[tuple[SmallNetwork, ClientTls]]:
+    """A network with TLS, and whom to trust."""
     authority = trustme.CA()
     issued = authority.issue_cert("127.0.0.1", "localhost")
     cert, key, ca = (tmp_path / name for name in ("cert.pem", "key.pem", "ca.pem"))
     cert.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
     issued.private_key_pem.write_to_path(key)
     authority.cert_pem.write_to_path(ca)
-    trust = ClientTls(ca_file=ca)
     async with SmallNetwork(tmp_path / "red", tls=ServerTls(cert_file=cert, key_file=key), blobs=True) as network:
         network.handler.put(tmp_path, DATA)
         network.directory.tls = True
-        async with before(network) as (grpc_proxy, blob_proxy), attached(network, tls=trust) as link:
-            await link.fetch(REF, tmp_path / "target", deadline_s=20)
-            await link.push("ord-1", source, REF, deadline_s=20)
-            assert grpc_proxy.down_bytes + grpc_proxy.up_bytes < 1 << 16
-            assert blob_proxy.down_bytes > len(DATA) < blob_proxy.up_bytes
-            here = parse_address(blob_proxy.address)
-            assert await BlobRoute(here, "", peer="red", tls=ClientTls()).call() is None, "it trusts whom nobody named"
+        yield network, ClientTls(ca_file=ca)
+
+
+async def test_speaks_tls_where_gRPC_does(tmp_path: Path, source: Path) -> None:
+    async with (
+        secured(tmp_path) as (network, trust),
+        before(network) as (grpc_proxy, blob_proxy),
+        attached(network, tls=trust) as link,
+    ):
+        await link.fetch(REF, tmp_path / "target", deadline_s=20)
+        await link.push("ord-1", source, REF, deadline_s=20)
+        assert grpc_proxy.down_bytes + grpc_proxy.up_bytes < 1 << 16
+        assert blob_proxy.down_bytes > len(DATA) < blob_proxy.up_bytes
+        here = parse_address(blob_proxy.address)
+        assert await BlobRoute(here, "", peer="red", tls=ClientTls()).call() is None, "it trusts whom nobody named"
     assert (tmp_path / "target").read_bytes() == DATA
     assert network.handler.payloads == {("ord-1", "c1"): DATA}
+
+
+async def test_a_handshake_that_is_never_answered_costs_one_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blob_calls, "_CONNECT_S", 0.3)
+    async with (
+        secured(tmp_path) as (network, trust),
+        before(network) as (grpc_proxy, blob_proxy),
+        attached(network, tls=trust) as link,
+    ):
+        blob_proxy.flowing.clear()
+        await link.fetch(REF, tmp_path / "target", deadline_s=10)
+        assert (grpc_proxy.down_bytes // len(DATA), blob_proxy.down_bytes) == (1, 0)
+    assert (tmp_path / "target").read_bytes() == DATA
 
 
 # ---- who calls
@@ -294,7 +319,8 @@ async def connected(*, ping_s: float = 5.0) -> AsyncIterator[tuple[BlobConnectio
     loop = asyncio.get_running_loop()
     accepted: asyncio.Future[BlobConnection] = loop.create_future()
     server = await loop.create_server(
-        lambda: BlobConnection("near", most_bytes=1 << 20, ping_s=ping_s, on_made=accepted.set_result), "127.0.0.1", 0
+        lambda: BlobConnection("near", most_bytes=1 << 20, ping_s=ping_s, on_made=accepted.set_result),
+        sock=blob_server._listen(Address(host="127.0.0.1", port=0)),
     )
     async with server:
         port = server.sockets[0].getsockname()[1]
@@ -307,6 +333,13 @@ async def connected(*, ping_s: float = 5.0) -> AsyncIterator[tuple[BlobConnectio
         finally:
             near.abort()
             far.abort()
+
+
+async def test_no_frame_waits_until_the_one_before_is_acknowledged() -> None:
+    async with connected() as ends:
+        for end in ends:
+            assert end._transport is not None
+            assert end._transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 async def test_who_is_silent_is_gone() -> None:
@@ -322,6 +355,25 @@ async def test_who_only_waits_is_not_silent() -> None:
         assert not reading.done()
         await far.write(Frame.MESSAGE, b"at last")
         assert await reading == (Frame.MESSAGE, b"at last")
+
+
+async def test_one_frame_may_not_trickle_in_for_ever() -> None:
+    async with connected() as (near, far):
+        reading = asyncio.ensure_future(near.read())
+        assert far._transport is not None
+        far._transport.write(struct.pack("!BI", Frame.MESSAGE, 1 << 20))
+        while not reading.done():
+            far._transport.write(b"x")
+            await asyncio.sleep(0.05)
+        with pytest.raises(Unreachable, match="One frame of the peer was under way"):
+            await reading
+
+
+async def test_one_frame_may_not_wait_for_ever_to_be_taken() -> None:
+    async with connected(ping_s=0.1) as (near, far):
+        far._pause()  # it says that it is there, and reads nothing
+        with pytest.raises(Unreachable, match="One frame for the peer was under way"):
+            await asyncio.wait_for(near.write(Frame.MESSAGE, bytes(16 << 20)), 5)
 
 
 async def test_what_is_read_is_not_overwritten_before_the_next_is_asked_for() -> None:
@@ -384,10 +436,11 @@ async def test_who_writes_without_ever_waiting_leaves_others_their_turn() -> Non
             await connection.write(Frame.MESSAGE, b"a piece")
 
     connection = BlobConnection("the peer", most_bytes=1 << 20)
-    connection.connection_made(Hole())
-    writing = asyncio.ensure_future(write_all())
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    connection.connection_lost(None)
-    with pytest.raises(Unreachable):
-        await writing
+    with socket.socket() as unconnected:
+        connection.connection_made(Hole({"socket": unconnected}))
+        writing = asyncio.ensure_future(write_all())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        connection.connection_lost(None)
+        with pytest.raises(Unreachable):
+            await writing

@@ -9,6 +9,7 @@ byte that says what it is, its length as an unsigned integer of four bytes, most
 from __future__ import annotations
 
 import asyncio
+import socket
 import struct
 from collections import deque
 from collections.abc import Callable
@@ -24,7 +25,7 @@ PING_S = 5.0
 """Who has sent nothing for so long says that it is there."""
 
 SILENT_S = 20.0
-"""Who was not heard for so long is gone."""
+"""Who was not heard for so long is gone, and so is who takes so long to give or to take one frame."""
 
 SMALL_BYTES = 32 << 10
 """Frames of at most this size are kept until they are taken; a larger one holds up those behind it."""
@@ -93,7 +94,7 @@ class BlobConnection(asyncio.BufferedProtocol):
         self._held_up = False
         self._reader: asyncio.Future[None] | None = None
         self._writer: asyncio.Future[None] | None = None
-        self._heard_at = self._sent_at = self._loop.time()
+        self._heard_at = self._sent_at = self._begun_at = self._held_up_at = self._loop.time()
         self._timer: asyncio.TimerHandle | None = None
 
     @property
@@ -154,6 +155,9 @@ class BlobConnection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:  # noqa: D102 - asyncio's
         self._transport = cast("asyncio.Transport", transport)
         self._transport.set_write_buffer_limits(high=1)  # asyncio's TLS never lets one write again after 0
+        # asyncio does so itself only where the listening socket names the protocol. Without it what follows a header
+        # waits until the other end acknowledges that, which may take it 40 ms.
+        self._transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._timer = self._loop.call_later(self._ping_s, self._look)
         if self._on_made is not None:
             self._on_made(self)
@@ -168,6 +172,7 @@ class BlobConnection(asyncio.BufferedProtocol):
 
     def pause_writing(self) -> None:  # noqa: D102
         self._held_up = True
+        self._held_up_at = self._loop.time()
 
     def resume_writing(self) -> None:  # noqa: D102
         self._held_up = False
@@ -215,6 +220,7 @@ class BlobConnection(asyncio.BufferedProtocol):
                 self._buffer = bytearray(length)
             self._content = memoryview(self._buffer)[:length]
         self._into = self._content
+        self._begun_at = self._heard_at
 
     def _take_content(self, kind: Frame) -> None:
         content, self._content = self._content, memoryview(b"")
@@ -247,14 +253,23 @@ class BlobConnection(asyncio.BufferedProtocol):
     def _look(self) -> None:
         """See now and then whether the other end is there, and let it see the same."""
         now = self._loop.time()
-        if not self._paused and now - self._heard_at > self._silent_s:
-            what = f"{self.peer} was silent for {self._silent_s:.0f} s while a blob was moved."
-            self._fail(Unreachable(what, peer=self.peer))
+        if what := self._too_long(now - self._silent_s):
+            self._fail(Unreachable(f"{what} for {self._silent_s:.0f} s while a blob was moved.", peer=self.peer))
             return
         if not self._held_up and self._transport is not None and now - self._sent_at >= self._ping_s:
             self._sent_at = now
             self._transport.write(_HEADER.pack(Frame.PING, 0))
         self._timer = self._loop.call_later(self._ping_s, self._look)
+
+    def _too_long(self, since: float) -> str:
+        """Return what has gone on since then, if that is the end."""
+        if not self._paused and self._heard_at < since:
+            return f"{self.peer} was silent"
+        if self._kind is not None and self._begun_at < since:
+            return f"One frame of {self.peer} was under way"
+        if self._held_up and self._held_up_at < since:
+            return f"One frame for {self.peer} was under way"
+        return ""
 
     def _fail(self, error: RunnelError) -> None:
         if self._error is None:
