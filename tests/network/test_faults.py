@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ import pytest
 
 from runnel.client.app import run_client
 from runnel.client.settings import ClientSettings
+from runnel.combiner import combiner as combiner_module
+from runnel.combiner import partials as partials_module
 from runnel.combiner.folding import Fold
 from runnel.combiner.partials import Partials
+from runnel.common.aggregation import WeightedSum
 from runnel.common.errors import BadModel, CorruptData, Unreachable
-from runnel.common.protocol import BlobRef
 from runnel.reducer.engine.exchange import Exchange
 from tests.eventually import eventually
 from tests.network.local_network import ADD_CONSTANT, LocalNetwork, network, write_package
@@ -157,20 +160,11 @@ async def test_combiner_loss_moves_its_clients_and_their_finished_updates(tmp_pa
             assert (tmp_path / f"site-{number}.txt.runs").read_text() == "x"
 
 
-@pytest.mark.parametrize(
-    "error", [CorruptData("It was damaged."), BadModel("It is none."), OSError(24, "No more files")]
-)
+@pytest.mark.parametrize("error", [CorruptData("It was damaged."), BadModel("It is none.")])
 async def test_a_sum_that_is_refused_fails_its_round_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    push, refusals = Partials._push, iter([error])
-
-    async def refused_once(*args: Any) -> BlobRef:
-        for refusal in refusals:
-            raise refusal
-        return await push(*args)
-
-    monkeypatch.setattr(Partials, "_push", refused_once)
+    fail_once(monkeypatch, Partials, "_push", error)
     async with network(tmp_path, clients=2) as net:
         package = await net.push_package(write_package(tmp_path / "package"))
         session = await net.start_session(package, await net.push_model(SEED), rounds=1, min_clients=2, retries=1)
@@ -179,24 +173,56 @@ async def test_a_sum_that_is_refused_fails_its_round_at_once(
         assert view["rounds"][0]["updates"] == 2
 
 
-async def test_an_update_that_cant_be_folded_fails_and_the_combiner_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def fail_once(monkeypatch: pytest.MonkeyPatch, owner: type, method: str, error: Exception) -> None:
+    """Let the first call raise."""
+    real, errors = getattr(owner, method), iter([error])
+
+    async def failed_once(*args: Any, **kwargs: Any) -> Any:
+        for each in errors:
+            raise each
+        return await real(*args, **kwargs)
+
+    monkeypatch.setattr(owner, method, failed_once)
+
+
+def break_the_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the second update get into the sum in part only, once."""
+    fold, errors = WeightedSum._fold, iter([MemoryError()])
+
+    def failed_once(self: WeightedSum, start: int, values: Any, weight: float) -> None:
+        if start and self.count:
+            for error in errors:
+                raise error
+        fold(self, start, values, weight)
+
+    monkeypatch.setattr(WeightedSum, "_fold", failed_once)
+
+
+OWN_FAULTS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
+    "there is no memory for an update": lambda patch: fail_once(patch, Fold, "add", MemoryError()),
+    "an update breaks the sum": break_the_second,
+    "there is no file for the sum": lambda patch: fail_once(patch, Partials, "_push", OSError(24, "No more files")),
+}
+
+
+@pytest.mark.parametrize("fault", OWN_FAULTS)
+async def test_a_fault_of_the_combiner_costs_no_update_and_no_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
-    add, failures = Fold.add, iter([MemoryError()])
-
-    async def failed_once(*args: Any, **kwargs: Any) -> None:
-        for failure in failures:
-            raise failure
-        await add(*args, **kwargs)
-
-    monkeypatch.setattr(Fold, "add", failed_once)
-    async with network(tmp_path, clients=2) as net:
-        package = await net.push_package(write_package(tmp_path / "package"))
-        session = await net.start_session(package, await net.push_model(SEED), rounds=1, min_clients=1)
+    OWN_FAULTS[fault](monkeypatch)
+    monkeypatch.setattr(combiner_module, "_NO_ROOM_PAUSE_S", 0.05)
+    monkeypatch.setattr(partials_module, "_AGAIN_S", 0.05)
+    weighted = ADD_CONSTANT + "with open(os.environ['RUNNEL_DATA'] + '.runs', 'a') as f: f.write('x')\n"
+    async with network(tmp_path, clients=3) as net:
+        package = await net.push_package(write_package(tmp_path / "package", train="import os\n" + weighted))
+        session = await net.start_session(
+            package, await net.push_model(SEED), rounds=2, min_clients=3, retries=0, validate_every=0
+        )
         view = await net.until_ended(session)
         assert view["status"] == "finished", view["reason"]
-        assert (view["rounds"][0]["updates"], view["rounds"][0]["failed"]) == (1, 1)
-        await net.until_attached("c1")
+        assert [(each["updates"], each["failed"]) for each in view["rounds"]] == [(3, 0), (3, 0)]
+        assert ((await net.model(view["model"]))["w"] == 4.0).all()
+        assert {(tmp_path / f"site-{n}.txt.runs").read_text() for n in (1, 2, 3)} == {"xx"}, "trained twice"
 
 
 async def test_a_session_that_begins_again_from_its_ledger_leaves_nothing_at_its_combiners(

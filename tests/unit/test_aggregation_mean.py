@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from runnel.common import aggregation
 from runnel.common.aggregation import SumMemory, WeightedSum
-from runnel.common.errors import BadModel, EmptyAggregate, InvalidInput
+from runnel.common.errors import BadModel, EmptyAggregate, IllegalState, InvalidInput
 from runnel.common.tensors import ModelSchema, open_npz, write_npz
 
 pytestmark = pytest.mark.unit
@@ -168,6 +168,41 @@ def test_a_damaged_update_changes_nothing(tmp_path: Path) -> None:
     with open_npz(tmp_path / "bad.npz", source="client mallory") as model, pytest.raises(BadModel, match="checksum"):
         total.add(model, 1.0)
     assert read(total.finish()).tobytes() == before
+
+
+@pytest.mark.parametrize("how", ["add", "merge"])
+def test_an_update_that_is_in_the_sum_in_part_breaks_it(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_npz(tmp_path / "next.npz", a_model(2))
+    (tmp_path / "next.f64").write_bytes(summed(tmp_path, [(2.0, a_model(2))])[1].finish())
+
+    def add_next(to: WeightedSum) -> None:
+        if how == "merge":
+            to.merge(tmp_path / "next.f64", 2.0, source="somebody")
+        else:
+            with open_npz(tmp_path / "next.npz", source="somebody") as model:
+                to.add(model, 2.0)
+
+    def fails_half_way(self: WeightedSum, start: int, values: NDArray[Any], weight: float) -> None:
+        if start > 20:
+            raise MemoryError
+        fold(self, start, values, weight)
+
+    fold = WeightedSum._fold
+    total, first = a_sum(tmp_path), WeightedSum(SCHEMA)
+    with monkeypatch.context() as patch:
+        patch.setattr(WeightedSum, "_fold", fails_half_way)
+        for each in (total, first):
+            with pytest.raises(MemoryError):
+                add_next(each)
+    assert total.broken
+    for use in (total.finish, lambda: add_next(total)):
+        with pytest.raises(IllegalState, match="in part only"):
+            use()
+    assert not first.broken
+    add_next(first)
+    assert read(first.finish()).tobytes() == (tmp_path / "next.f64").read_bytes()
 
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, np.nan, np.inf, -np.inf])

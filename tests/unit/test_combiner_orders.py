@@ -143,6 +143,20 @@ def test_whose_update_there_was_no_room_for_is_asked_again_and_has_not_failed() 
     assert book.book.not_folded("ord-1", report) == [], "the order is over"
 
 
+def test_whose_update_was_in_a_sum_that_is_lost_is_asked_again() -> None:
+    book = Book()
+    book.order("a", "b", "c", "d")
+    book.answer("a")
+    book.answer("b", failure=BAD)
+    report = book.report("m2", "c", "d")
+    book.book.reported("m2", report)
+    assert book.book.unfolded("ord-1", ["a", "b", "c"]) == [released("a")], "c is released with its report"
+    assert book.states() == {"a": "released", "b": "failed", "c": "folding", "d": "folding"}
+    assert book.book.not_folded("ord-1", report) == [released("c", "d"), Finish("ord-1")]
+    assert [o.client for o in book.book.finished("ord-1")] == ["b"]
+    assert book.book.unfolded("ord-1", ["a"]) == [], "the order is over"
+
+
 def test_a_bad_sum_leaves_the_failures_in_it_as_they_were() -> None:
     book = Book()
     book.order("c", "d")

@@ -17,14 +17,14 @@ from runnel.combiner.blob_cache import BlobCache
 from runnel.combiner.domain import Decision, Finish, Membership, OrderBook, SendDown, SendUp
 from runnel.combiner.domain import Fold as FoldDecision
 from runnel.combiner.intake import Intake
-from runnel.combiner.partials import Partials
+from runnel.combiner.partials import NotFolded, Partials
 from runnel.combiner.payloads import Payloads, remove
 from runnel.combiner.runs import Runs
 from runnel.combiner.small_blobs import take_small_payload, with_small_model
 from runnel.combiner.stage_news import StageNews
 from runnel.common.blobs import KEPT_HEARTBEATS, BlobStore, Relay, RelayedBlob, Spares, SpoolFile
 from runnel.common.crash_points import CrashPoint, reach
-from runnel.common.errors import CapacityExceeded, RunnelError, StorageFull
+from runnel.common.errors import CapacityExceeded, RunnelError
 from runnel.common.metrics import Tally
 from runnel.common.protocol import (
     RUN_PREFIX,
@@ -319,12 +319,11 @@ class Combiner:
         order_id, report = decision.order_id, decision.report
         try:
             failure = await self._partials.fold(decision)
-        except StorageFull as err:
+        except NotFolded as err:
+            self._apply(self._book.unfolded(order_id, await self._partials.lost(order_id)))
             for outcome in report.outcomes:
                 stage = Stage.PUSHING if outcome.failure is None else Stage.FAILED
-                told = Progress(
-                    key=report.key, order_id=order_id, client=outcome.client, stage=stage, detail=err.message
-                )
+                told = Progress(key=report.key, order_id=order_id, client=outcome.client, stage=stage, detail=str(err))
                 self._stages.outdated(told)
                 self._link.send(told)
             order = self._book.orders.get(order_id)

@@ -40,9 +40,10 @@ class _Waiting:
 class Fold:
     """The weighted sum of one order, or all its updates where a rule above needs every one.
 
-    Updates are folded one at a time in the order in which they came; one that turns out bad leaves nothing behind. The
-    memory is that of one sum, however many updates there are; gathered updates take a block of memory, and disk for
-    each of them.
+    Updates are folded one at a time in the order in which they came; one that turns out bad leaves nothing behind. One
+    that can't be read to its end after that breaks the sum, and all that are in it have to come once more. The memory
+    is that of one sum, however many updates there are; gathered updates take a block of memory, and disk for each of
+    them.
 
     Args:
         path: where updates are kept; a sum is kept in memory.
@@ -76,6 +77,11 @@ class Fold:
     def begun(self) -> bool:
         """Whether the global model is known, so that :meth:`add` needs it no more."""
         return self._schema is not None
+
+    @property
+    def broken(self) -> bool:
+        """Whether the sum is of no use any more, for an update is in it in part only."""
+        return isinstance(self._held, WeightedSum) and self._held.broken
 
     async def add(self, report: Report, payload: Payload, source: str, *, model: Path | None) -> None:
         """Fold the payload of a report; ``model`` is the global model that it must look like, until it is known.

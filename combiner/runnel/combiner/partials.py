@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import structlog
@@ -26,7 +27,17 @@ from runnel.common.errors import (
     Unauthenticated,
     Unreachable,
 )
-from runnel.common.protocol import MOST_WITHIN_BYTES, BlobRef, Failure, PayloadKind, Progress, Report, Stage, Work
+from runnel.common.protocol import (
+    MOST_WITHIN_BYTES,
+    BlobRef,
+    Failure,
+    PayloadKind,
+    Progress,
+    Released,
+    Report,
+    Stage,
+    Work,
+)
 from runnel.transport import UplinkLink
 
 log = structlog.get_logger()
@@ -34,6 +45,10 @@ log = structlog.get_logger()
 _PUSH_DEADLINE_S = 3600.0
 _AGAIN_S = 5.0
 _IDLE_S = 30.0  # until memory is given back that the next round would use
+
+
+class NotFolded(Exception):
+    """An update was not folded, which is not its fault; the text says why, for people."""
 
 
 class Partials:
@@ -72,9 +87,10 @@ class Partials:
         """Fold the payload of a report, and remove it; return why it was refused, if it was.
 
         Raises:
-            StorageFull: there is no room here, which is not its fault.
+            NotFolded: there is no room here, no memory, no file to be had.
         """
         report, order_id = decision.report, decision.order_id
+        fold = None
         ref, payload = self._payloads.take(order_id, decision.child)
         try:
             if payload is None or ref != report.payload or report.payload_kind is PayloadKind.NONE:
@@ -90,23 +106,39 @@ class Partials:
                 if order_id not in self._book.orders:
                     return None  # fenced meanwhile
                 fold = fold or Fold(self._folder / f"{order_id}.sum", asked.gather, asked.compression, self._memory)
-                await self._folds.setdefault(order_id, fold).add(report, payload, decision.child, model=model)
+                fold = self._folds.setdefault(order_id, fold)
+                await fold.add(report, payload, decision.child, model=model)
+                if fold.broken:
+                    raise NotFolded("The sum that it was in is lost.")
             reach(CrashPoint.UPDATE_FOLDED)
         except StorageFull as err:
             log.error("no room to fold an update", client=decision.child, key=str(report.key), error=str(err))
-            raise
+            raise NotFolded(err.message) from err
         except RunnelError as err:
+            if fold is not None and fold.broken:
+                raise NotFolded(err.message) from err
             log.warning("update refused", client=decision.child, key=str(report.key), code=err.code, error=str(err))
             return Failure(code=err.code, message=str(err))
+        except NotFolded:
+            raise
         except Exception as err:
             # No memory for the sum, a file that can't be read: of this session alone, and others go on.
             log.exception("update not folded", client=decision.child, key=str(report.key))
-            return _failure(err)
+            raise NotFolded(f"It could not be folded: {str(err) or type(err).__name__}.") from err
         finally:
             await self._payloads.spend(payload)
             if order_id not in self._book.orders:
                 await self.drop(order_id)
         return None
+
+    async def lost(self, order_id: str) -> Sequence[str]:
+        """Give the sum of an order up if it is broken; return whose updates were in it."""
+        fold = self._folds.get(order_id)
+        if fold is None or not fold.broken:
+            return ()
+        del self._folds[order_id]
+        await fold.drop()
+        return fold.clients
 
     async def report(self, order_id: str) -> None:
         """Push what was folded for an order, send its report and forget it."""
@@ -136,11 +168,19 @@ class Partials:
             # Away from the node above, or fenced by it, and the sum dropped while it was pushed: the clients still hold
             # their updates and are asked again.
             log.warning("report not delivered", key=str(report.key), order_id=order_id, error=str(err))
-        except Exception as err:
+        except RunnelError as err:
             # Those who wait for it have to know.
-            log.exception("sum not delivered", key=str(report.key), order_id=order_id)
-            failure = _failure(err)
+            log.exception("sum refused", key=str(report.key), order_id=order_id)
+            failure = Failure(code=err.code, message=str(err))
             failed = tuple(dataclasses.replace(each, failure=each.failure or failure) for each in report.outcomes)
+            self._link.send(dataclasses.replace(report, outcomes=failed))
+        except Exception:
+            # No file to be had, no memory: no fault of the updates, which their clients still have.
+            log.exception("sum not delivered", key=str(report.key), order_id=order_id, again_in_s=_AGAIN_S)
+            await asyncio.sleep(_AGAIN_S)
+            counted = tuple(each.client for each in report.outcomes if each.failure is None)
+            self._link.send(Released(order_id=order_id, clients=counted))
+            failed = tuple(each for each in report.outcomes if each.failure is not None)
             self._link.send(dataclasses.replace(report, outcomes=failed))
         self._book.orders.pop(order_id, None)
         await self.drop(order_id)
@@ -181,11 +221,6 @@ class Partials:
                 key = order.assignment.key
                 told = Progress(key=key, order_id=order_id, client=outcome.client, stage=stage, detail=error.message)
                 self._link.send(told)
-
-
-def _failure(error: Exception) -> Failure:
-    code = error.code if isinstance(error, RunnelError) else RunnelError.code
-    return Failure(code=code, message=str(error) or type(error).__name__)
 
 
 def _empty_folder(folder: Path) -> None:

@@ -247,13 +247,23 @@ class OrderBook:
         return decisions + self._finish_if_done(order)
 
     def not_folded(self, order_id: str, report: Report) -> list[Decision]:
-        """Release those whose payload there was no room for: it is as good as it was, and they still have it."""
+        """Release those whose payload could not be folded here: it is as good as it was, and they still have it."""
         order = self.orders.get(order_id)
         if order is None:
             return []
         failed = tuple(outcome for outcome in report.outcomes if outcome.failure is not None)
         decisions = self.folded(order_id, dataclasses.replace(report, outcomes=failed), None)
         return decisions + self._release(order, [o.client for o in report.outcomes if o.failure is None])
+
+    def unfolded(self, order_id: str, clients: Iterable[str]) -> list[Decision]:
+        """Release clients whose updates were counted in a sum that is lost: they still have them."""
+        order = self.orders.get(order_id)
+        if order is None:
+            return []
+        lost = [client for client in clients if order.slots.get(client) is SlotState.COUNTED]
+        for client in lost:
+            del order.outcomes[client]
+        return self._release(order, lost)
 
     def finished(self, order_id: str) -> Sequence[Outcome]:
         """Take the order out when its report is sent; return its outcomes."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from runnel.common.aggregation.float64_file import Float64File, as_bytes
-from runnel.common.errors import BadModel, EmptyAggregate, InvalidInput
+from runnel.common.errors import BadModel, EmptyAggregate, IllegalState, InvalidInput
 from runnel.common.tensors import BLOCK_PARAMS, ModelSchema, NpzModel, largest_value
 
 #: What sums of magnitudes may reach. Half of the largest float64: rounding can't carry a sum within it to infinity.
@@ -56,7 +58,8 @@ class WeightedSum:
     ``acc += w * x`` and the check before it 0.4 times that; reading and writing the sum block by block would take twice
     as long, and a full disk under a map would end the process instead of raising.
 
-    An :meth:`add` or :meth:`merge` that raises has changed nothing. Not for several threads at once.
+    An :meth:`add` or :meth:`merge` that raises has changed nothing, unless it failed in the second reading: then the
+    sum is :attr:`broken`, of no use to anybody, and says so. Not for several threads at once.
 
     Args:
         schema: of the models.
@@ -71,6 +74,12 @@ class WeightedSum:
         self._reach = 0.0  # no element of the sum has a larger magnitude
         self._weight = 0.0
         self._count = 0
+        self._broken = False
+
+    @property
+    def broken(self) -> bool:
+        """Whether a part of an update is in it and the rest is not."""
+        return self._broken
 
     @property
     def weight(self) -> float:
@@ -93,12 +102,15 @@ class WeightedSum:
             InvalidInput: the weight is not finite or not above 0.
             BadModel: another schema, NaN or infinity, a damaged member, or numbers so large that the sum would not be
                 finite. The message names ``model.source``.
+            IllegalState: the sum is broken.
         """
+        self._require_whole()
         weight = require_weight(weight, source=model.source, so_far=self._weight)
         self._schema.require_same(model.schema, source=model.source)
         reach = self._reach_with(update_magnitude(model, weight), model.source)
-        for block in model.blocks():
-            self._fold(block.start, block.values, weight)
+        with self._whole():
+            for block in model.blocks():
+                self._fold(block.start, block.values, weight)
         self._reach, self._weight, self._count = reach, self._weight + weight, self._count + 1
 
     def merge(self, sum_file: Path, weight: float, *, source: str, count: int = 1) -> None:
@@ -113,12 +125,15 @@ class WeightedSum:
         Raises:
             InvalidInput: the weight is not finite or not above 0.
             BadModel: wrong size, NaN or infinity, or numbers so large that the sum would not be finite.
+            IllegalState: the sum is broken.
         """
+        self._require_whole()
         weight = require_weight(weight, source=source, so_far=self._weight)
         with Float64File(sum_file, self._schema.n_params, source=source) as other:
             reach = self._reach_with(part_magnitude(other, weight, self._schema, source), source)
-            for span in self._schema.spans():
-                self._fold(span.start, other.read(span.start, span.count), 1.0)
+            with self._whole():
+                for span in self._schema.spans():
+                    self._fold(span.start, other.read(span.start, span.count), 1.0)
         self._reach, self._weight, self._count = reach, self._weight + weight, self._count + count
 
     def finish(self) -> memoryview:
@@ -129,7 +144,9 @@ class WeightedSum:
 
         Raises:
             EmptyAggregate: nothing was added.
+            IllegalState: the sum is broken.
         """
+        self._require_whole()
         if self._count == 0:
             raise EmptyAggregate("Nothing was added to this sum, so there is no mean to take of it.")
         return as_bytes(self._sum).toreadonly()
@@ -138,6 +155,18 @@ class WeightedSum:
         """Give the memory to the next sum; neither this one nor what :meth:`finish` returned may be used any more."""
         if self._memory is not None:
             self._memory.give(self._sum)
+
+    def _require_whole(self) -> None:
+        if self._broken:
+            raise IllegalState("An update is in this sum in part only, so it is of no use.")
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self._broken = self._count > 0  # what the first one left is overwritten
+            raise
 
     def _fold(self, start: int, values: NDArray[np.generic], weight: float) -> None:
         total = self._sum[start : start + values.size]
