@@ -37,23 +37,32 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
         yield made
 
 
-async def test_a_full_disk_fails_the_work_and_not_the_client(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    keep, full = Outbox.keep, 3
+@pytest.mark.parametrize(
+    ("fault", "times", "code"),
+    [
+        (StorageFull("No room."), 3, "storage_full"),
+        (OSError(errno.EMFILE, "Too many open files"), 3, None),
+        (OSError(errno.EIO, "Input/output error"), 6, "internal"),
+    ],
+)
+async def test_a_report_that_can_not_be_kept_fails_the_work_at_most_and_not_the_client(
+    site: Site, monkeypatch: pytest.MonkeyPatch, fault: Exception, times: int, code: str | None
+) -> None:
+    keep = Outbox.keep
 
-    def without_room(self: Outbox, *args: object, **kwargs: object) -> None:
-        nonlocal full
-        if full:
-            full -= 1
-            raise StorageFull("No room.")
-        keep(self, *args, **kwargs)  # type: ignore[arg-type]
+    def without_room(self: Outbox, *args: object, **kwargs: object) -> object:
+        nonlocal times
+        if times:
+            times -= 1
+            raise fault
+        return keep(self, *args, **kwargs)  # type: ignore[arg-type]
 
     monkeypatch.setattr(delivery_module, "_PUSH_AGAIN_S", 0.01)
     monkeypatch.setattr(Outbox, "keep", without_room)
     site.runtime.may_end.set()
     site.link.receive(site.order(1))
     failure = (await site.reported(1)).outcomes[0].failure
-    assert failure is not None
-    assert failure.code == "storage_full"
+    assert (None if failure is None else failure.code) == code
     site.link.receive(settled(), site.order(2, OTHER))
     assert (await site.reported(2)).outcomes[0].failure is None
 
@@ -147,3 +156,23 @@ async def test_what_is_held_is_told_and_offered_by_the_next_process(tmp_path: Pa
         assert len(site.runtime.began) == 1
         site.link.receive(settled())
         await site.empty()
+
+
+async def test_a_settled_report_that_can_not_be_removed_ends_nothing(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = asyncio.Event()
+
+    def fail(*_: object) -> None:
+        asked.set()
+        raise OSError(errno.EIO, "Input/output error")
+
+    site.runtime.may_end.set()
+    site.link.receive(site.order(1))
+    await site.reported(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Outbox, "drop", fail)
+        site.link.receive(settled())
+        await asyncio.wait_for(asked.wait(), 10)
+    site.link.receive(site.order(2, OTHER))
+    assert (await site.reported(2)).outcomes[0].failure is None

@@ -100,21 +100,29 @@ def test_what_a_compression_left_goes_with_its_report(tmp_path: Path) -> None:
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_a_death_between_payload_and_report_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Died(Exception):
-        pass
-
-    def die(*_: object, **__: object) -> None:
-        raise Died
-
+def test_a_death_between_payload_and_report_leaves_nothing(tmp_path: Path) -> None:
     outbox = Outbox(tmp_path / "out")
-    monkeypatch.setattr(outbox_module, "write_json", die)
-    with pytest.raises(Died):
-        outbox.keep(KEY, OUTCOME, update(tmp_path))
+    outbox.keep(KEY, OUTCOME, update(tmp_path))
+    the_file(tmp_path / "out", ".json").unlink()
     assert the_file(tmp_path / "out", ".payload").exists()
     assert outbox.get(KEY) is None
     assert Outbox(tmp_path / "out").held() == []
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_what_can_not_be_kept_is_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    outbox, left = Outbox(tmp_path / "out"), tmp_path / "left"
+    left.write_bytes(b"rest")
+    update(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(outbox_module, "write_json", fail)
+        with pytest.raises(OSError, match="Too many"):
+            outbox.keep(KEY, OUTCOME, tmp_path / "update.npz", left=left)
+    assert list((tmp_path / "out").iterdir()) == []
+    assert outbox.keep(KEY, OUTCOME, tmp_path / "update.npz", left=left).left is not None
 
 
 @pytest.mark.parametrize("torn", [".payload", ".json"])

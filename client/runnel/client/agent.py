@@ -293,12 +293,15 @@ class ClientAgent:
     async def _drop(self, key: AssignmentKey, ending: list[asyncio.Task[None]], *, counted: bool) -> None:
         if ending:
             await asyncio.wait(ending)
-        if self._outbox.is_light(key):  # to remove it takes less than the way to a thread and back
-            self._compressor.settled(key, counted=counted)
-        else:
-            await in_thread(self._compressor.settled, key, counted=counted)
-            if self._outbox.spares:
-                self._outbox.spares.expire()
+        try:
+            if self._outbox.is_light(key):  # to remove it takes less than the way to a thread and back
+                self._compressor.settled(key, counted=counted)
+            else:
+                await in_thread(self._compressor.settled, key, counted=counted)
+                if self._outbox.spares:
+                    self._outbox.spares.expire()
+        except OSError as err:  # what is still there is offered once more after a start, and settled again
+            log.error("a settled report can't be removed", key=str(key), error=str(err))
         if self._clearing.get(key) is asyncio.current_task():
             del self._clearing[key]
 

@@ -89,7 +89,11 @@ class Compressor:
                 self._under_way.pop(key, None)
 
     def settled(self, key: AssignmentKey, *, counted: bool) -> None:
-        """Drop a report from the outbox; if it was ``counted``, what it left takes the place of what it carried."""
+        """Drop a report from the outbox; if it was ``counted``, what it left takes the place of what it carried.
+
+        Raises:
+            OSError: the report can't be removed; it is offered again, and dropped then.
+        """
         held = self._outbox.get(key) if counted and not self._outbox.is_light(key) else None
         if held is not None and (held.left is not None or held.carried):
             try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+from contextlib import suppress
 from functools import partial
 
 import structlog
@@ -53,7 +54,8 @@ class Delivery:
         self._newest: HeldReport | None = None  # what was kept last, which is offered next
 
     async def keep(self, key: AssignmentKey, outcome: Outcome, update: Update | None) -> Outcome:
-        """Keep a report, or that there was no room for it; return what is kept."""
+        """Keep a report, or that it could not be kept; return what is kept."""
+        again = _PUSHES_AGAIN
         while True:
             try:
                 if update is None:
@@ -62,14 +64,17 @@ class Delivery:
                     left, carried = update.left, update.carried
                     keep = partial(self._outbox.keep, key, outcome, update.file, left=left, carried=carried)
                     self._newest = await by_size(update.file.stat().st_size, keep)
-            except StorageFull as err:
-                log.error("no room for a finished report", key=str(key), error=str(err))
-                await in_thread(self._outbox.drop, key)
-                if update is None:  # not even for a failure
+            except (StorageFull, OSError) as err:
+                log.error("a finished report can't be kept", key=str(key), error=str(err))
+                if update is None or (again and isinstance(err, OSError)):  # not even a failure; or it may pass
+                    again -= 1
                     await asyncio.sleep(_PUSH_AGAIN_S)
-                else:
-                    failure = Failure(code=err.code, message=f"{self._name}: {err}")
-                    outcome, update = dataclasses.replace(outcome, failure=failure), None
+                    continue
+                code = err.code if isinstance(err, StorageFull) else RunnelError.code
+                failure = Failure(code=code, message=f"{self._name}: {err}")
+                outcome, update = dataclasses.replace(outcome, failure=failure), None
+                with suppress(OSError):
+                    await in_thread(self._outbox.drop, key)
             else:
                 return outcome
 

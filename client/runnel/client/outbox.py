@@ -7,6 +7,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,15 +87,16 @@ class Outbox:
 
         Raises:
             StorageFull: no room.
+            OSError: something else is wrong with the files; they are where they were.
         """
         report = self._report(key)
-        with storage_errors(report):
+        with storage_errors(report), ExitStack() as undo:
             payload = None
             if update is not None:
                 payload = digest_payload(update)
-                shutil.move(update, report.with_suffix(_PAYLOAD))
+                undo.callback(shutil.move, shutil.move(update, report.with_suffix(_PAYLOAD)), update)
             if left is not None:
-                shutil.move(left, report.with_suffix(_LEFT))
+                undo.callback(shutil.move, shutil.move(left, report.with_suffix(_LEFT)), left)
             reach(CrashPoint.UPDATE_HALF_KEPT)
             write_json(
                 report,
@@ -107,6 +109,7 @@ class Outbox:
                 },
                 durable=False,
             )
+            undo.pop_all()
         if left is None and not carried and (payload is None or payload.size_bytes <= SMALL_BYTES):
             self._light.add(key)
         return HeldReport(

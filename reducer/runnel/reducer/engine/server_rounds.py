@@ -85,7 +85,7 @@ class ServerRounds:
     def stop(self) -> None:
         """End what is under way, which raises :class:`Stopped` then."""
         self._stopping = True
-        if self._scope is not None:
+        if self._scope is not None and not self._scope.expired():  # asked twice, while a thread still ends
             self._scope.reschedule(asyncio.get_running_loop().time())
 
     async def begins(self, tx: Transaction, row: SessionRow) -> bool:
