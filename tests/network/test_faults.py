@@ -18,8 +18,11 @@ from runnel.combiner import partials as partials_module
 from runnel.combiner.folding import Fold
 from runnel.combiner.partials import Partials
 from runnel.common.aggregation import WeightedSum
-from runnel.common.errors import BadModel, CorruptData, Unreachable
+from runnel.common.errors import BadModel, CorruptData, StorageFull, Unreachable
+from runnel.reducer.engine import engine as engine_module
 from runnel.reducer.engine.exchange import Exchange
+from runnel.reducer.engine.reduction import Reduction
+from runnel.reducer.store.blobs import FolderBlobs
 from tests.eventually import eventually
 from tests.network.local_network import ADD_CONSTANT, LocalNetwork, network, write_package
 
@@ -223,6 +226,65 @@ async def test_a_fault_of_the_combiner_costs_no_update_and_no_training(
         assert [(each["updates"], each["failed"]) for each in view["rounds"]] == [(3, 0), (3, 0)]
         assert ((await net.model(view["model"]))["w"] == 4.0).all()
         assert {(tmp_path / f"site-{n}.txt.runs").read_text() for n in (1, 2, 3)} == {"xx"}, "trained twice"
+
+
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (StorageFull("No room in here."), "the reducer tries again: No room in here."),
+        (ZeroDivisionError(), "the reducer tries again: an unexpected ZeroDivisionError; its log has the rest"),
+    ],
+)
+async def test_a_session_that_waits_for_the_reducer_says_so_and_goes_on_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, why: str
+) -> None:
+    real, stands = Reduction.run, True
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if stands:
+            raise error
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(Reduction, "run", run)
+    monkeypatch.setattr(engine_module, "_STALLED_PAUSE_S", 0.2)
+    async with network(tmp_path, clients=2) as net:
+        package = await net.push_package(write_package(tmp_path / "package"))
+        session = await net.start_session(package, await net.push_model(SEED), rounds=1, min_clients=2)
+
+        async def shown() -> bool:
+            one = (await net.http.get(f"/sessions/{session}")).json()
+            listed = (await net.http.get("/sessions")).json()["items"][0]
+            return all((each["status"], each["reason"]) == ("running", why) for each in (one, listed))
+
+        await eventually(shown, timeout_s=30)
+        stands = False
+        view = await net.until_ended(session)
+        assert (view["status"], view["reason"]) == ("finished", None)
+        assert net.reducer.engine.stalled == {}
+
+
+async def test_a_payload_that_is_gone_from_the_disk_fails_its_session(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = FolderBlobs.bring_payload
+
+    async def gone(self: FolderBlobs, file: Path) -> None:
+        file.unlink()
+        await real(self, file)
+
+    async with network(tmp_path, clients=2) as net:
+        package = await net.push_package(write_package(tmp_path / "package"))
+        with monkeypatch.context() as patch:
+            patch.setattr(FolderBlobs, "bring_payload", gone)
+            session = await net.start_session(package, await net.push_model(SEED), rounds=1, min_clients=2)
+            view = await net.until_ended(session)
+        assert view["status"] == "failed"
+        assert re.search("The payload .* is gone. Restore the file and resume", view["reason"])
+        answer = await net.http.post(f"/sessions/{session}/resume")
+        assert answer.status_code == 200, answer.text
+        view = await net.until_ended(session)
+        assert view["status"] == "finished", view["reason"]
+        assert ((await net.model(view["model"]))["w"] == 1.5).all()
 
 
 async def test_a_session_that_begins_again_from_its_ledger_leaves_nothing_at_its_combiners(

@@ -185,11 +185,13 @@ def test_a_reducer_without_room_for_the_next_model(network: FullNetwork) -> None
     disk = network.disks["reducer"]
     with disk.filled(LARGE * 8 + (2 << 20)):  # for the sum, and then no more for the model
         session = network.session(LARGE)
-        reason = network.failed(session)
-        assert reason.startswith(f"The reducer: No room in {disk.folder}/blobs/tmp: ")
+        waits = f"the reducer tries again: No room in {disk.folder}/blobs/tmp: "
+        eventually_blocking(lambda: waits in (network.sdk.sessions.show(session).reason or ""), timeout_s=30)
+        said = network.person("session", "show", session)
+        assert "running: the reducer tries again: No room" in " ".join(said.stdout.split())
         network.require_right(network.session(SMALL), SMALL)
-    network.resume(session)
-    network.require_right(session, LARGE)
+    network.require_right(session, LARGE)  # by itself
+    assert network.sdk.sessions.show(session).reason is None
     network.require_well()
 
 

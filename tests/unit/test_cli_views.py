@@ -86,6 +86,8 @@ def test_the_live_view_follows_the_events(width: int) -> None:
     text = drawn(view, width)
     for wanted in ("0/10 rounds", "round 1: training, 1 of 10 in", "running hospital-0", "and 4 more", "exit status 3"):
         assert wanted in text
+    view.take(an_event("progress", round=1, stalled="the reducer tries again: No room."))
+    assert "round 1: training: the reducer tries again: No room." in drawn(view, width)
     view.take(an_event("round.committed", **a_round(1, late=2)))
     view.take(an_event("session.phase", phase="selecting", round=2))
     view.take(an_event("something.new", colour="blue"))
@@ -93,6 +95,9 @@ def test_the_live_view_follows_the_events(width: int) -> None:
     assert "1/10 rounds" in text
     assert "round 2: selecting" in text
     assert "hospital-0" not in text
+
+
+STALLED = "round 1 waits: the reducer tries again: No room."
 
 
 def test_sites_that_wait_have_a_column_where_there_are_any() -> None:
@@ -127,6 +132,7 @@ def test_sites_that_wait_have_a_column_where_there_are_any() -> None:
         (an_event("session.ended", status="finished", reason=None), "session ses-1 finished"),
         (an_event("session.phase", phase="committed", round=2), None),
         (an_event("progress", round=1), None),
+        (an_event("progress", round=1, stalled="the reducer tries again: No room."), STALLED),
     ],
 )
 def test_an_event_is_one_line(event: Event, line: str | None) -> None:

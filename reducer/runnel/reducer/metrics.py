@@ -25,7 +25,12 @@ from runnel.transport.traffic import NODES, RECEIVED, SERVED
 
 ORDERS = Metric(name="runnel_open_orders", kind=MetricKind.GAUGE, help="Orders whose report is waited for.")
 SESSIONS = Metric(name="runnel_sessions_running", kind=MetricKind.GAUGE, help="Sessions that run.")
-REDUCER_METRICS = (*PROCESS_METRICS, *ENGINE_METRICS, *RUN_METRICS, NODES, ORDERS, SESSIONS, SERVED, RECEIVED)
+STALLED = Metric(
+    name="runnel_sessions_stalled",
+    kind=MetricKind.GAUGE,
+    help="Sessions that run and wait for this reducer's disk or database; `runnel session show` tells why.",
+)
+REDUCER_METRICS = (*PROCESS_METRICS, *ENGINE_METRICS, *RUN_METRICS, NODES, ORDERS, SESSIONS, STALLED, SERVED, RECEIVED)
 
 
 def reducer_page(engine: Engine, uplink: UplinkServer, state: Path, lag: LoopLag) -> MetricsPage:
@@ -54,6 +59,7 @@ def reducer_page(engine: Engine, uplink: UplinkServer, state: Path, lag: LoopLag
             *(NODES.sample(kinds[kind], kind.value) for kind in NodeKind),
             ORDERS.sample(engine.open_orders),
             SESSIONS.sample(engine.running),
+            STALLED.sample(len(engine.stalled)),
             SERVED.sample(uplink.served_bytes),
             RECEIVED.sample(uplink.received_bytes),
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -228,14 +229,20 @@ class Operations(TaskOperations):
         """List sessions, newest first, without their rounds."""
         require(caller, READERS)
         async with self._journal.database.read() as tx:
-            return await ledger.sessions(tx, caller.organisation, cursor, limit)
+            page = await ledger.sessions(tx, caller.organisation, cursor, limit)
+        return dataclasses.replace(page, items=tuple(map(self._with_wait, page.items)))
 
     async def session(self, caller: Caller, session: str, *, clients: bool = False) -> SessionView:
         """Return one session with its rounds."""
         require(caller, READERS)
         async with self._journal.database.read() as tx:
             row = await ledger.find_session(tx, caller.organisation, session)
-            return await ledger.session_with_rounds(tx, row, clients=clients)
+            return self._with_wait(await ledger.session_with_rounds(tx, row, clients=clients))
+
+    def _with_wait(self, view: SessionView) -> SessionView:
+        """Return a view with what the session waits for, if it is stalled."""
+        waits = None if view.phase.ended else self._engine.stalled.get(view.session)
+        return view if waits is None else dataclasses.replace(view, reason=waits)
 
     async def stop_session(self, caller: Caller, session: str) -> SessionView:
         """End a session as stopped."""

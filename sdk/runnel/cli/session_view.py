@@ -34,6 +34,7 @@ class SessionProgress:
         self.work = ""
         self.asked = 0
         self.counted = 0
+        self.stalled = session.reason
         self.failures: list[str] = []
 
     def take(self, event: Event) -> None:
@@ -41,11 +42,11 @@ class SessionProgress:
         data = event.data
         if event.kind == "session.phase":
             self.phase, self.round = str(data.get("phase", "")), int(data.get("round", 0))
-            self.stages, self.asked, self.counted = {}, 0, 0
+            self.stages, self.asked, self.counted, self.stalled = {}, 0, 0, None
         elif event.kind == "progress":
             self.round, self.work = int(data.get("round", self.round)), str(data.get("work", ""))
             self.asked, self.counted = int(data.get("asked", 0)), int(data.get("counted", 0))
-            self.stages = data.get("stages", {})
+            self.stages, self.stalled = data.get("stages", {}), data.get("stalled")
         elif event.kind == "round.committed":
             made = read(Round, data)
             self.rounds[made.round] = made
@@ -73,7 +74,8 @@ class SessionProgress:
 
     def _present(self) -> str:
         asked = f", {self.counted} of {self.asked} in" if self.asked else ""
-        return f"round {self.round}: {self.phase}{asked}" if self.round else self.phase
+        waits = f": {self.stalled}" if self.stalled else ""
+        return f"round {self.round}: {self.phase}{asked}{waits}" if self.round else f"{self.phase}{waits}"
 
 
 def session_parts(session: Session) -> RenderableType:
@@ -156,6 +158,8 @@ def event_line(event: Event) -> str | None:
         return round_line(read(Round, data))
     if event.kind in {"client.failed", "client.awaiting"}:
         return failure_line(event)
+    if event.kind == "progress" and data.get("stalled"):
+        return f"round {data.get('round')} waits: {data['stalled']}"
     if event.kind == "session.updated":
         return f"package {str(data.get('package'))[:16]} from round {data.get('from_round')} on"
     if event.kind == "session.ended":

@@ -42,7 +42,7 @@ from runnel.reducer.engine.catalogues import Catalogues
 from runnel.reducer.engine.exchange import Exchange
 from runnel.reducer.engine.log_writer import LogWriter
 from runnel.reducer.engine.measures import Measures
-from runnel.reducer.engine.position import position_of
+from runnel.reducer.engine.position import Position, position_of
 from runnel.reducer.engine.retention import Retention
 from runnel.reducer.engine.runner import SessionRunner
 from runnel.reducer.engine.small_blobs import keep_small_payload
@@ -100,6 +100,7 @@ class Engine:
         self._retention = Retention(journal, blobs, keep_models)
         self._organisation = organisation
         self._runners: dict[str, SessionRunner] = {}
+        self.stalled: dict[str, str] = {}  # what sessions that run wait for, which is no fault of theirs
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._to_stop: set[str] = set()
         self._orders: dict[str, Exchange] = {}
@@ -151,6 +152,7 @@ class Engine:
             self._tasks[session_id] = self._group.create_task(self._run(session_id), name=f"session {session_id}")
 
     async def _run(self, session_id: str) -> None:
+        position = None
         try:
             while True:
                 pause_s = _STALLED_PAUSE_S
@@ -172,41 +174,51 @@ class Engine:
                         say=self._logs.add,
                     )
                     self._runners[session_id] = runner
+                    self.stalled.pop(session_id, None)
                     if session_id in self._to_stop:
                         runner.stop()
                     try:
                         await runner.run()
                     finally:
                         runner.abandon()
-                except Unreachable as err:
-                    pause_s = _AWAY_PAUSE_S
-                    log.warning("session stalled", session_id=session_id, again_in_s=pause_s, error=str(err))
-                except Exception:
-                    # Not even its failure could be stored (a full disk): what is durable stands, so it goes on later.
+                except (Unreachable, StorageFull) as err:
+                    if isinstance(err, Unreachable):
+                        pause_s = _AWAY_PAUSE_S
+                    why = str(err)
+                    log.warning("session stalled", session_id=session_id, again_in_s=pause_s, error=why)
+                except Exception as err:
+                    # Not even its failure could be stored: what is durable stands, so it goes on later.
                     log.exception("session stalled", session_id=session_id, again_in_s=pause_s)
+                    why = f"an unexpected {type(err).__name__}; its log has the rest"
                 else:
                     return
                 finally:
                     self._runners.pop(session_id, None)
+                self._stall(session_id, position, f"the reducer tries again: {why}")
                 await asyncio.sleep(pause_s * random.uniform(0.8, 1.2))  # noqa: S311
         finally:
+            self.stalled.pop(session_id, None)
             self._to_stop.discard(session_id)
             del self._tasks[session_id]
+
+    def _stall(self, session_id: str, position: Position | None, why: str) -> None:
+        """Let people see what a session waits for."""
+        self.stalled[session_id] = why
+        if position is not None:
+            self._journal.show(session_id, position.organisation, {"round": position.round, "stalled": why})
 
     def stop(self, session_id: str) -> asyncio.Task[None] | None:
         """Ask a session to stop; return the task to wait for, None when it does not run."""
         task = self._tasks.get(session_id)
         if task is not None:
             self._to_stop.add(session_id)  # for a runner that is not there yet, or not any more
-        runner = self._runners.get(session_id)
-        if runner is not None:
+        if (runner := self._runners.get(session_id)) is not None:
             runner.stop()
         return task
 
     def extend(self, session_id: str, rounds: int) -> None:
         """Let a running session know of its new number of rounds."""
-        runner = self._runners.get(session_id)
-        if runner is not None:
+        if (runner := self._runners.get(session_id)) is not None:
             runner.set_rounds(rounds)
 
     def signed(self, organisation: str, digest: str, signatures: tuple[PackageSignature, ...]) -> None:
@@ -217,8 +229,7 @@ class Engine:
 
     def moved(self, session_id: str, digest: str) -> None:
         """Let a running session know which package its next rounds have."""
-        runner = self._runners.get(session_id)
-        if runner is not None:
+        if (runner := self._runners.get(session_id)) is not None:
             runner.exchanges.moved(digest)
 
     @property
@@ -235,8 +246,7 @@ class Engine:
 
     def send(self, child: str, message: Downward) -> None:
         """Send to a directly attached node; of no effect when it is gone."""
-        sender = self._senders.get(child)
-        if sender is not None:
+        if (sender := self._senders.get(child)) is not None:
             sender(message)
 
     def members(self, organisation: str | None) -> list[Member]:

@@ -125,6 +125,7 @@ class SessionRunner:
 
         Raises:
             Unreachable: the durable state does not answer; another runner may go on from there later.
+            StorageFull: there is no room at the reducer; likewise.
         """
         phases: Mapping[SessionStatus, Callable[[], Coroutine[Any, Any, None]]] = {
             SessionStatus.SEEDED: self._next_round,
@@ -144,13 +145,11 @@ class SessionRunner:
                     await phases[self.position.phase]()
         except Stopped:
             await self._end(SessionStatus.STOPPED, "stopped on request")
-        except Unreachable:
-            raise  # the state does not answer: no fault of the session, which goes on from where it stands there
+        except (Unreachable, StorageFull):
+            raise  # the state, or the disk here: no fault of the session, which goes on from where it stands there
         except RunnelError as err:
             log.error("session failed", session_id=self.session_id, error=str(err))
-            # Of a disk the error names only the folder, and here it is the reducer's.
-            whose = "The reducer: " if isinstance(err, StorageFull) else ""
-            await self._end(SessionStatus.FAILED, f"{whose}{err}")
+            await self._end(SessionStatus.FAILED, str(err))
         finally:
             self._journal.forget(self.session_id)
 

@@ -136,7 +136,7 @@ class Session(Document):
     name: str
     organisation: str
     status: str = Field(description="running, finished, stopped or failed")
-    reason: str | None = Field(description="Why it was stopped or has failed.")
+    reason: str | None = Field(description="Why it was stopped or has failed, or what the reducer waits for.")
     phase: str = Field(description="Refines the status while it runs.")
     rounds: list[Round]
     model: str = Field(description="Id of the newest model.")

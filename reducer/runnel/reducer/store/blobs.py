@@ -13,6 +13,7 @@ from typing import Protocol
 import structlog
 
 from runnel.common.blobs import BlobStore, Spares
+from runnel.common.errors import NotFound
 from runnel.common.protocol import BlobRef
 
 log = structlog.get_logger()
@@ -139,7 +140,12 @@ class FolderBlobs:
         """Do nothing: it was written to last."""
 
     async def bring_payload(self, file: Path) -> None:
-        """Do nothing: it is there, or its reader says that it is not."""
+        """Look that it is there."""
+        if not file.exists():  # noqa: ASYNC240 - a look at one local file takes less than the way to a thread
+            raise NotFound(
+                f"The payload {file.name} that was kept for this round is gone.",
+                hint="Restore the file and resume the session; or resume it without: then the round is trained again.",
+            )
 
     async def drop_payloads(self, *files: Path) -> None:
         """Remove payloads that are not wanted any more, or let them be spares."""

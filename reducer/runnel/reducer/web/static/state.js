@@ -102,7 +102,8 @@ export class State {
         }
         this.progress.delete(session);
         this.progress.set(session, data);
-        return [];
+        if (!data.stalled && !this.sessions.get(session)?.reason) return [];
+        return this.#change(session, { reason: data.stalled ?? null });
       case "session.phase":
         this.progress.delete(session);
         return this.#change(session, { phase: data.phase });
