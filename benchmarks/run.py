@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
+import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -60,7 +61,7 @@ BENCHMARKS: dict[str, Callable[[bool], Awaitable[Result]]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run them one after the other, print and write."""
+    """Run them one after the other and print; each is written as it is found, and one that fails stops no other."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="fewer and smaller runs: shows that it works")
     parser.add_argument("--only", nargs="+", choices=BENCHMARKS, metavar="NAME", help=", ".join(BENCHMARKS))
@@ -74,7 +75,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     console = Console(width=None if sys.stdout.isatty() else 120)
     described = machine.describe()
-    results = []
+    day = datetime.now(UTC).date().isoformat()
+    name_of_all = f"{day}-{machine.short_name(described)}{'-quick' if arguments.quick else ''}"
+    results: list[Result] = []
+    broken = []
     for name in arguments.only or BENCHMARKS:
         console.print(f"[dim]{name} …[/dim]")
         try:
@@ -83,13 +87,16 @@ def main(argv: Sequence[str] | None = None) -> None:
             if arguments.only:
                 sys.exit(failed(error))
             console.print(f"{name} is left out. {error}")
+        except Exception:  # noqa: BLE001 - whatever it is, what the others find is wanted
+            traceback.print_exc()
+            broken.append(name)
         else:
             show(results[-1], console)
-    day = datetime.now(UTC).date().isoformat()
-    report = Report(day=day, quick=arguments.quick, machine=described, results=results)
-    name = f"{day}-{machine.short_name(described)}{'-quick' if arguments.quick else ''}"
-    for path in write(report, arguments.output or RESULTS / name):
-        console.print(f"written: {path}")
+            report = Report(day=day, quick=arguments.quick, machine=described, results=results)
+            for path in write(report, arguments.output or RESULTS / name_of_all):
+                console.print(f"written: {path}")
+    if broken:
+        sys.exit(f"failed: {', '.join(broken)}")
 
 
 async def _of(measure: Callable[[bool], Awaitable[Result]], *, quick: bool) -> Result:

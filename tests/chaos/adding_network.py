@@ -1,7 +1,8 @@
 """A network whose final model tells exactly which updates were counted how often.
 
-Every client adds a constant of its own to every number. With the steps 3, 6, 12, … and equal weights the mean of a
-round over all clients is a whole number, so the sums in float64 are exact: the model of n rounds is known bit for bit.
+Every client adds a constant of its own to every number. With the steps 3, 6, 12, … and the weights 1, 2, 4, … the mean
+of a round over all clients is a whole number, so the sums in float64 are exact: the model of n rounds is known bit for
+bit, and an update that counts with another weight, as in a mean over combiners, is seen too.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from tests.eventually import eventually_blocking
 SIZE = 400_000  # float64: several chunks of the wire, and more than goes over gRPC
 
 TRAIN = """
-import os, sys, time
+import json, os, sys
 import numpy as np
 
 with open(os.environ["RUNNEL_DATA"]) as file:
@@ -29,6 +30,8 @@ with open(os.environ["RUNNEL_DATA"]) as file:
 with np.load(sys.argv[1]) as model:
     arrays = {name: model[name] + step for name in model.files}
 np.savez(sys.argv[2], **arrays)
+with open(sys.argv[2] + "-metadata", "w") as file:
+    json.dump({"num_examples": step / 3}, file)
 with open(os.environ["RUNNEL_DATA"] + ".runs", "a") as file:
     file.write(os.environ["RUNNEL_SESSION"] + " " + os.environ["RUNNEL_ROUND"] + "\\n")
 """
@@ -75,11 +78,16 @@ class AddingNetwork(ProxiedNetwork):
     def launch(self, name: str, **environ: str) -> None:
         super().launch(name, **({VARIABLE: f"@{self._crash_file(name)}"} | environ))
 
-    def crash(self, name: str, point: CrashPoint) -> None:
-        """Let a component that runs be killed, once, when it next passes the point."""
+    def crash(self, name: str, point: CrashPoint, victim: str | None = None) -> None:
+        """Let a component that runs be killed, once, when it next passes the point; or ``victim``, when it does."""
         beside = self.folder / f"{name}.crash.part"
-        beside.write_text(point.value)
+        beside.write_text(point.value if victim is None else f"{point.value} {self.process(victim).pid}")
         beside.replace(self._crash_file(name))
+
+    def mean_of(self, *names: str) -> float:
+        """Return what a round of these clients adds."""
+        steps = [self.steps[name] for name in names]
+        return sum(step * step for step in steps) / sum(steps)
 
     def places(self) -> dict[str, str | None]:
         """Return where each client is."""
@@ -145,13 +153,13 @@ class AddingNetwork(ProxiedNetwork):
     ) -> None:
         """Wait for the end; every update was counted once, and nobody but ``again`` trained a round twice.
 
-        ``gain``: what a round adds, if not the mean of all steps. ``within``: so much of it may be lost by rounding.
+        ``gain``: what a round adds, if not the weighted mean of all steps. ``within``: so much of it rounding may lose.
         """
         ended = self.until_ended(session, timeout_s)
         assert ended["status"] == "finished", ended["reason"]
         target = self.folder / f"{session}.npz"
         self.sdk.models.get(str(ended["model"]), target)
-        gain = rounds * (sum(self.steps.values()) / len(self.steps) if gain is None else gain)
+        gain = rounds * (self.mean_of(*self.steps) if gain is None else gain)
         with np.load(target) as model:
             added = np.concatenate([model["w"] - np.arange(model["w"].size), model["b"]])
         assert np.abs(added - gain).max() <= within * gain, f"{added.min()} … {added.max()} is not {gain}"

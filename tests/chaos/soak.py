@@ -34,6 +34,7 @@ class Soak:
         self._tell = tell
         self.faults = 0
         self.sessions = 0
+        self._killed: set[str] = set()
 
     def run(self, seconds: float) -> None:
         """Go on until ``seconds`` are over and the last sessions have ended."""
@@ -41,13 +42,14 @@ class Soak:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             sessions = [self._network.start_session(work, ROUNDS) for _ in range(2)]
+            self._killed.clear()
             for _ in range(self._random.randint(2, 4)):
                 time.sleep(self._random.uniform(0.1, 1.5))
                 self._fault()
             for session in sessions:
                 # A client that is killed at work may do it again; nobody else. Nothing waits for a round's time-out.
                 within_s = 0.8 * self._network.ROUND_TIMEOUT_S
-                self._network.require_exact(session, ROUNDS, again=tuple(self._network.steps), timeout_s=within_s)
+                self._network.require_exact(session, ROUNDS, again=tuple(self._killed), timeout_s=within_s)
                 self.sessions += 1
             self._network.require_nothing_held()
             self._tell(f"balanced: {self.sessions} sessions, {self.faults} faults")
@@ -59,6 +61,7 @@ class Soak:
             case "kill":
                 who = self._random.choice(processes)
                 self._tell(f"kill -9 {who}")
+                self._killed.add(who)
                 self._network.kill(who)
                 time.sleep(self._random.uniform(0, 1))
                 self._network.relaunch(who)

@@ -22,6 +22,7 @@ from benchmarks.peers.environments import PeerUnavailable, environment
 from benchmarks.process_trees import ProcessEnded, process_trees
 from benchmarks.report import Report, write
 from benchmarks.run import BENCHMARKS
+from benchmarks.run import main as run_all
 from tests.docker_engine import BASE, ENGINE
 from tests.needs import in_ci, needs
 
@@ -91,6 +92,22 @@ def test_the_papers_network_trains_with_a_hundred_clients(report: Report) -> Non
     (paper,) = (each for each in report.results if each.benchmark == "fedavg_paper")
     assert paper.parameters["clients"] == 100
     assert len(paper.series[0].y) == 3
+
+
+def test_one_that_fails_stops_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def good(_: bool) -> Result:
+        return Result(benchmark="good", parameters={}, figures=[figure("it", "s", [1.0])])
+
+    async def bad(_: bool) -> Result:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("benchmarks.run.BENCHMARKS", {"bad": bad, "good": good, "bad too": bad})
+    with pytest.raises(SystemExit, match="failed: bad, bad too"):
+        run_all(["--quick", "--output", str(tmp_path / "found")])
+    assert [each.benchmark for each in Report.read(tmp_path / "found.json").results] == ["good"]
+    assert capsys.readouterr().err.count("raise ZeroDivisionError") == 2
 
 
 def test_without_mnist_the_paper_is_left_out_and_why_is_told(tmp_path: Path) -> None:

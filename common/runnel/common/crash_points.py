@@ -3,7 +3,8 @@
 Invariant: a process may be killed at any moment, and no finished work is lost. The tests kill each kind of process at
 each of these points; nothing else in the code knows of them. They do nothing unless the process was started with
 ``RUNNEL_CRASH_AT=<name>``, and then they kill it, once, as the kernel would; or with ``RUNNEL_CRASH_AT=@<file>``, and
-then they do so at the point that the file names at the time, and remove it first.
+then they do so at the point that the file names at the time, and remove it first. The number of a process after the
+point names another one that is killed, so that the other end of what is under way can be.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ class CrashPoint(Enum):
 
     SLOTS_STORED = "slots-stored"  # reducer: who is asked is stored, nobody was asked
     ASSIGNMENT_ARRIVED = "assignment-arrived"  # reducer: the first client is at work
-    BLOB_HALF_FETCHED = "blob-half-fetched"  # client, combiner
+    BLOB_HALF_FETCHED = "blob-half-fetched"  # client, combiner: half of its bytes, or more
     UPDATE_HALF_KEPT = "update-half-kept"  # client: trained, the update is on disk, its report is not
     UPDATE_KEPT = "update-kept"  # client: nobody else knows
-    PAYLOAD_HALF_PUSHED = "payload-half-pushed"  # client, combiner
+    PAYLOAD_HALF_PUSHED = "payload-half-pushed"  # client, combiner: half of its bytes, or more
     UPDATE_PUSHED = "update-pushed"  # client: not reported
     UPDATE_RECEIVED = "update-received"  # combiner: verified, not folded
     UPDATE_FOLDED = "update-folded"  # combiner: not noted
@@ -66,16 +67,20 @@ def arm(environ: Mapping[str, str]) -> None:
 
 def reach(point: CrashPoint) -> None:
     """Pass a point."""
-    if _armed is point or (_named_in is not None and _takes(_named_in, point)):
-        os.kill(os.getpid(), signal.SIGKILL)
+    victim = os.getpid() if _armed is point else None
+    if _named_in is not None:
+        victim = _takes(_named_in, point)
+    if victim is not None:
+        os.kill(victim, signal.SIGKILL)
 
 
-def _takes(file: Path, point: CrashPoint) -> bool:
-    """Remove the file if it names the point; tell whether it did."""
+def _takes(file: Path, point: CrashPoint) -> int | None:
+    """Remove the file if it names the point; return who is to be killed then."""
     try:
-        if file.read_text() != point.value:
-            return False
+        named, _, process = file.read_text().partition(" ")
+        if named != point.value:
+            return None
         file.unlink()
     except FileNotFoundError:
-        return False
-    return True
+        return None
+    return int(process or os.getpid())

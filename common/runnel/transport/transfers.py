@@ -224,7 +224,8 @@ async def fetch_once(
             header, data = split_chunk(message)
             del message  # the data hold it, and are held no longer than they are used
             if not first:
-                reach(CrashPoint.BLOB_HALF_FETCHED)
+                if 2 * file.held >= file.ref.size_bytes:
+                    reach(CrashPoint.BLOB_HALF_FETCHED)
             elif header is None or (blob_from_wire(header.blob), header.offset) != (file.ref, request.offset):
                 raise CorruptData(f"{peer} answers another blob or offset than was asked for.", peer=peer)
             first = False
@@ -272,14 +273,16 @@ async def push_once(
                     await call.write(header)
                 else:
                     first = CHUNK_BYTES if ref.size_bytes - offset <= CHUNK_BYTES else QUEUED_BYTES
-                    chunks = read_chunks(source, offset, ref.size_bytes, first_bytes=first)
+                    chunks, sent = read_chunks(source, offset, ref.size_bytes, first_bytes=first), offset
                     try:
                         async for data in chunks:
+                            sent += len(data)
                             writing = write_chunk(call, data, header)
                             del data  # as there
                             await writing
                             del writing
-                            reach(CrashPoint.PAYLOAD_HALF_PUSHED)
+                            if 2 * sent >= ref.size_bytes:
+                                reach(CrashPoint.PAYLOAD_HALF_PUSHED)
                             if header and first == QUEUED_BYTES:
                                 await _its_turn(call)
                             header = b""
