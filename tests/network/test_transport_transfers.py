@@ -13,7 +13,8 @@ from typing import Any
 import grpc
 import pytest
 
-from runnel.common.blobs import SpoolFile
+from runnel.client.model_cache import ModelCache
+from runnel.common.blobs import Relay, RelayedBlob, SpoolFile
 from runnel.common.errors import (
     CorruptData,
     DeadlineExceeded,
@@ -96,28 +97,27 @@ async def test_a_fetch_goes_on_where_the_connection_broke(grpc_network: SmallNet
     assert proxy.down_bytes < (8 << 20) + (4 << 20), "it began anew"
 
 
-async def test_what_came_before_a_cancel_is_used_by_the_next_fetch(grpc_network: SmallNetwork, tmp_path: Path) -> None:
-    data = os.urandom(32 << 20)
+async def test_a_fetch_that_is_called_off_leaves_nothing(grpc_network: SmallNetwork, tmp_path: Path) -> None:
+    data = os.urandom(8 << 20)
     ref = grpc_network.handler.put(tmp_path, data)
     async with BreakableProxy(grpc_network.address) as proxy:
         grpc_network.directory.places = {"red": proxy.address}
         async with attached(grpc_network) as link:
-            proxy.stop_down_after = 28 << 20
+            proxy.stop_down_after = 6 << 20
             fetch = asyncio.create_task(link.fetch(ref, tmp_path / "target", deadline_s=60))
             await eventually(lambda: not proxy.flowing.is_set())
-            await eventually(lambda: [path.stat().st_size > 20 << 20 for path in tmp_path.glob("*.part")] == [True])
+            await eventually(lambda: [path.stat().st_size > 2 << 20 for path in tmp_path.glob("*.part")] == [True])
             fetch.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await fetch
-            assert not (tmp_path / "target").exists()
-            before = proxy.down_bytes
+            assert {path.name for path in tmp_path.iterdir()} == {"red"}
+            assert link._fetched_bytes > 2 << 20
             proxy.flowing.set()
             await link.fetch(ref, tmp_path / "target", deadline_s=20)
-            assert proxy.down_bytes - before < 28 << 20, "it began anew"
     assert (tmp_path / "target").read_bytes() == data
 
 
-async def test_a_fetch_that_takes_too_long_says_so_and_keeps_what_came(
+async def test_a_fetch_that_takes_too_long_says_so_and_leaves_nothing(
     grpc_network: SmallNetwork, tmp_path: Path
 ) -> None:
     data = os.urandom(2 << 20)
@@ -128,10 +128,42 @@ async def test_a_fetch_that_takes_too_long_says_so_and_keeps_what_came(
             proxy.stop_down_after = 1 << 20
             with pytest.raises(DeadlineExceeded, match=r"took longer than 0\.3 s"):
                 await link.fetch(ref, tmp_path / "target", deadline_s=0.3)
-            assert not (tmp_path / "target").exists()
+            assert {path.name for path in tmp_path.iterdir()} == {"red"}
             proxy.flowing.set()
             await link.fetch(ref, tmp_path / "target", deadline_s=20)
     assert (tmp_path / "target").read_bytes() == data
+
+
+async def test_late_rounds_leave_nothing_in_a_cache_of_models(
+    network: SmallNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refs = [network.handler.put(tmp_path, os.urandom(2 << 20)) for _ in range(4)]
+    whole = network.handler.blob_file
+
+    @asynccontextmanager
+    async def half_of_the_late(ref: BlobRef, identity: NodeIdentity) -> AsyncIterator[Path | RelayedBlob]:
+        async with whole(ref, identity) as path:
+            relay = Relay(ref)
+            relay.grow(path, ref.size_bytes // 2)
+            yield relay.blob if ref in refs[2:] else path
+            relay.fail(Unreachable("It is over."))
+
+    def files(kind: str) -> list[Path]:
+        return [path for path in (tmp_path / "models").rglob(kind) if path.is_file()]
+
+    monkeypatch.setattr(network.handler, "blob_file", half_of_the_late)
+    async with attached(network) as link:
+        cache = ModelCache(
+            tmp_path / "models", lambda ref, target, spares: link.fetch(ref, target, deadline_s=60, spares=spares)
+        )
+        for ref in refs[:2]:
+            await cache.get(ref)
+        for ref in refs[2:]:  # the first is written over the oldest of those that are kept
+            late = asyncio.create_task(cache.get(ref))
+            await eventually(lambda: bool(files("*.part")))
+            late.cancel()
+            await asyncio.wait([late])
+            assert [path.name for path in files("*")] == [refs[1].sha256]
 
 
 async def test_a_blob_that_is_not_there_is_not_found(network: SmallNetwork, tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from runnel.common.errors import CorruptData, IllegalState
+from runnel.common.blobs import SpoolFile
+from runnel.common.errors import CorruptData, IllegalState, StorageFull
 from runnel.common.protocol import (
     MOST_WITHIN_BYTES,
     Assignment,
@@ -93,6 +94,21 @@ async def test_a_model_that_came_damaged_is_fetched(network: SmallNetwork, tmp_p
         await asked(link, network, order(data=bytes(len(MODEL))))
         await link.fetch(ref, tmp_path / "target", deadline_s=5)
     assert (tmp_path / "target").read_bytes() == MODEL
+
+
+async def test_a_small_model_for_which_there_is_no_room_leaves_nothing(
+    network: SmallNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(file: SpoolFile) -> Path:
+        assert file.partial.exists()
+        raise StorageFull("The disk is full.")
+
+    async with network.link() as link:
+        came = await asked(link, network, order())
+        monkeypatch.setattr(SpoolFile, "finish", full)
+        with pytest.raises(StorageFull):
+            await link.fetch(came.model, tmp_path / "target", deadline_s=5)
+    assert {path.name for path in tmp_path.iterdir()} == {"red"}
 
 
 @pytest.mark.parametrize(

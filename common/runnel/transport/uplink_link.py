@@ -13,7 +13,7 @@ from types import TracebackType
 import grpc
 import structlog
 
-from runnel.common.blobs import Relay, Source, Spares, SpoolFile, is_blob
+from runnel.common.blobs import Relay, Source, Spares, SpoolFile, in_thread, is_blob
 from runnel.common.errors import (
     BadSettings,
     Cancelled,
@@ -177,9 +177,9 @@ class UplinkLink:
         """Fetch a blob into the file ``target``, which appears when it is whole and verified, not yet safe from a loss
         of power: who keeps it for good sees to that.
 
-        Survives the loss of the attachment: goes on at the same byte over the next one. What was fetched before the
-        deadline stays beside ``target`` and is used by the next call for the same blob. It may be written over one of
-        ``spares``, and read by way of ``relay`` meanwhile.
+        Survives the loss of the attachment: goes on at the same byte over the next one. It may be written over one of
+        ``spares``, and read by way of ``relay`` meanwhile. If it ends otherwise, also by cancelling, nothing is left of
+        it: the next call begins anew.
 
         Raises:
             DeadlineExceeded: it took longer than ``deadline_s``.
@@ -190,28 +190,26 @@ class UplinkLink:
         """
         partial = target.with_name(f"{target.name}.{ref.name[:16]}.part")
         file = SpoolFile(partial=partial, whole=target, ref=ref, durable=False, spares=spares)
-        data = None if self._attachment is None else self._attachment.within.model(ref)
-        if data is not None and not file.held:
-            with suppress(CorruptData):  # fetched, it is verified again
-                # A few kilobytes into the page cache take less than the way to a thread and back.
-                file.write(0, data)
-                file.finish()
-                return
         held = file.held
+        data = None if self._attachment is None else self._attachment.within.model(ref)
         try:
-            async with asyncio.timeout(deadline_s):
-                await fetch_blob(self._present, file, self._delays, relay)
+            if data is not None and not held:
+                with suppress(CorruptData):  # fetched, it is verified again
+                    # A few kilobytes into the page cache take less than the way to a thread and back.
+                    file.write(0, data)
+                    file.finish()
+                    return
+            try:
+                async with asyncio.timeout(deadline_s):
+                    await fetch_blob(self._present, file, self._delays, relay)
+            finally:
+                self._fetched_bytes += max(0, file.held - held)
         except TimeoutError:
-            raise DeadlineExceeded(
-                f"Fetching {ref.size_bytes:,} bytes took longer than {deadline_s:.1f} s; {file.held:,} are here.",
-                digest=ref.name,
-            ) from None
-        except RunnelError:
-            file.drop()
-            raise
+            what = f"Fetching {ref.size_bytes:,} bytes took longer than {deadline_s:.1f} s; {file.held:,} came."
+            raise DeadlineExceeded(what, digest=ref.name) from None
         finally:
-            self._fetched_bytes += max(0, file.held - held)
-            file.close()
+            if not file.verified:
+                await in_thread(file.drop)
 
     async def push(self, order_id: str, source: Source, ref: BlobRef | None, *, deadline_s: float) -> BlobRef:
         """Push ``source`` as payload of an order; returns its name when the node above has verified all of it.
