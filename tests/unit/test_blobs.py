@@ -26,7 +26,7 @@ from runnel.common.blobs import (
     storage_errors,
     to_its_end,
 )
-from runnel.common.errors import CorruptData, InvalidInput, NotFound, StorageFull, TooLarge
+from runnel.common.errors import CorruptData, IllegalState, InvalidInput, NotFound, StorageFull, TooLarge
 from runnel.common.protocol import BlobRef
 from tests.needs import needs
 
@@ -417,3 +417,26 @@ def test_forgetting_and_wiping_leave_nothing(tmp_path: Path) -> None:
     spool.wipe()
     assert list(tmp_path.iterdir()) == []
     assert spool.open("b", ref_of(b"payload")).held == 0
+
+
+def test_what_is_forgotten_before_it_begins_is_not_begun(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    file = spool.open("a", ref_of(b"payload"))
+    spool.forget("a")
+    with pytest.raises(IllegalState, match="not wanted any more"):
+        file.write(0, b"pay")
+    assert list(tmp_path.iterdir()) == []
+    again = spool.open("a", ref_of(b"payload"))
+    again.write(0, b"payload")
+    assert again.finish().read_bytes() == b"payload"
+
+
+def test_what_is_forgotten_while_it_is_written_leaves_nothing(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    file = spool.open("a", ref_of(b"payload"))
+    file.write(0, b"pay")
+    spool.forget("a")
+    file.write(3, b"load")
+    with pytest.raises(CorruptData, match="ended after 0"):
+        file.finish()
+    assert list(tmp_path.iterdir()) == []

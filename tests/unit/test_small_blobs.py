@@ -122,3 +122,12 @@ async def test_what_is_unwanted_or_wrong_leaves_nothing(tmp_path: Path, data: by
     take_small_payload(payloads, ANNA, report(data, ref_of(b"right")), whether)  # type: ignore[arg-type]
     assert payloads.take("ord-1", "a") == (None, None)
     assert [path for path in (tmp_path / "spool").rglob("*") if path.is_file()] == []
+
+
+async def test_a_push_that_waited_while_its_order_ended_leaves_nothing(tmp_path: Path) -> None:
+    payloads = Payloads(tmp_path / "spool", keep_s=60)
+    file = await payloads.open("ord-1", "a", ref_of(b"update"))
+    payloads.drop("ord-1")
+    with pytest.raises(IllegalState, match="not wanted any more"):
+        file.write(0, b"upd")
+    assert list((tmp_path / "spool").iterdir()) == []

@@ -144,7 +144,7 @@ async def receive_into(
         relay: to those who read it meanwhile.
 
     Raises:
-        CorruptData, StorageFull: as :meth:`SpoolFile.write`.
+        CorruptData, StorageFull, IllegalState: as :meth:`SpoolFile.write`.
     """
     hands = _Hands()
     try:

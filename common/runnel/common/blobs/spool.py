@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import io
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from runnel.common.blobs.digests import checking_digest, update_digest
 from runnel.common.blobs.early_sync import STEP_BYTES, EarlySync
 from runnel.common.blobs.spares import Spares
-from runnel.common.errors import CorruptData, StorageFull
+from runnel.common.errors import CorruptData, IllegalState, StorageFull
 from runnel.common.protocol import BlobRef
 from runnel.common.storage import require_room, storage_errors, sync_file
 
@@ -33,6 +34,7 @@ class SpoolFile:
         spares: what is begun is written over one of them. While that goes on the file is longer than what is held, so
             what a killed process left at ``partial`` can't be taken up again then.
         step_bytes: how much arrives of a durable payload before that is brought to the disk, beside what arrives next.
+        wanted: whether somebody would still remove ``partial``; looked at when it is made or opened.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class SpoolFile:
         durable: bool = True,
         spares: Spares | None = None,
         step_bytes: int = STEP_BYTES,
+        wanted: Callable[[], bool] = lambda: True,
     ) -> None:
         self.ref = ref
         self.partial = partial
@@ -54,6 +57,7 @@ class SpoolFile:
         self._spares = spares
         self._step_bytes = step_bytes
         self._early = EarlySync(partial, step_bytes=step_bytes)
+        self._is_wanted = wanted
         self._digest, self._wanted = checking_digest(ref)
         self._digested = 0
         self._file: io.FileIO | None = None
@@ -94,6 +98,7 @@ class SpoolFile:
         Raises:
             CorruptData: ``offset`` is not ``held``, or the data goes beyond the announced length. Nothing is written.
             StorageFull: no room. What is on the disk is kept and counted in ``held``.
+            IllegalState: it was forgotten before anything was written. Nothing is there.
         """
         if offset != self._held or offset + len(data) > self.ref.size_bytes:
             raise CorruptData(
@@ -211,6 +216,10 @@ class SpoolFile:
                 self._held == 0 and self._spares is not None and self._spares.take(self.partial, self.ref.size_bytes)
             )
             self._file = io.FileIO(self.partial, "r+b" if self._written_over else "ab")
+            # Now and not before: who forgets it from now on finds the file.
+            if not self._is_wanted():
+                self.drop()
+                raise IllegalState(f"Blob {self.ref.name[:12]}… is not wanted any more: what it was for has ended.")
         return self._file
 
     def _digest_is_current(self) -> bool:
@@ -265,10 +274,11 @@ class Spool:
             verified=verified,
             durable=self._durable,
             spares=self.spares if self._reuse else None,
+            wanted=lambda: self._begun.get(hashed) == partial,
         )
 
     def forget(self, key: str) -> None:
-        """Remove what is left of ``key`` that was not verified."""
+        """Remove what is left of ``key`` that was not verified; who has it open from before begins no file any more."""
         hashed = _hashed(key)
         partial = self._begun.pop(hashed, None)
         if partial is not None:
