@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
@@ -11,7 +12,7 @@ import pytest
 
 from runnel.combiner.domain import Membership
 from runnel.combiner.runs import Runs
-from runnel.common.errors import Forbidden, NotFound, RunnelError, Unreachable
+from runnel.common.errors import Forbidden, IllegalState, NotFound, RunnelError, Unreachable
 from runnel.common.protocol import BlobRef, Member, NodeKind, TaskSettled
 from runnel.transport import NodeIdentity, UplinkLink
 from tests.eventually import eventually
@@ -30,6 +31,11 @@ class WayUp:
         self.fails: RunnelError | None = None
         self.stuck = False
         self.took: list[bytes] = []
+        self.meanwhile: Callable[[], None] = lambda: None
+
+    async def probe(self, run_id: str, ref: BlobRef, *, deadline_s: float) -> bool:
+        self.meanwhile()
+        return False
 
     async def push(self, run_id: str, source: Path, ref: BlobRef, *, deadline_s: float) -> None:
         if self.stuck:
@@ -98,6 +104,27 @@ async def test_a_run_that_is_over_leaves_no_file(place: Place) -> None:
     assert place.files() == []
     with pytest.raises(Forbidden):
         await place.push()
+
+
+async def test_a_push_in_part_goes_with_its_run(place: Place) -> None:
+    file = await place.runs.open_push(SITE, "run-1", REF)
+    assert file is not None
+    file.write(0, DATA[:2])
+    file.close()
+    place.runs.down(TaskSettled(run_id="run-2", client="site"))
+    assert len(place.files()) == 1
+    place.runs.down(TaskSettled(run_id="run-1", client="site", cancelled=True))
+    assert place.files() == []
+    place.runs.left("site")
+    assert place.files() == []
+
+
+async def test_a_run_that_ends_while_those_above_are_asked_takes_no_file(place: Place) -> None:
+    large = BlobRef(sha256=REF.sha256, size_bytes=1 << 20)
+    place.way.meanwhile = lambda: place.runs.down(TaskSettled(run_id="run-1", client="site"))
+    with pytest.raises(IllegalState, match="has ended"):
+        await place.runs.open_push(SITE, "run-1", large)
+    assert place.runs._spool._begun == {}
 
 
 async def test_a_node_that_left_leaves_no_file(place: Place) -> None:

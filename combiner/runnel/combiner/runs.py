@@ -17,7 +17,15 @@ import structlog
 from runnel.combiner.domain import Membership
 from runnel.common.blobs import Leftovers, Spool, SpoolFile
 from runnel.common.crash_points import CrashPoint, reach
-from runnel.common.errors import DeadlineExceeded, Forbidden, NotFound, RunnelError, StorageFull, Unreachable
+from runnel.common.errors import (
+    DeadlineExceeded,
+    Forbidden,
+    IllegalState,
+    NotFound,
+    RunnelError,
+    StorageFull,
+    Unreachable,
+)
 from runnel.common.protocol import (
     ENDED,
     BlobRef,
@@ -96,6 +104,7 @@ class Runs:
             self._membership.lets_run_go(message.client, message.run_id)
             self._newest.pop(message.run_id, None)
             self._drop(lambda each: each.run_id == message.run_id)
+            self._forget_begun(message.run_id)
         for child in self._membership.ways(message.client):
             self._send_down(child, message)
 
@@ -135,6 +144,7 @@ class Runs:
 
         Raises:
             Forbidden: no client below this node holds that run.
+            IllegalState: it ended meanwhile.
             Unreachable: there is no way up at the moment.
             RunnelError: why those above do not take it.
         """
@@ -142,11 +152,12 @@ class Runs:
             raise Forbidden(
                 f"Run {run_id} is not one of {identity.name} or of those below it.", run=run_id, node=identity.name
             )
+        begun = self._begun.setdefault(identity.name, set())
+        begun.add(run_id)
         if ref.size_bytes > _SMALL_BYTES and await self._link.probe(run_id, ref, deadline_s=_ASK_DEADLINE_S):
             return None
         key = f"{run_id}/{identity.name}"
         self._left.take_up(key, identity.name, ref.sha256)
-        self._begun.setdefault(identity.name, set()).add(run_id)
         file = await asyncio.to_thread(self._spool.open, key, ref)
         if (waiting := self._waiting.get(file.whole)) is not None:
             self._wait(file.whole, waiting.node, waiting.run_id)  # it is about to be passed on
@@ -155,7 +166,17 @@ class Runs:
         except StorageFull as error:
             log.error("no room for a file of a run", node=identity.name, run=run_id, error=str(error))
             raise
+        if run_id not in begun:
+            self._spool.forget(key)
+            raise IllegalState(f"Run {run_id} has ended; its file is not taken any more.", run=run_id)
         return file
+
+    def _forget_begun(self, run_id: str) -> None:
+        """Remove what nodes had begun to push of a run, though they are attached."""
+        for name, begun in self._begun.items():
+            if run_id in begun:
+                begun.discard(run_id)
+                self._spool.forget(f"{run_id}/{name}")
 
     async def pushed(self, identity: NodeIdentity, run_id: str, ref: BlobRef, file: Path) -> None:
         """Pass a verified file on; returns when it is durable at the reducer.
