@@ -344,7 +344,6 @@ async def test_what_was_begun_and_never_ended_is_removed(tmp_path: Path) -> None
         await node.push(order.order_id, big[:300_000], ref_of(big))
         assert files_in(tmp_path / "again" / "reducer" / "spool")
         await goes_on_without(net, session)
-        node._call.cancel()
         await eventually(lambda: not files_in(tmp_path / "again" / "reducer" / "spool"), timeout_s=10)
 
 

@@ -6,13 +6,27 @@ import asyncio
 import time
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import structlog
 
 from runnel.common.blobs import KEPT_HEARTBEATS, Leftovers, Spool, SpoolFile
 from runnel.common.errors import Conflict, Forbidden, IllegalState, StorageFull, Unauthenticated
-from runnel.common.protocol import RUN_PREFIX, BlobRef, Drain, Hello, NodeKind, Report, Upward, Welcome
+from runnel.common.protocol import (
+    RUN_PREFIX,
+    BlobRef,
+    Cancel,
+    Downward,
+    Drain,
+    Hello,
+    NodeKind,
+    Report,
+    Settled,
+    TaskSettled,
+    Upward,
+    Welcome,
+)
 from runnel.reducer.domain.values import DEFAULT_ORGANISATION, Role
 from runnel.reducer.engine.engine import Engine
 from runnel.reducer.engine.small_blobs import payload_name
@@ -177,7 +191,7 @@ class Gateway:
     async def attached(self, child: Child, hello: Hello) -> None:
         """A node attached here."""
         self._children[child.identity.name] = child
-        await self._engine.attached(hello, child.send)
+        await self._engine.attached(hello, partial(self._send, child))
         log.info("node attached", name=child.identity.name, kind=child.identity.kind.value, below=len(hello.below))
         # Clients that attach here for want of a combiner are to move once there is one.
         if child.identity.kind is NodeKind.COMBINER:
@@ -187,6 +201,24 @@ class Gateway:
                     self._children[name].send(_COMBINER_THERE)
         elif self._kept_here.pop(child.identity.name, self._combiners_came) < self._combiners_came:
             child.send(_COMBINER_THERE)  # it came while this one was on its way
+
+    def _send(self, child: Child, message: Downward) -> None:
+        """Send down; what came of work that is over goes with the news of that, the node being attached for weeks."""
+        child.send(message)
+        if isinstance(message, (Cancel, Settled)):
+            self._forget_dead(child.identity.name)
+        elif isinstance(message, TaskSettled):
+            self._run_files.forget_ended()
+
+    def _forget_dead(self, name: str) -> None:
+        """Remove what a node pushed, in part or whole, for orders whose report is not waited for any more."""
+        begun = self._begun.get(name, set())
+        for order_id in [each for each in begun if not self._engine.has_order(each)]:
+            begun.discard(order_id)
+            self._spool.forget(f"{order_id}/{name}")
+        for key in [key for key in self._pushed if key[1] == name and not self._engine.has_order(key[0])]:
+            _, payload = self._pushed.pop(key)
+            payload.unlink(missing_ok=True)
 
     async def detached(self, child: Child, reason: str) -> None:
         """A node that was attached here is gone."""
@@ -229,13 +261,19 @@ class Gateway:
         if self._pushed.get((order_id, identity.name), (None,))[0] == ref:
             return None
         if identity.name in self._children:
+            self._forget_dead(identity.name)
             self._begun.setdefault(identity.name, set()).add(order_id)
-        self._left.take_up(f"{order_id}/{identity.name}", identity.name, ref.name)
-        file = await asyncio.to_thread(self._spool.open, f"{order_id}/{identity.name}", ref)
+        key = f"{order_id}/{identity.name}"
+        self._left.take_up(key, identity.name, ref.name)
+        file = await asyncio.to_thread(self._spool.open, key, ref)
         try:
             await asyncio.to_thread(file.require_room, exchange.decoding_bytes(identity.kind))
+            self._engine.require_order(order_id, identity.name)
         except StorageFull as err:
             log.error("no room for a payload", child=identity.name, order_id=order_id, error=str(err))
+            raise
+        except IllegalState:
+            self._spool.forget(key)
             raise
         return file
 

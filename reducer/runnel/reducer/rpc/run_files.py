@@ -12,7 +12,7 @@ import structlog
 
 from runnel.common.blobs import Leftovers, Spool, SpoolFile
 from runnel.common.crash_points import CrashPoint, reach
-from runnel.common.errors import IllegalState, NotFound, RunnelError, StorageFull, TooLarge, Unreachable
+from runnel.common.errors import Forbidden, IllegalState, NotFound, RunnelError, StorageFull, TooLarge, Unreachable
 from runnel.common.protocol import BlobRef
 from runnel.reducer.engine.tasks import Tasks
 from runnel.reducer.store import registry, run_files, task_ledger
@@ -82,16 +82,28 @@ class RunFiles:
                 return None
             task = await task_ledger.task_of_run(tx, run_id)
         self._require_fitting(run_id, pushed, ref, task)
+        self.forget_ended()
         key = _key(run_id, identity)
         self._left.take_up(key, identity.name, ref.sha256)
         self._begun.setdefault(identity.name, set()).add(run_id)
         file = await asyncio.to_thread(self._spool.open, key, ref)
         try:
             await asyncio.to_thread(file.require_room)
+            self._tasks.require_push(run_id, identity.name)
         except StorageFull as error:
             log.error("no room for a file of a run", child=identity.name, run=run_id, error=str(error))
             raise
+        except (IllegalState, Forbidden):
+            self._spool.forget(key)
+            raise
         return file
+
+    def forget_ended(self) -> None:
+        """Remove what nodes had begun to push of runs that have ended, though they are attached."""
+        for name, begun in self._begun.items():
+            for run_id in [each for each in begun if self._tasks.book.find(each) is None]:
+                begun.discard(run_id)
+                self._spool.forget(f"{run_id}/{name}")
 
     def _require_fitting(self, run_id: str, pushed: dict[str, int], ref: BlobRef, task: TaskRow | None) -> None:
         limit = self._max_bytes
