@@ -319,6 +319,27 @@ async def test_what_comes_after_the_round_is_refused(net: Net) -> None:
     assert list(net.partials.iterdir()) == []
 
 
+async def test_a_round_that_is_open_again_gives_those_left_the_time_after_its_end(net: Net) -> None:
+    for name, client in (("m1", "a"), ("m2", "b"), ("m3", "c")):
+        await net.attach(name, client)
+    await net.start(min_clients=2, sample=2, over_select=1.5, round_timeout_s=2.0)
+    m1, m2, m3 = [await net.order(name) for name in ("m1", "m2", "m3")]
+    for name, order, client in (("m1", m1, "a"), ("m2", m2, "b")):
+        told = Progress(key=TRAIN, order_id=order.order_id, client=client, stage=Stage.COUNTED)
+        await net.engine.received(name, told)
+    await eventually(lambda: net.got("m3", Close), timeout_s=5)
+    await net.engine.detached("m2")
+    await net.engine.received("m3", Roster(joined=(net.client("b"),)))
+    again = await net.order("m3", 2)
+    await eventually(lambda: Close(order_id=again.order_id) in net.got("m3", Close), timeout_s=5)
+    await net.report("m1", m1, *ok("a"))
+    await net.report("m3", again, *ok("b"))
+    await net.report("m3", m3)
+    row = await net.ended()
+    assert (row.phase, row.reason) == ("finished", None)
+    assert await net.states() == {"a": "counted", "b": "counted", "c": "late"}
+
+
 # ---- stopping
 
 

@@ -346,6 +346,7 @@ class Exchange:
             self._closed_at = now if self._closed_at is None else self._closed_at
             self._close()
         else:
+            self._closed_at = None  # it may have been closed before, until an answer that was to come was lost
             self._place(self._deadline - now)
         # What is being written now may still turn out not to be durable.
         if not self._entering and (collection.answered or (closed and not collection.orders)):
