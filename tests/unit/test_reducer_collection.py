@@ -133,6 +133,17 @@ def test_what_could_not_be_made_durable_is_open_again() -> None:
     assert [order.clients for order in made.place(AT_M1.get)] == [{"a", "b"}]
 
 
+def test_what_there_was_no_room_for_is_asked_for_only_when_its_order_is_taken_out() -> None:
+    made, m1, _ = placed()
+    made.reported(m1.order_id, "m1", ["a"], [])
+    made.retained(m1)
+    assert states(made) == {"a": "asked", "b": "asked", "c": "asked"}
+    assert made.place(AT_M1.get) == []
+    assert made.counts.counted == 0
+    made.unreported(m1.order_id)
+    assert [order.clients for order in made.place(AT_M1.get)] == [{"a", "b"}]
+
+
 def test_a_report_that_can_not_be_used_fails_its_clients_until_the_next_attempt() -> None:
     made, m1, _ = placed()
     del made.orders[m1.order_id]

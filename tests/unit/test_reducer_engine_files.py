@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from runnel.common.errors import StorageFull
+from runnel.common.errors import StorageFull, Unreachable
 from runnel.common.protocol import (
     BlobRef,
     Roster,
@@ -21,6 +22,7 @@ from tests.doubles.engine_net import (
     TRAIN,
     Net,
     net_in,
+    nothing,
     ok,
     settlements,
 )
@@ -78,16 +80,29 @@ async def test_without_the_optimizers_state_a_session_does_not_go_on(net: Net, s
 # ---- a full disk
 
 
-async def test_a_report_that_could_not_be_made_durable_does_not_count_and_is_asked_for_again(net: Net) -> None:
+def told(net: Net) -> dict[str, str]:
+    collection = net.engine._runners[SESSION].collects(TRAIN)
+    assert collection is not None
+    return collection.unanswered()
+
+
+async def test_a_report_that_could_not_be_made_durable_does_not_count_and_is_asked_for_again_in_a_while(
+    net: Net, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exchange_module, "_NO_ROOM_PAUSE_S", 0.2)
     await net.attach("a")
     await net.start()
     first = await net.order("a")
     net.journal.failing = 1
+    began = time.monotonic()
     await net.report("a", first, *ok("a"))
     assert await net.states() == {"a": "open"}
     assert settlements(net, "a") == []
+    assert told(net) == {"a": "The reducer: The disk of the reducer's database is full."}
     again = await net.order("a", 2)
+    assert time.monotonic() - began > 0.19
     assert again.order_id != first.order_id
+    assert net.engine.open_orders == 1
     await net.report("a", again, *ok("a"))
     assert (await net.ended()).phase == "finished"
     assert settlements(net, "a") == [(("a",), Settlement.COUNTED)]
@@ -107,9 +122,7 @@ async def test_a_report_that_there_is_no_room_to_check_is_asked_for_again(
     net.lasting.before_held = full
     await net.report("a", first, *ok("a"))
     assert list(net.partials.iterdir()) == []
-    collection = net.engine._runners[SESSION].collects(TRAIN)
-    assert collection is not None
-    assert collection.unanswered() == {"a": "The reducer: No room in /here: 7 bytes are free."}
+    assert told(net) == {"a": "The reducer: No room in /here: 7 bytes are free."}
     net.lasting.before_held = FaultyBlobs(net.blobs).before_held
     again = await net.order("a", 2)
     await net.report("a", again, *ok("a"))
@@ -117,7 +130,30 @@ async def test_a_report_that_there_is_no_room_to_check_is_asked_for_again(
     assert settlements(net, "a") == [(("a",), Settlement.COUNTED)]
 
 
-async def test_a_round_does_not_go_on_with_a_report_that_is_not_durable_yet(net: Net) -> None:
+async def test_an_order_is_over_when_nobody_knows_whether_its_report_is_durable(net: Net) -> None:
+    await net.attach("a")
+    await net.start()
+    first = await net.order("a")
+
+    async def away() -> None:
+        net.journal.before_commit = nothing
+        raise Unreachable("The database does not answer.")
+
+    net.journal.before_commit = away
+    with pytest.raises(Unreachable):
+        await net.report("a", first, *ok("a"))
+    assert not net.engine.has_order(first.order_id)
+    again = await net.order("a", 2)
+    assert net.engine.open_orders == 1
+    await net.report("a", again, *ok("a"))
+    assert (await net.ended()).phase == "finished"
+    assert net.engine.open_orders == 0
+
+
+async def test_a_round_does_not_go_on_with_a_report_that_is_not_durable_yet(
+    net: Net, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exchange_module, "_NO_ROOM_PAUSE_S", 0.01)
     await net.attach("a")
     await net.start()
     first = await net.order("a")

@@ -243,6 +243,12 @@ class Collection:
             if slot.order_id == order_id:
                 self._turn(slot, SlotState.OPEN, None)
 
+    def retained(self, order: Order) -> None:
+        """Take back what :meth:`reported` did, and leave the clients under their order: they are not asked yet."""
+        self.orders[order.order_id] = order
+        for slot in self._slots_of(order):
+            self._turn(slot, SlotState.ASKED, order.order_id)
+
     def fence(self) -> list[Order]:
         """Kill all orders, so that nothing that still comes up is taken; return them."""
         dead = list(self.orders.values())

@@ -14,7 +14,7 @@ import structlog
 
 from runnel.common.compression import decoding_bytes, parse_compression
 from runnel.common.crash_points import CrashPoint, reach
-from runnel.common.errors import IllegalState, Unreachable
+from runnel.common.errors import IllegalState, StorageFull, Unreachable
 from runnel.common.payload_limits import require_fitting_payload
 from runnel.common.protocol import (
     MOST_WITHIN_BYTES,
@@ -216,7 +216,7 @@ class Exchange:
             RunnelError: it is refused; the clients keep their copies and are asked again, or it was theirs that is bad.
         """
         collection = self.collection
-        collection.require_order(report.order_id, child)
+        order = collection.require_order(report.order_id, child)
         try:
             async with self._blobs.held(self.position.model) as base:
                 report = await check_payload(report, child, payload, base, self._gather, self.position.config.compress)
@@ -235,13 +235,15 @@ class Exchange:
             late = await self._enter(report, child, payload)
         except IllegalState:
             raise  # what it names does not fit: nothing was taken, here or in the ledger
-        except Unreachable as err:
-            # Perhaps it was committed after all: only the ledger knows, so the session begins again from there.
-            collection.unreported(report.order_id)
-            self._unsure = err
+        except StorageFull:
+            collection.retained(order)  # until its clients are asked again, see `no_room`
             raise
-        except BaseException:
+        except BaseException as err:
             collection.unreported(report.order_id)
+            self._network.unregister([report.order_id])
+            if isinstance(err, Unreachable):
+                # Perhaps it was committed after all: only the ledger knows, so the session begins again from there.
+                self._unsure = err
             raise
         finally:
             self._entering -= 1
