@@ -118,7 +118,7 @@ class Exchange:
         self._wake = wake
         self._gather = position.gather if collection.key.work is Work.TRAIN else Gather.SUM
         self._show = show or self._show_counts
-        self._buffered = position.buffered is not None and collection.key.work is Work.TRAIN
+        self._buffer_rule = position.buffered if collection.key.work is Work.TRAIN else None
         self.stages: dict[str, str] = {}
         self._entering = 0
         self._fenced: list[Order] = []
@@ -279,8 +279,16 @@ class Exchange:
         refused = [client for client, failure in unable.items() if failure.code in REFUSING]
         counted_in = None
         async with self._journal.transaction(short=True) as tx:
-            if self._buffered:
+            if self._buffer_rule is not None:
                 counted_in = await ledger.counting_round(tx.session, report.key.session_id)
+                if counted and counted_in - report.key.round > self._buffer_rule.max_staleness:
+                    # Its round is called off with the next selection, and until then nobody is asked.
+                    raise IllegalState(
+                        f"The update of {child} for {report.key} is too old for round {counted_in}: more than"
+                        f" {self._buffer_rule.max_staleness:g} rounds.",
+                        order_id=report.order_id,
+                        child=child,
+                    )
             await ledger.note_outcomes(tx.session, report.key, report.order_id, report.outcomes, counted_in)
             if payload is not None and report.payload_kind is not PayloadKind.NONE:
                 await ledger.add_partial(tx.session, report, child, payload.name, counted_in)
