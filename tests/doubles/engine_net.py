@@ -27,14 +27,19 @@ from runnel.common.protocol import (
     Work,
 )
 from runnel.common.tensors import write_npz
-from runnel.reducer.domain.values import SessionConfig, SessionStatus
+from runnel.reducer.access_tokens import AccessTokens
+from runnel.reducer.callers import Callers
+from runnel.reducer.domain.values import DEFAULT_ORGANISATION, Role, SessionConfig, SessionStatus
 from runnel.reducer.engine.engine import Engine
+from runnel.reducer.operations import Operations
 from runnel.reducer.rpc.gateway import Gateway
 from runnel.reducer.rpc.run_files import RunFiles
+from runnel.reducer.service import Caller
 from runnel.reducer.store import access, ledger
 from runnel.reducer.store.database import Database
 from runnel.reducer.store.journal import Journal, Transaction
 from runnel.reducer.store.tables import SessionRow
+from runnel.reducer.uploads import Uploads
 from runnel.rpc.v1 import uplink_pb2 as pb
 from runnel.transport import Child, NodeIdentity
 from runnel.transport.credentials import CredentialIssuer
@@ -44,6 +49,7 @@ from tests.doubles.reducer_state import add_session, database_in, model_row
 from tests.eventually import eventually
 
 SESSION = "ses-aaaaaaaaaa"
+CALLER = Caller(token_id="", role=Role.OPERATOR, organisation=DEFAULT_ORGANISATION)
 TRAIN = AssignmentKey(session_id=SESSION, round=1, work=Work.TRAIN)
 M = TypeVar("M", bound=Downward)
 
@@ -203,6 +209,19 @@ async def net_in(folder: Path) -> AsyncIterator[Net]:
         made = Net(folder, database)
         async with made.engine:
             yield made
+
+
+def operations(net: Net) -> Operations:
+    uploads = Uploads(journal=net.journal, blobs=net.lasting, max_package_bytes=1, max_model_bytes=1)
+    return Operations(
+        engine=net.engine,
+        journal=net.journal,
+        blobs=net.lasting,
+        callers=Callers(net.journal, AccessTokens(bytes(32)), insecure=True),
+        rpc_address=str,
+        uploads=uploads,
+        max_blob_bytes=1,
+    )
 
 
 def settlements(net: Net, child: str) -> list[tuple[tuple[str, ...], Settlement]]:

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from runnel.common.protocol import Assignment, BlobRef, Cancel
+from runnel.reducer.engine.engine import wait_for
 from runnel.reducer.store import ledger
-from tests.doubles.engine_net import SESSION, TRAIN, Net, net_in, ok
+from tests.doubles.engine_net import CALLER, SESSION, TRAIN, Net, net_in, ok, operations
 from tests.eventually import eventually
 
 pytestmark = pytest.mark.unit
@@ -63,4 +64,27 @@ async def test_an_update_that_comes_while_a_model_is_made_counts_in_the_next_if_
     called_off = [each.clients for each in net.got("b", Cancel) if each.key == TRAIN]
     assert called_off == ([("b",)] if too_old else [])
     assert len([each for each in net.got("b", Assignment) if each.key == TRAIN]) == 1
+    assert list(net.partials.iterdir()) == []
+
+
+async def test_an_update_of_an_earlier_round_outlasts_the_end_of_the_session(net: Net) -> None:
+    for client in ("a", "b", "c"):
+        await net.attach(client)
+    await net.start(rounds=2, buffer=2, min_clients=2, strategy="fedbuff")
+    earlier = await order_of_round(net, "c", 1)
+    for client in ("a", "b"):
+        await net.report(client, await order_of_round(net, client, 1), *ok(client))
+    await order_of_round(net, "a", 2)
+    await net.report("c", earlier, *ok("c"))
+    for _ in range(2):
+        await wait_for(net.engine.stop(SESSION))
+        assert [path.name for path in net.partials.iterdir()] == [f"{earlier.order_id}.payload"]
+        asked = len(net.got("a", Assignment))
+        await operations(net).resume_session(CALLER, SESSION)
+        again = await net.order("a", asked + 1)
+    await net.report("a", again, *ok("a"))
+    assert (await net.ended()).phase == "finished"
+    async with net.database.read() as tx:
+        counted = await ledger.counted_updates(tx, SESSION, 2)
+    assert [(each.round, each.client) for each in counted] == [(2, "a"), (1, "c")]
     assert list(net.partials.iterdir()) == []

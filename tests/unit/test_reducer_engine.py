@@ -41,12 +41,14 @@ from runnel.rpc.v1 import uplink_pb2 as pb
 from runnel.transport import Child, JoinAsk
 from runnel.transport.messages import downward_to_wire
 from tests.doubles.engine_net import (
+    CALLER,
     SESSION,
     TRAIN,
     Net,
     child_named,
     net_in,
     ok,
+    operations,
     settlements,
 )
 from tests.doubles.faulty_blobs import FaultyBlobs
@@ -363,6 +365,28 @@ async def test_stopping_calls_the_work_off(net: Net) -> None:
     assert [(c.order_id, c.key, c.clients) for c in cancels] == [(m1.order_id, None, ()), ("", TRAIN, ("a",))]
     await net.report("m1", m1, *ok("a"))
     assert await net.states() == {"a": "late"}
+
+
+@pytest.mark.parametrize("end", ["stopped", "failed"])
+async def test_what_came_for_a_round_that_ends_without_a_model_goes_and_is_asked_for_anew(net: Net, end: str) -> None:
+    await net.attach("a")
+    await net.attach("b")
+    await net.start(min_clients=2)
+    b = await net.order("b")
+    await net.report("a", await net.order("a"), *ok("a"))
+    assert len(list(net.partials.iterdir())) == 1
+    if end == "stopped":
+        await wait_for(net.engine.stop(SESSION))
+    else:
+        await net.report("b", b, Outcome(client="b", failure=Failure(code="exit_status", message="3")))
+    assert (await net.ended()).phase == end
+    assert list(net.partials.iterdir()) == []
+    async with net.database.read() as tx:
+        assert await ledger.all_partial_files(tx) == set()
+    await operations(net).resume_session(CALLER, SESSION)
+    for client in ("a", "b"):
+        await net.report(client, await net.order(client, 2), *ok(client))
+    assert (await net.ended()).phase == "finished"
 
 
 async def test_stopping_again_does_not_stop_what_is_started_afterwards(net: Net) -> None:

@@ -12,24 +12,18 @@ import pytest
 from sqlalchemy import select
 
 from runnel.common.errors import Conflict, NotFound
-from runnel.common.protocol import Assignment, AssignmentKey, Failure, Outcome, Settlement, Work
-from runnel.reducer.access_tokens import AccessTokens
-from runnel.reducer.callers import Callers
-from runnel.reducer.domain.values import DEFAULT_ORGANISATION, Role
+from runnel.common.protocol import Assignment, AssignmentKey, Failure, Outcome, PayloadKind, Report, Settlement, Work
+from runnel.reducer.domain.values import DEFAULT_ORGANISATION
 from runnel.reducer.engine.engine import wait_for
-from runnel.reducer.operations import Operations
 from runnel.reducer.package_versions import PackageVersions
-from runnel.reducer.service import Caller
 from runnel.reducer.store import ledger, registry
 from runnel.reducer.store.tables import ModelRow, RoundRow
-from runnel.reducer.uploads import Uploads
-from tests.doubles.engine_net import SESSION, Net, net_in, ok, settlements
+from tests.doubles.engine_net import CALLER, SESSION, Net, net_in, ok, operations, settlements
 from tests.doubles.reducer_state import package_row
 from tests.eventually import eventually
 
 pytestmark = pytest.mark.unit
 
-CALLER = Caller(token_id="", role=Role.OPERATOR, organisation=DEFAULT_ORGANISATION)
 VERSIONS = ["a" * 64, "b" * 64, "c" * 64]
 
 
@@ -51,19 +45,6 @@ async def begin(net: Net, *clients: str, **config: Any) -> str:
 
 async def update(net: Net, digest: str) -> None:
     assert await PackageVersions(net.journal).update_session(CALLER, SESSION, digest) == SESSION
-
-
-def operations(net: Net) -> Operations:
-    uploads = Uploads(journal=net.journal, blobs=net.lasting, max_package_bytes=1, max_model_bytes=1)
-    return Operations(
-        engine=net.engine,
-        journal=net.journal,
-        blobs=net.lasting,
-        callers=Callers(net.journal, AccessTokens(bytes(32)), insecure=True),
-        rpc_address=str,
-        uploads=uploads,
-        max_blob_bytes=1,
-    )
 
 
 async def packages(net: Net, table: type[RoundRow] | type[ModelRow]) -> dict[int, str]:
@@ -175,6 +156,23 @@ async def test_a_round_that_is_given_up_is_given_up_once_and_begun_anew_with_its
     await net.report("a", order, *ok("a"))
     assert (await net.ended()).phase == "finished"
     assert await packages(net, ModelRow) == {2: VERSIONS[0]}
+
+
+@pytest.mark.parametrize("another", [False, True])
+async def test_payloads_that_an_earlier_version_kept_go_when_the_session_goes_on(net: Net, another: bool) -> None:
+    await begin(net, "a", rounds=1)
+    order = await net.order("a")
+    await wait_for(net.engine.stop(SESSION))
+    kept = Report(key=order.key, order_id=order.order_id, outcomes=tuple(ok("a")), payload_kind=PayloadKind.UPDATE)
+    async with net.database.write() as tx:
+        await ledger.add_partial(tx, kept, "a", "kept.payload")
+    (net.partials / "kept.payload").touch()
+    if another:
+        await update(net, VERSIONS[0])
+    await operations(net).resume_session(CALLER, SESSION)
+    assert list(net.partials.iterdir()) == []
+    async with net.database.read() as tx:
+        assert await ledger.all_partial_files(tx) == set()
 
 
 async def test_a_retired_package_is_given_to_nobody_and_those_that_have_it_go_on(net: Net) -> None:

@@ -278,11 +278,25 @@ async def test_a_round_that_begins_anew_has_nothing_of_before(tmp_path: Path) ->
         await note(database, Outcome(client="a"))
         async with database.write() as tx:
             await ledger.add_partial(tx, report("ord-1"), "m1", "x")
-            await ledger.forget_round(tx, SESSION, 1)
+            assert await ledger.forget_round(tx, SESSION, 1) == ["x"]
         async with database.read() as tx:
             assert await ledger.slots(tx, TRAIN) == []
             assert await ledger.partials(tx, SESSION, 1) == []
             assert await tx.get(RoundRow, (SESSION, 1)) is None
+
+
+async def test_a_round_with_its_model_keeps_what_came_for_the_next(tmp_path: Path) -> None:
+    async with database_in(tmp_path) as database:
+        await begin(database, "a")
+        async with database.write() as tx:
+            await ledger.add_partial(tx, report("ord-1"), "m1", "x", counted_in=2)
+            (await tx.get_one(RoundRow, (SESSION, 1))).model_id = "mod-aaaaaaaaaa"
+        async with database.write() as tx:
+            assert await ledger.drop_unmade(tx, SESSION, 1) == []
+            (await tx.get_one(RoundRow, (SESSION, 1))).model_id = None
+        async with database.write() as tx:
+            assert await ledger.drop_unmade(tx, SESSION, 1) == ["x"]
+            assert await ledger.all_partial_files(tx) == set()
 
 
 # ---- sessions

@@ -290,6 +290,7 @@ class Operations(TaskOperations):
     async def _go_on(self, caller: Caller, session_id: str, rounds: int) -> None:
         """Put an ended session back to where it goes on: its last validation, or the border of a round."""
         await wait_for(self._engine.stop(session_id))
+        payloads: list[str] = []
         async with self._journal.transaction() as tx:
             row = await ledger.require_session(tx.session, session_id)
             current = await tx.session.get(RoundRow, (session_id, row.round))
@@ -301,15 +302,16 @@ class Operations(TaskOperations):
             else:
                 phase = SessionStatus.SEEDED
                 if taken_up(row, current):
-                    await ledger.forget_round(tx.session, session_id, row.round)
+                    payloads = await ledger.forget_round(tx.session, session_id, row.round)
                     row.round -= 1
                 else:
-                    await ledger.give_round_up(tx.session, session_id, row.round, row.phase)
+                    payloads = await ledger.give_round_up(tx.session, session_id, row.round, row.phase)
                     rounds += 1  # what was asked for is models, and this round has none
             row.phase, row.reason, row.finished_at = phase.value, None, None
             row.config = {**row.config, "rounds": rounds}
             await tx.record("session.resumed", caller.organisation, session_id, rounds=rounds, by=caller.token_id)
         self._engine.launch(session_id)
+        await self._engine.drop_payloads(payloads)
 
     async def session_logs(
         self,

@@ -144,6 +144,10 @@ class Engine:
         """Remove the files of what was given up."""
         await self._retention.remove_files()
 
+    async def drop_payloads(self, filenames: Iterable[str]) -> None:
+        """Remove payloads that no row of the ledger names any more."""
+        await self._blobs.drop_payloads(*(self._partials / filename for filename in filenames))
+
     # ---- sessions
 
     def launch(self, session_id: str) -> None:

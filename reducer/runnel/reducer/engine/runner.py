@@ -159,8 +159,8 @@ class SessionRunner:
         async def change(tx: Transaction, row: SessionRow) -> Sequence[Step]:
             row.reason = reason
             await ledger.mark_all_late(tx.session, self.session_id)
-            if status is SessionStatus.FINISHED:
-                spare[:] = await ledger.drop_spare(tx.session, self.session_id, row.round)
+            drop = ledger.drop_spare if status is SessionStatus.FINISHED else ledger.drop_unmade
+            spare[:] = await drop(tx.session, self.session_id, row.round)
             return ()
 
         await self._close(status, reason or status.value, change, *self.exchanges)

@@ -347,25 +347,38 @@ async def drop_spare(tx: AsyncSession, session_id: str, last: int) -> list[str]:
     return files
 
 
-async def forget_round(tx: AsyncSession, session_id: str, number: int) -> None:
-    """Forget what an uncommitted round had: its slots, payloads and times.
+async def drop_unmade(tx: AsyncSession, session_id: str, number: int) -> list[str]:
+    """Forget the payloads of a round that ended without a model, of which none will be made; returns their files.
+
+    Updates of earlier rounds that are to count in it stay, and so does everything if it has a model.
+    """
+    model = select(RoundRow.model_id).where(RoundRow.session_id == session_id, RoundRow.number == number)
+    if await tx.scalar(model) is not None:
+        return []
+    its_own = (PartialRow.session_id == session_id, PartialRow.round == number)
+    return list(await tx.scalars(delete(PartialRow).where(*its_own).returning(PartialRow.filename)))
+
+
+async def forget_round(tx: AsyncSession, session_id: str, number: int) -> list[str]:
+    """Forget what an uncommitted round had: its slots, payloads and times; returns the files of its payloads.
 
     Updates of earlier rounds that are to count in it stay.
     """
-    await tx.execute(delete(PartialRow).where(PartialRow.session_id == session_id, PartialRow.round == number))
+    files = await drop_unmade(tx, session_id, number)
     await tx.execute(delete(SlotRow).where(SlotRow.session_id == session_id, SlotRow.round == number))
     row = await tx.get(RoundRow, (session_id, number))
     if row is not None and row.server_state is not None:
         await let_go(tx, [row.server_state])
     await tx.execute(delete(RoundRow).where(RoundRow.session_id == session_id, RoundRow.number == number))
+    return files
 
 
-async def give_round_up(tx: AsyncSession, session_id: str, number: int, status: str) -> None:
-    """Let a round without a model stand as it ended; nobody's update counts in it.
+async def give_round_up(tx: AsyncSession, session_id: str, number: int, status: str) -> list[str]:
+    """Let a round without a model stand as it ended; nobody's update counts in it. Returns the files of its payloads.
 
     Updates of earlier rounds that were to count in it count in the next.
     """
-    await tx.execute(delete(PartialRow).where(PartialRow.session_id == session_id, PartialRow.round == number))
+    files = await drop_unmade(tx, session_id, number)
     its_own = (SlotRow.session_id == session_id, SlotRow.round == number, SlotRow.state.in_(("open", "counted")))
     await tx.execute(update(SlotRow).where(*its_own).values(state="late", counted_in=None))
     for table in (PartialRow, SlotRow):
@@ -373,6 +386,7 @@ async def give_round_up(tx: AsyncSession, session_id: str, number: int, status: 
         await tx.execute(update(table).where(*waiting).values(counted_in=number + 1))
     of_round = (RoundRow.session_id == session_id, RoundRow.number == number)
     await tx.execute(update(RoundRow).where(*of_round).values(status=status))
+    return files
 
 
 # ---- logs
