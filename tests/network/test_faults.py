@@ -279,7 +279,7 @@ async def test_a_payload_that_is_gone_from_the_disk_fails_its_session(
             session = await net.start_session(package, await net.push_model(SEED), rounds=1, min_clients=2)
             view = await net.until_ended(session)
         assert view["status"] == "failed"
-        assert re.search("The payload .* is gone. Restore the file and resume", view["reason"])
+        assert re.search("The payload .* is gone. Resume the session", view["reason"])
         answer = await net.http.post(f"/sessions/{session}/resume")
         assert answer.status_code == 200, answer.text
         view = await net.until_ended(session)

@@ -311,7 +311,7 @@ class Operations(TaskOperations):
             row.config = {**row.config, "rounds": rounds}
             await tx.record("session.resumed", caller.organisation, session_id, rounds=rounds, by=caller.token_id)
         self._engine.launch(session_id)
-        await self._engine.drop_payloads(payloads)
+        await self._engine.remove_files(payloads)
 
     async def session_logs(
         self,

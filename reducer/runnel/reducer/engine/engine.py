@@ -140,13 +140,10 @@ class Engine:
         self._logs.close()
         await self._group.__aexit__(kind, error, trace)
 
-    async def remove_files(self) -> None:
-        """Remove the files of what was given up."""
+    async def remove_files(self, payloads: Iterable[str] = ()) -> None:
+        """Remove the files of what was given up, and ``payloads`` that no row of the ledger names any more."""
+        await self._blobs.drop_payloads(*(self._partials / filename for filename in payloads))
         await self._retention.remove_files()
-
-    async def drop_payloads(self, filenames: Iterable[str]) -> None:
-        """Remove payloads that no row of the ledger names any more."""
-        await self._blobs.drop_payloads(*(self._partials / filename for filename in filenames))
 
     # ---- sessions
 
@@ -443,8 +440,7 @@ class Engine:
         log.info("held work settled", client=client, key=str(key), settlement=settlement.value)
 
     def _collection(self, key: AssignmentKey) -> Collection | None:
-        runner = self._runners.get(key.session_id)
-        return None if runner is None else runner.collects(key)
+        return runner.collects(key) if (runner := self._runners.get(key.session_id)) else None
 
 
 async def wait_for(task: asyncio.Task[None] | None) -> None:

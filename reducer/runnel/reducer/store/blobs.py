@@ -144,7 +144,7 @@ class FolderBlobs:
         if not file.exists():  # noqa: ASYNC240 - a look at one local file takes less than the way to a thread
             raise NotFound(
                 f"The payload {file.name} that was kept for this round is gone.",
-                hint="Restore the file and resume the session; or resume it without: then the round is trained again.",
+                hint="Resume the session: the round is trained again.",
             )
 
     async def drop_payloads(self, *files: Path) -> None:
