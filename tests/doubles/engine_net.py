@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,6 +31,7 @@ from runnel.reducer.access_tokens import AccessTokens
 from runnel.reducer.callers import Callers
 from runnel.reducer.domain.values import DEFAULT_ORGANISATION, Role, SessionConfig, SessionStatus
 from runnel.reducer.engine.engine import Engine
+from runnel.reducer.engine.way_down import WayDown
 from runnel.reducer.operations import Operations
 from runnel.reducer.rpc.gateway import Gateway
 from runnel.reducer.rpc.run_files import RunFiles
@@ -74,6 +75,21 @@ class FragileJournal(Journal):
             if self.failing:
                 self.failing -= 1
                 raise StorageFull("The disk of the reducer's database is full.")
+
+
+class ListedWay:
+    """The way down to a node that is a list."""
+
+    def __init__(self, sent: list[Downward] | None = None) -> None:
+        self.sent = [] if sent is None else sent
+        self.series: list[int] = []  # how many were sent at once
+
+    def send(self, message: Downward) -> None:
+        self.sent.append(message)
+
+    def send_each(self, messages: Iterable[Downward], number: int) -> None:
+        self.series.append(number)
+        self.sent.extend(messages)
 
 
 class Net:
@@ -122,14 +138,19 @@ class Net:
 
     # ---- nodes
 
-    async def attach(self, name: str, *below: str, holding: tuple[AssignmentKey, ...] = ()) -> None:
+    async def attach(
+        self, name: str, *below: str, holding: tuple[AssignmentKey, ...] = (), way: WayDown | None = None
+    ) -> None:
         """Attach a client, or with ``below`` a combiner of these clients (or of nobody: ``""``)."""
         kind = NodeKind.COMBINER if below else NodeKind.CLIENT
         member = Member(name=name, node_id=f"id-{name}", kind=kind, holding=() if below else holding)
         clients = [self.client(client, holding) for client in below if client]
         await self.join(member, *clients)
         self.sent[name] = []
-        await self.engine.attached(Hello(member=member, below=tuple(clients)), self.sent[name].append)
+        await self.engine.attached(Hello(member=member, below=tuple(clients)), way or self.way(name))
+
+    def way(self, name: str) -> ListedWay:
+        return ListedWay(self.sent[name])
 
     @staticmethod
     def client(name: str, holding: tuple[AssignmentKey, ...] = ()) -> Member:
@@ -242,7 +263,6 @@ def child_named(
         verify=lambda _: identity,
         attached_at=0.0,
         encode=encode,
-        mailbox_items=9,
         mailbox_bytes=1 << 20,
         silence_s=60.0,
     )

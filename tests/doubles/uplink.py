@@ -248,7 +248,7 @@ class SmallNetwork:
         folder: Path,
         *,
         heartbeat_s: float = 10.0,
-        mailbox_items: int = 4096,
+        mailbox_bytes: int = 16 << 20,
         tls: ServerTls | None = None,
         asks: AskHandler | None = None,
         queue: TransferQueue | None = None,
@@ -264,7 +264,7 @@ class SmallNetwork:
             CredentialVerifier(self.issuer.public_key),
             asks=asks,
             heartbeat_s=heartbeat_s,
-            mailbox_items=mailbox_items,
+            mailbox_bytes=mailbox_bytes,
             queue=queue,
         )
         self._tls = tls
@@ -307,7 +307,7 @@ class SmallNetwork:
         network: str | None = None,
         tls: ClientTls | None = None,
         retry: RetryPolicy = FAST,
-        mailbox_items: int = 4096,
+        mailbox_bytes: int = 16 << 20,
     ) -> UplinkLink:
         node_id = node_id or f"id-{name}"
         return UplinkLink(
@@ -319,7 +319,7 @@ class SmallNetwork:
             hello=lambda: hello(name, node_id, kind),
             tls=tls,
             retry=retry,
-            mailbox_items=mailbox_items,
+            mailbox_bytes=mailbox_bytes,
         )
 
 

@@ -44,6 +44,7 @@ from runnel.common.protocol import (
 from runnel.rpc.v1 import uplink_pb2 as pb
 from runnel.transport import open_channel
 from runnel.transport.messages import upward_to_wire
+from tests.doubles.engine_net import ListedWay
 from tests.doubles.hostile_node import HostileNode, npz, ref_of, register
 from tests.eventually import eventually
 from tests.network.local_network import ADD_CONSTANT, LocalNetwork, network, write_package
@@ -530,5 +531,5 @@ async def test_who_has_not_joined_by_this_name_is_not_let_in(tmp_path: Path) -> 
             await register(channel, Member(name="twin", node_id="id-of-the-second", kind=NodeKind.CLIENT))
             await channel.close()
             with pytest.raises(Unauthenticated, match="another node has its name now"):
-                await net.reducer.engine.attached(Hello(member=first.member), lambda _: None)
+                await net.reducer.engine.attached(Hello(member=first.member), ListedWay())
         assert net.reducer.engine.roster.find("twin") is None

@@ -73,9 +73,7 @@ async def test_who_does_not_take_it_at_the_end_is_told_before(network: SmallNetw
     data = os.urandom(3_000_000)
     place = Place(address="", tls=False, attach_to="red", credential=network.credential("c1"), ttl_s=600.0)
     async with open_channel(network.address, tls=None) as channel:
-        older = Attachment(
-            channel, place, peer="red", mailbox_items=1, mailbox_bytes=1, address=network.address, tls=None
-        )
+        older = Attachment(channel, place, peer="red", mailbox_bytes=1, address=network.address, tls=None)
         older.welcome = Welcome(name="red", heartbeat_s=10.0)
         ref = await push_named(older, "ord-1", memoryview(data), None, lambda: iter(()), first=False)
     assert ref == ref_of(data)

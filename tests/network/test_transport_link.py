@@ -343,7 +343,7 @@ async def test_a_fault_in_the_hello_is_not_hidden(network: SmallNetwork) -> None
 async def test_a_node_above_that_does_not_listen_is_left(network: SmallNetwork) -> None:
     async with BreakableProxy(network.address) as proxy:
         network.directory.places = {"red": proxy.address}
-        async with network.link(mailbox_items=20) as link:
+        async with network.link(mailbox_bytes=20 << 10) as link:
             await next_event(link)
             proxy.flowing.clear()
             sent = 0

@@ -368,7 +368,7 @@ async def test_a_node_that_goes_while_it_is_taken_in_is_let_go_afterwards(networ
 
 async def test_a_node_that_does_not_take_its_messages_is_sent_away(tmp_path: Path) -> None:
     async with (
-        SmallNetwork(tmp_path / "red", mailbox_items=50) as network,
+        SmallNetwork(tmp_path / "red", mailbox_bytes=5 << 20) as network,
         BreakableProxy(network.address) as proxy,
         RawNode(proxy.address, network.credential()) as node,
     ):
@@ -382,7 +382,7 @@ async def test_a_node_that_does_not_take_its_messages_is_sent_away(tmp_path: Pat
         await eventually(lambda: network.handler.said("detached") == ["overflow"], timeout_s=5)
         child.send(Close(order_id="goes nowhere"))
         proxy.flowing.set()
-        with pytest.raises(CapacityExceeded, match="at most 50 messages"):
+        with pytest.raises(CapacityExceeded, match="at most 5,242,880 bytes"):
             await node.hear_out()
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from runnel.common.protocol import Assignment, BlobRef, Cancel
-from runnel.reducer.engine.engine import wait_for
+from runnel.reducer.operations import wait_for
 from runnel.reducer.store import ledger
 from tests.doubles.engine_net import CALLER, SESSION, TRAIN, Net, net_in, ok, operations
 from tests.eventually import eventually

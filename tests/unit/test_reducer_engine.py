@@ -35,7 +35,7 @@ from runnel.common.protocol import (
 )
 from runnel.common.tensors import write_npz
 from runnel.reducer.domain.collection import SlotState
-from runnel.reducer.engine.engine import wait_for
+from runnel.reducer.operations import wait_for
 from runnel.reducer.store import ledger
 from runnel.rpc.v1 import uplink_pb2 as pb
 from runnel.transport import Child, JoinAsk
@@ -462,3 +462,16 @@ async def test_after_a_restart_what_is_durable_stands_and_the_rest_is_asked_agai
             assert row.phase == "finished"
             assert net.got("a", Assignment) == []
             assert settlements(net, "b") == [(("b",), Settlement.COUNTED)]
+
+
+async def test_single_orders_with_large_settings_are_made_one_by_one(net: Net) -> None:
+    """20 MB of orders: all at once they would be more than may wait for a combiner, each time that it attaches."""
+    clients = [f"c{number:03d}" for number in range(200)]
+    child = child_named("m1", NodeKind.COMBINER)
+    await net.attach("m1", *clients, way=child)
+    await net.start(strategy="fedbuff", buffer=1, client_settings={"text": "x" * 100_000})
+    asked = [await child._outgoing.get() for _ in clients]
+    assert not child.ended
+    assert sorted(name for each in asked for name in each.assignment.clients) == clients
+    assert len({each.assignment.order_id for each in asked}) == 200
+    assert all(len(each.assignment.client_settings) > 100_000 for each in asked)

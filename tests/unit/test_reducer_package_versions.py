@@ -14,7 +14,7 @@ from sqlalchemy import select
 from runnel.common.errors import Conflict, NotFound
 from runnel.common.protocol import Assignment, AssignmentKey, Failure, Outcome, PayloadKind, Report, Settlement, Work
 from runnel.reducer.domain.values import DEFAULT_ORGANISATION
-from runnel.reducer.engine.engine import wait_for
+from runnel.reducer.operations import wait_for
 from runnel.reducer.package_versions import PackageVersions
 from runnel.reducer.store import ledger, registry
 from runnel.reducer.store.tables import ModelRow, RoundRow

@@ -10,8 +10,9 @@ import pytest
 
 from runnel.common.protocol import Hello, Member, NodeKind, RunState, TaskNews, TaskOrder, TaskSettled
 from runnel.common.tasks import TaskSpec
+from runnel.reducer.domain.pace import Pace
 from runnel.reducer.store.task_ledger import Submission
-from tests.doubles.engine_net import Net, net_in
+from tests.doubles.engine_net import ListedWay, Net, net_in
 from tests.eventually import eventually
 
 pytestmark = pytest.mark.unit
@@ -29,12 +30,13 @@ def site(name: str, *runs: str) -> Member:
     return Member(name=name, node_id=f"id-{name}", kind=NodeKind.CLIENT, runs=runs, task_slots=2)
 
 
-async def attach(net: Net, *below: Member) -> None:
+async def attach(net: Net, *below: Member) -> ListedWay:
     """Attach the combiner m1 with clients that take tasks."""
     member = Member(name="m1", node_id="id-m1", kind=NodeKind.COMBINER)
     await net.join(member, *below)
     net.sent["m1"] = []
-    await net.engine.attached(Hello(member=member, below=below), net.sent["m1"].append)
+    await net.engine.attached(Hello(member=member, below=below), way := net.way("m1"))
+    return way
 
 
 async def start(net: Net, *sites: str, spec: TaskSpec | None = None) -> None:
@@ -72,6 +74,17 @@ async def test_large_orders_go_out_only_as_fast_as_they_are_heard_of(net: Net) -
     assert {order.client for order in heard} == set(CLIENTS)
 
 
+async def test_small_orders_count_for_more_than_their_spec(net: Net) -> None:
+    """Of thousands of them that is what waits for a combiner."""
+    net.engine.tasks._pace = Pace(2_000)
+    sites = [f"s{number}" for number in range(9)]
+    await attach(net, *(site(name) for name in sites))
+    await start(net, *sites)
+    with pytest.raises(AssertionError, match="not within"):
+        await eventually(lambda: len(net.got("m1", TaskOrder)) > 4, timeout_s=1)
+    assert [9 * len(order.spec) < 2_000 for order in net.got("m1", TaskOrder)] == [True] * 4
+
+
 async def test_a_client_that_comes_back_gets_what_it_lost_and_forgets_what_is_over(net: Net) -> None:
     await attach(net, site("a"))
     await start(net, "a")
@@ -97,3 +110,18 @@ async def test_news_that_a_full_disk_did_not_take_are_entered_later(net: Net) ->
     await net.engine.received("m1", TaskNews(run_id=order.run_id, client="a", state=RunState.PREPARING))
     await eventually(lambda: net.engine.tasks.book.of_client("a")[0].state is RunState.PREPARING, timeout_s=5)
     assert net.journal.failing == 0
+
+
+async def test_the_end_of_a_task_and_what_clients_hold_are_told_of_many_at_once(net: Net) -> None:
+    """One by one, thousands would be more than may wait for a combiner."""
+    sites = [f"s{number:02d}" for number in range(40)]
+    way = await attach(net, *(site(name) for name in sites))
+    await start(net, *sites)
+    await eventually(lambda: len(net.got("m1", TaskOrder)) == 40, timeout_s=5)
+    await net.engine.tasks.cancel("tsk-0000", "not needed")
+    assert way.series == [40]
+    assert [each.client for each in net.got("m1", TaskSettled)] == sites
+    await net.engine.detached("m1")
+    way = await attach(net, *(site(name, f"run-of-{name}") for name in sites))
+    await eventually(lambda: len(net.got("m1", TaskSettled)) == 40, timeout_s=5)
+    assert way.series == [40]

@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 import time
+from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 from random import Random
@@ -27,6 +28,7 @@ from runnel.common.errors import (
     RunnelError,
     Unreachable,
 )
+from runnel.rpc.v1 import uplink_pb2 as pb
 from runnel.transport import (
     STATUS,
     Mailbox,
@@ -39,6 +41,7 @@ from runnel.transport import (
 )
 from runnel.transport.addresses import own_host_towards
 from runnel.transport.chunks import CHUNK_BYTES, QUEUED_BYTES, read_chunks, receive_into
+from runnel.transport.mailbox import held_bytes
 from runnel.transport.status import METADATA_KEY, error_of_problem, error_wire, from_rpc_error
 from runnel.transport.tls import ClientTls, ServerTls
 
@@ -351,6 +354,90 @@ async def test_discarding_forgets_what_waits() -> None:
     mailbox.send(1)
     mailbox.close(discard=True)
     assert [number async for number in mailbox] == []
+
+
+async def test_a_series_comes_in_its_turn_and_is_made_only_then() -> None:
+    made: list[int] = []
+
+    def numbers() -> Iterator[int]:
+        for number in (1, 2, 3):
+            made.append(number)
+            yield number
+
+    mailbox: Mailbox[int] = Mailbox()
+    mailbox.send(0)
+    mailbox.send_each(numbers(), 3)
+    mailbox.send_each((), 0)
+    mailbox.send(4)
+    mailbox.close()
+    assert await mailbox.get() == 0
+    assert made == []
+    assert await mailbox.get() == 1
+    assert made == [1]
+    assert [number async for number in mailbox] == [2, 3, 4]
+
+
+async def test_a_series_needs_room_for_what_it_is_made_of_alone() -> None:
+    mailbox: Mailbox[bytes] = Mailbox(size_bytes=20 << 10, size_of=len)
+    mailbox.send(b"first")
+    mailbox.send_each((bytes(20 << 10) for _ in range(30)), 30)
+    with pytest.raises(CapacityExceeded, match="31 messages wait already"):
+        mailbox.send_each((b"more" for _ in range(30)), 30)
+    for _ in range(21):
+        await mailbox.get()
+    mailbox.send_each((b"more" for _ in range(30)), 30)
+    assert [len(await mailbox.get()) for _ in range(40)] == [20 << 10] * 10 + [4] * 30
+
+
+@pytest.mark.parametrize("number", [5, 0, 30])
+async def test_what_a_series_has_taken_is_free_when_it_is_over(number: int) -> None:
+    mailbox: Mailbox[int] = Mailbox(size_bytes=10 << 10)
+    mailbox.send_each(range(number), 20)
+    mailbox.close()
+    assert [each async for each in mailbox] == list(range(number))
+    assert mailbox._bytes == 0
+
+
+async def test_a_series_that_is_empty_is_waited_past() -> None:
+    mailbox: Mailbox[int] = Mailbox()
+    mailbox.send_each((), 3)
+    receiver = asyncio.create_task(mailbox.get())
+    await asyncio.sleep(0)
+    assert not receiver.done()
+    mailbox.send(1)
+    assert await receiver == 1
+
+
+def small_message(number: int) -> pb.Upward:
+    return pb.Upward(task_news=pb.TaskNews(run_id=f"run-{number}", client=f"site-{number}"))
+
+
+async def test_thousands_of_small_messages_wait_until_their_memory_is_too_much() -> None:
+    mailbox: Mailbox[pb.Upward] = Mailbox(size_of=held_bytes)
+    for number in range(15_000):
+        mailbox.send(small_message(number))
+    for _ in range(2_000):
+        try:
+            mailbox.send(small_message(0))
+        except CapacityExceeded as error:
+            assert error.message.endswith("at most 16,777,216 bytes may.")  # noqa: PT017 - the message that is too many
+            return
+    pytest.fail("it takes whatever comes")
+
+
+async def test_what_is_added_to_the_last_takes_room() -> None:
+    mailbox: Mailbox[bytearray] = Mailbox(size_bytes=10, size_of=len)
+    assert mailbox.last is None
+    mailbox.send(bytearray(b"123"))
+    mailbox.last_grew(6)
+    with pytest.raises(CapacityExceeded):
+        mailbox.send(bytearray(b"45"))
+    assert mailbox.last == b"123"
+    mailbox.send_each([bytearray()], 0)
+    await mailbox.get()
+    mailbox.send_each([bytearray()], 1)
+    assert mailbox.last is None  # it can't be added to, as it is not made
+    assert mailbox._bytes == 512
 
 
 # ---- chunks

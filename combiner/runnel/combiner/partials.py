@@ -216,7 +216,7 @@ class Partials:
     def _tell_no_room(self, order_id: str, error: StorageFull) -> None:
         """Let those who wait for the report know why it does not come."""
         if (order := self._book.orders.get(order_id)) is not None:
-            for outcome in order.outcomes.values():
+            for outcome in sorted(order.outcomes.values(), key=lambda each: each.failure is not None):  # told together
                 stage = Stage.COUNTED if outcome.failure is None else Stage.FAILED
                 key = order.assignment.key
                 told = Progress(key=key, order_id=order_id, client=outcome.client, stage=stage, detail=error.message)

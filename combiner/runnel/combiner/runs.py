@@ -126,8 +126,9 @@ class Runs:
 
     def attached(self) -> None:
         """The way up is there again: say the newest of each run, as what was said meanwhile went nowhere."""
-        for _, news in list(self._newest.values()):
-            self._link.send(news)
+        runs = list(self._newest)
+        newest = (self._newest[run_id][1] for run_id in runs if run_id in self._newest)
+        self._link.send_each(newest, len(runs))
 
     def left(self, child: str) -> None:
         """A node below is gone: its news come by another way now, and what it had begun to push waits a while."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 
 import grpc
@@ -17,7 +17,7 @@ from runnel.transport.blob_calls import BlobCall, BlobRoute, route_to
 from runnel.transport.chunk_wire import BlobCalls
 from runnel.transport.directory import Place
 from runnel.transport.identity import bearer_metadata
-from runnel.transport.mailbox import Mailbox
+from runnel.transport.mailbox import Mailbox, held_bytes
 from runnel.transport.messages import downward_from_wire, upward_to_wire
 from runnel.transport.status import rpc_errors
 from runnel.transport.tls import ClientTls
@@ -29,6 +29,7 @@ R = TypeVar("R")
 _WELCOME_DEADLINE_S = 15.0  # above the 10 s that the other side gives a superseded stream and its handler
 _FAREWELL_S = 1.0
 _MOST_OTHERS = 1_000  # clients of whom one message tells
+_NAME_BYTES = 32  # that each takes beside its name
 _RENEW_AT = 0.8
 
 _HEARTBEAT = upward_to_wire(Heartbeat())
@@ -43,8 +44,7 @@ class Attachment:
         tls: whom to trust there; None: plain text.
         place: what the directory said.
         peer: name and address, for messages.
-        mailbox_items: most messages that may wait to go up.
-        mailbox_bytes: most bytes that may wait to go up.
+        mailbox_bytes: most memory for what waits to go up.
     """
 
     def __init__(
@@ -53,7 +53,6 @@ class Attachment:
         place: Place,
         *,
         peer: str,
-        mailbox_items: int,
         mailbox_bytes: int,
         address: str,
         tls: ClientTls | None,
@@ -68,9 +67,7 @@ class Attachment:
         self.error: RunnelError | None = None
         self.welcome: Welcome | None = None
         self.within = Within()
-        self._outgoing: Mailbox[pb.Upward] = Mailbox(
-            items=mailbox_items, size_bytes=mailbox_bytes, size_of=pb.Upward.ByteSize
-        )
+        self._outgoing: Mailbox[pb.Upward] = Mailbox(size_bytes=mailbox_bytes, size_of=held_bytes)
         self._address = address
         self._tls = tls
         self._route: BlobRoute | None = None
@@ -124,8 +121,17 @@ class Attachment:
             return True
         if isinstance(message, Report):
             message = self.within.complete(message)
+        return self._put(lambda: self._outgoing.send(upward_to_wire(message)))
+
+    def send_each(self, messages: Iterable[Upward], number: int) -> bool:
+        """Send ``messages`` up as :meth:`send` would, at most ``number`` and no reports; each is made in its turn."""
+        if self.lost.is_set():
+            return False
+        return self._put(lambda: self._outgoing.send_each(map(upward_to_wire, messages), number))
+
+    def _put(self, put: Callable[[], None]) -> bool:
         try:
-            self._outgoing.send(upward_to_wire(message))
+            put()
         except CapacityExceeded as error:
             self._log.warning("the node above does not take our messages", via=self.peer, **error.fields)
             self.end("overflow", error)
@@ -137,11 +143,12 @@ class Attachment:
         last = self._outgoing.last
         if last is None or last.WhichOneof("body") != "progress" or last.progress.order_id != message.order_id:
             return False
-        if message.detail or last.progress.detail or len(last.progress.others) >= _MOST_OTHERS:
+        if message.detail != last.progress.detail or len(last.progress.others) >= _MOST_OTHERS:
             return False
         if last.progress.stage != pb.Stage.Value(f"STAGE_{message.stage.name}"):
             return False
         last.progress.others.extend(message.clients)
+        self._outgoing.last_grew(sum(len(client) + _NAME_BYTES for client in message.clients))
         return True
 
     def offer(self, message: Upward) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
 import grpc
@@ -15,7 +15,7 @@ from runnel.common.protocol import Downward, Heartbeat, Hello, Upward
 from runnel.rpc.v1 import uplink_pb2 as pb
 from runnel.transport.authority import require_authority
 from runnel.transport.identity import NodeIdentity
-from runnel.transport.mailbox import Mailbox
+from runnel.transport.mailbox import Mailbox, held_bytes
 from runnel.transport.messages import upward_from_wire
 from runnel.transport.status import unexpected
 
@@ -26,7 +26,7 @@ _FLUSH_S = 1.0
 class Child:
     """One attached node; it stays as long as its newest credential is good, looked at in the rhythm of its silence.
 
-    A handler uses ``identity``, ``attached_at``, ``heard_at``, ``send`` and ``end``.
+    A handler uses ``identity``, ``attached_at``, ``heard_at``, ``send``, ``send_each`` and ``end``.
 
     Two tasks carry it: that of the RPC moves messages between the wire and two mailboxes, that of the
     :class:`UplinkServer` calls the handler. So nothing that happens to the connection cuts the handler short.
@@ -40,7 +40,6 @@ class Child:
         verify: Callable[[str | None], NodeIdentity],
         attached_at: float,
         encode: Callable[[Downward], pb.Downward],
-        mailbox_items: int,
         mailbox_bytes: int,
         silence_s: float,
         clock: Callable[[], float] = time.monotonic,
@@ -54,9 +53,7 @@ class Child:
         self.inbox: Mailbox[Upward] = Mailbox(items=_INBOX_ITEMS)
         self.task: asyncio.Task[None] | None = None
         self._encode = encode
-        self._outgoing: Mailbox[pb.Downward] = Mailbox(
-            items=mailbox_items, size_bytes=mailbox_bytes, size_of=pb.Downward.ByteSize
-        )
+        self._outgoing: Mailbox[pb.Downward] = Mailbox(size_bytes=mailbox_bytes, size_of=held_bytes)
         self._error: RunnelError | None = None
         self._accepted = asyncio.Event()
         self._scope: asyncio.Timeout | None = None
@@ -82,10 +79,17 @@ class Child:
 
         A child that does not take its messages and lets more wait than the limits allow is sent away.
         """
+        self._put(lambda: self._outgoing.send(self._encode(message)))
+
+    def send_each(self, messages: Iterable[Downward], number: int) -> None:
+        """Send ``messages`` down as :meth:`send` would, at most ``number``; each is made in its turn."""
+        self._put(lambda: self._outgoing.send_each(map(self._encode, messages), number))
+
+    def _put(self, put: Callable[[], None]) -> None:
         if self.ended:
             return
         try:
-            self._outgoing.send(self._encode(message))
+            put()
         except CapacityExceeded as error:
             self._log.warning("node does not take its messages", node=self.identity.name, **error.fields)
             self.leave("overflow", error)

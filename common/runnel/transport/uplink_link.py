@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from random import Random
@@ -43,6 +43,7 @@ from runnel.transport.transfers import ask_push, fetch_blob, push_named
 _JOIN_DEADLINE_S = 10.0
 _STABLE_S = 5.0
 _STOP_S = 3.0
+_EVENTS = 4096  # that wait; then the node above does
 _GOOD_PLACES = frozenset({"left", "credential refused"})  # ends that say nothing against the node above
 _FATAL = (Unauthenticated, Forbidden, BadSettings)
 
@@ -65,8 +66,7 @@ class UplinkLink:
         allow_plaintext: whether plain text may be spoken with other machines.
         prefer: name of the node to attach to, if it has room.
         retry: how long to wait between attempts; they never end.
-        mailbox_items: most messages that may wait, in each direction.
-        mailbox_bytes: most bytes that may wait to go up.
+        mailbox_bytes: most memory for what waits to go up.
         random: of the jitter.
         clock: monotonic seconds.
     """
@@ -84,7 +84,6 @@ class UplinkLink:
         allow_plaintext: bool = False,
         prefer: str = "",
         retry: RetryPolicy | None = None,
-        mailbox_items: int = 4096,
         mailbox_bytes: int = 16 << 20,
         random: Random | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -96,11 +95,10 @@ class UplinkLink:
         self._tls = tls
         self._allow_plaintext = allow_plaintext
         self._retry = retry or RetryPolicy()
-        self._mailbox_items = mailbox_items
         self._mailbox_bytes = mailbox_bytes
         self._random = random or Random()  # noqa: S311 - jitter, not a secret
         self._clock = clock
-        self._events: Mailbox[LinkEvent] = Mailbox(items=mailbox_items)
+        self._events: Mailbox[LinkEvent] = Mailbox(items=_EVENTS)
         self._attachment: Attachment | None = None
         self._changed = asyncio.Event()
         self._fatal: BaseException | None = None
@@ -157,6 +155,10 @@ class UplinkLink:
             again what matters after the next :class:`Attached`. True does not say that it will arrive.
         """
         return self._attachment is not None and self._attachment.send(message)
+
+    def send_each(self, messages: Iterable[Upward], number: int) -> bool:
+        """Send ``messages`` up as :meth:`send` would, at most ``number`` and no reports; each is made in its turn."""
+        return self._attachment is not None and self._attachment.send_each(messages, number)
 
     def offer(self, message: Upward) -> bool:
         """Send up what may be lost, such as a line of a log: it must not take the room of what may not.
@@ -387,7 +389,6 @@ class UplinkLink:
                 channel,
                 place,
                 peer=f"{place.attach_to or 'the node'} at {address}",
-                mailbox_items=self._mailbox_items,
                 mailbox_bytes=self._mailbox_bytes,
                 address=address,
                 tls=tls,

@@ -108,8 +108,7 @@ class UplinkServer(pb_grpc.UplinkServicer):
         verifier: of the credentials of all callers.
         asks: what answers the containers of tasks; None: nobody does.
         heartbeat_s: for nodes that say less than one message in three times this, the stream is ended as ``silent``.
-        mailbox_items: most messages that may wait for one child.
-        mailbox_bytes: most bytes that may wait for one child.
+        mailbox_bytes: most memory for what waits for one child.
         queue: of large transfers that come together.
         clock: monotonic seconds.
     """
@@ -121,7 +120,6 @@ class UplinkServer(pb_grpc.UplinkServicer):
         *,
         asks: AskHandler | None = None,
         heartbeat_s: float = 10.0,
-        mailbox_items: int = 4096,
         mailbox_bytes: int = 16 << 20,
         queue: TransferQueue | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -130,7 +128,6 @@ class UplinkServer(pb_grpc.UplinkServicer):
         self._verifier = verifier
         self._asks = asks
         self._heartbeat_s = heartbeat_s
-        self._mailbox_items = mailbox_items
         self._mailbox_bytes = mailbox_bytes
         self._clock = clock
         self._by_name: dict[str, Child] = {}
@@ -216,7 +213,6 @@ class UplinkServer(pb_grpc.UplinkServicer):
             verify=self._verifier.verify,
             attached_at=time.time(),
             encode=downward_to_wire,
-            mailbox_items=self._mailbox_items,
             mailbox_bytes=self._mailbox_bytes,
             silence_s=3 * self._heartbeat_s,
             clock=self._clock,

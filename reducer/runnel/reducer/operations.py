@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import dataclasses
 import random
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -32,7 +34,7 @@ from runnel.reducer.domain.values import (
     StatusView,
     TokenView,
 )
-from runnel.reducer.engine.engine import Engine, wait_for
+from runnel.reducer.engine.engine import Engine
 from runnel.reducer.package_versions import PackageVersions, taken_up
 from runnel.reducer.server_functions.functions import ServerFunctions
 from runnel.reducer.service import AccessToken, Caller
@@ -419,3 +421,10 @@ class Operations(TaskOperations):
         """Store the answer to an idempotency key."""
         async with self._journal.database.write() as tx:
             await access.remember(tx, key, caller.token_id or caller.organisation, fingerprint, status, body)
+
+
+async def wait_for(task: asyncio.Task[None] | None) -> None:
+    """Wait until a session's task is done, whatever its end."""
+    if task is not None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.shield(task)

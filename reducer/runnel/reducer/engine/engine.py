@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
@@ -47,6 +46,7 @@ from runnel.reducer.engine.retention import Retention
 from runnel.reducer.engine.runner import SessionRunner
 from runnel.reducer.engine.small_blobs import keep_small_payload
 from runnel.reducer.engine.tasks import Tasks
+from runnel.reducer.engine.way_down import WayDown
 from runnel.reducer.server_functions.functions import ServerFunctions
 from runnel.reducer.store import access, ledger
 from runnel.reducer.store.blobs import Blobs
@@ -104,7 +104,7 @@ class Engine:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._to_stop: set[str] = set()
         self._orders: dict[str, Exchange] = {}
-        self._senders: dict[str, Callable[[Downward], None]] = {}
+        self._ways: dict[str, WayDown] = {}
         self._owners: dict[str, str] = {}  # organisation by name of a node
         self._logs = LogWriter(journal.database)
         self.tasks = Tasks(journal, network=self, retention=self._retention, lines=self._logs, keep=keep_results)
@@ -247,8 +247,13 @@ class Engine:
 
     def send(self, child: str, message: Downward) -> None:
         """Send to a directly attached node; of no effect when it is gone."""
-        if (sender := self._senders.get(child)) is not None:
-            sender(message)
+        if (way := self._ways.get(child)) is not None:
+            way.send(message)
+
+    def send_each(self, child: str, messages: Iterable[Downward], number: int) -> None:
+        """Send some, at most ``number``, to a directly attached node, each made in its turn; none when it is gone."""
+        if (way := self._ways.get(child)) is not None:
+            way.send_each(messages, number)
 
     def members(self, organisation: str | None) -> list[Member]:
         """Return the attached nodes of an organisation; None: of all."""
@@ -283,7 +288,7 @@ class Engine:
         exchange.collection.require_order(order_id, child)
         return exchange
 
-    async def attached(self, hello: Hello, send: Callable[[Downward], None]) -> None:
+    async def attached(self, hello: Hello, way: WayDown) -> None:
         """A node attached here.
 
         Raises:
@@ -297,7 +302,7 @@ class Engine:
                 hint="Ask Directory.Join for a place and a credential.",
                 name=name,
             )
-        self._senders[name] = send
+        self._ways[name] = way
         try:
             await self._arrived(self.roster.attach(known[0], known[1:]))
         except BaseException:
@@ -309,7 +314,7 @@ class Engine:
         await self._left(self._forget(child))
 
     def _forget(self, child: str) -> list[str]:
-        self._senders.pop(child, None)
+        self._ways.pop(child, None)
         gone = [member.name for member in self.roster.detach(child)]
         for runner in self._runners.values():
             runner.child_gone(child)
@@ -441,10 +446,3 @@ class Engine:
 
     def _collection(self, key: AssignmentKey) -> Collection | None:
         return runner.collects(key) if (runner := self._runners.get(key.session_id)) else None
-
-
-async def wait_for(task: asyncio.Task[None] | None) -> None:
-    """Wait until a session's task is done, whatever its end."""
-    if task is not None:
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.shield(task)

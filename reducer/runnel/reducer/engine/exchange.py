@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -62,6 +62,9 @@ class Network(Protocol):
     def send(self, child: str, message: Downward) -> None:
         """Send to a directly attached node; of no effect when it is gone."""
 
+    def send_each(self, child: str, messages: Iterable[Downward], number: int) -> None:
+        """Send some, at most ``number``, to a directly attached node, each made in its turn; none when it is gone."""
+
     def register(self, order: Order, exchange: Exchange) -> None:
         """Route what comes up for this order to ``exchange``."""
 
@@ -109,6 +112,7 @@ class Exchange:
         model_data: bytes = b"",
     ) -> None:
         self._model_data = model_data
+        self._client_settings = json.dumps(position.config.client_settings, sort_keys=True)
         self._aside = {} if aside is None else aside
         self.collection = collection
         self.position = position
@@ -386,28 +390,31 @@ class Exchange:
                 self._network.send(order.child, Close(order_id=order.order_id))
 
     def _place(self, remaining_s: float) -> None:
-        position = self.position
+        together: dict[str, list[Order]] = {}
         for order in self.collection.place(self._network.roster.route):
             self._network.register(order, self)
-            self._network.send(
-                order.child,
-                Assignment(
-                    order_id=order.order_id,
-                    key=self.collection.key,
-                    clients=tuple(sorted(order.clients)),
-                    package=position.package,
-                    model=position.model,
-                    model_data=self._model_data,
-                    model_format=position.model_format,
-                    client_settings=json.dumps(position.config.client_settings, sort_keys=True),
-                    remaining_s=remaining_s,
-                    payload_within=MOST_WITHIN_BYTES,
-                    gather=self._gather,
-                    compression=position.config.compress,
-                    signatures=position.signatures,
-                    organisation=position.organisation,
-                ),
-            )
+            together.setdefault(order.child, []).append(order)
+        position = self.position
+        # Of fedbuff's orders there may be thousands: all that those which wait hold is this.
+        asked = Assignment(
+            order_id="",
+            key=self.collection.key,
+            clients=(),
+            package=position.package,
+            model=position.model,
+            model_data=self._model_data,
+            model_format=position.model_format,
+            client_settings=self._client_settings,
+            remaining_s=remaining_s,
+            payload_within=MOST_WITHIN_BYTES,
+            gather=self._gather,
+            compression=position.config.compress,
+            signatures=position.signatures,
+            organisation=position.organisation,
+        )
+        for child, orders in together.items():
+            its = (replace(asked, order_id=each.order_id, clients=tuple(sorted(each.clients))) for each in orders)
+            self._network.send_each(child, its, len(orders))
 
     def _give_up(self) -> None:
         """Fence orders that were told to report and did not, though their node is attached."""

@@ -21,7 +21,6 @@ from runnel.common.protocol import (
     RunResult,
     RunState,
     TaskNews,
-    TaskOrder,
     TaskRelease,
     TaskSettled,
 )
@@ -44,6 +43,7 @@ _NEWS_WAITING = 1000
 _NEWS_AT_ONCE = 200
 _AGAIN_S = 1.0
 _UNDER_WAY_BYTES = 4 << 20
+_ORDER_BYTES = 512  # that each takes beside its spec
 
 
 class Below(Protocol):
@@ -55,6 +55,9 @@ class Below(Protocol):
 
     def send(self, child: str, message: Downward) -> None:
         """Send to a directly attached node; of no effect when it is gone."""
+
+    def send_each(self, child: str, messages: Iterable[Downward], number: int) -> None:
+        """Send some, at most ``number``, to a directly attached node, each made in its turn; none when it is gone."""
 
 
 class Tasks:
@@ -169,7 +172,7 @@ class Tasks:
             await tx.record(
                 "run.release", row.organisation_id, row.task_id, run=row.id, site=row.client, release=release, user=user
             )
-        self._send_down(task_ledger.release_of(row))
+        self._tell([task_ledger.release_of(row)])
 
     # ---- what comes from below
 
@@ -284,23 +287,20 @@ class Tasks:
 
     def _ended(self, rows: Sequence[RunRow]) -> None:
         """What changed is durable: let the book and the sites know."""
-        clients = set()
+        clients, over = set(), []
         for row in rows:
             state = RunState(row.state)
             self.measures.moved(row)
             self.book.moved(row.id, state)
             if state in ENDED:
                 self._pace.arrived(row.id)
-                self._tell([_settled(row)])
+                over.append(_settled(row))
                 self._forget(row)
                 self._time.look()
             clients.add(row.client)
+        self._tell(over)
         self.endings.told({row.task_id for row in rows if RunState(row.state) in ENDED})
         self._look_at(clients)
-
-    def _tell(self, over: Iterable[TaskSettled]) -> None:
-        for message in over:
-            self._send_down(message)
 
     def _show(self, row: RunRow, news: TaskNews) -> None:
         # Of what came together the last decides: an earlier detail is none of the state that the run is in by now.
@@ -381,8 +381,8 @@ class Tasks:
             orders = await task_ledger.orders(tx, run_ids)
         for order in orders:
             for child in self._network.roster.ways(order.client):
-                self._pace.sent(order.run_id, child, len(order.spec))
-            self._send_down(order)
+                self._pace.sent(order.run_id, child, len(order.spec) + _ORDER_BYTES)
+                self._network.send(child, order)
 
     async def _tell_returned(self, returned: dict[str, list[str]]) -> None:
         """Tell clients that attached what of what they hold is over, and what was decided about it."""
@@ -398,19 +398,23 @@ class Tasks:
         async with self._journal.database.read() as tx:
             ended = await task_ledger.runs_by_id(tx, held)
             releases = await task_ledger.releases(tx, waiting)
+        told: list[TaskSettled | TaskRelease] = []
         for client, over in returned.items():
             for run_id in over:
                 row = ended.get(run_id)
                 if row is None or row.client != client:
-                    self._tell([TaskSettled(run_id=run_id, client=client, reason="there is no such run")])
+                    told.append(TaskSettled(run_id=run_id, client=client, reason="there is no such run"))
                 elif RunState(row.state) in ENDED:
-                    self._tell([_settled(row)])
-        for decision in releases:
-            self._send_down(decision)
+                    told.append(_settled(row))
+        self._tell([*told, *releases])
 
-    def _send_down(self, message: TaskOrder | TaskSettled | TaskRelease) -> None:
-        for child in self._network.roster.ways(message.client):
-            self._network.send(child, message)
+    def _tell(self, messages: Iterable[TaskSettled | TaskRelease]) -> None:
+        together: dict[str, list[Downward]] = {}
+        for message in messages:
+            for child in self._network.roster.ways(message.client):
+                together.setdefault(child, []).append(message)
+        for child, its in together.items():
+            self._network.send_each(child, its, len(its))
 
 
 def _settled(row: RunRow) -> TaskSettled:

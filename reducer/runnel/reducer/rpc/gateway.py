@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from functools import partial
@@ -191,7 +192,8 @@ class Gateway:
     async def attached(self, child: Child, hello: Hello) -> None:
         """A node attached here."""
         self._children[child.identity.name] = child
-        await self._engine.attached(hello, partial(self._send, child))
+        forget_dead = partial(self._forget_dead, child.identity.name)
+        await self._engine.attached(hello, _Way(child, forget_dead, self._run_files.forget_ended))
         log.info("node attached", name=child.identity.name, kind=child.identity.kind.value, below=len(hello.below))
         # Clients that attach here for want of a combiner are to move once there is one.
         if child.identity.kind is NodeKind.COMBINER:
@@ -201,14 +203,6 @@ class Gateway:
                     self._children[name].send(_COMBINER_THERE)
         elif self._kept_here.pop(child.identity.name, self._combiners_came) < self._combiners_came:
             child.send(_COMBINER_THERE)  # it came while this one was on its way
-
-    def _send(self, child: Child, message: Downward) -> None:
-        """Send down; what came of work that is over goes with the news of that, the node being attached for weeks."""
-        child.send(message)
-        if isinstance(message, (Cancel, Settled)):
-            self._forget_dead(child.identity.name)
-        elif isinstance(message, TaskSettled):
-            self._run_files.forget_ended()
 
     def _forget_dead(self, name: str) -> None:
         """Remove what a node pushed, in part or whole, for orders whose report is not waited for any more."""
@@ -300,3 +294,23 @@ class Gateway:
         self._pushed[(order_id, identity.name)] = (ref, place)
         if earlier is not None:
             await asyncio.to_thread(earlier.unlink, missing_ok=True)
+
+
+class _Way:
+    """The way down to a node; what came of work that is over goes with the news of that, for it may stay for weeks."""
+
+    def __init__(self, child: Child, forget_dead: Callable[[], None], forget_ended: Callable[[], None]) -> None:
+        self._child = child
+        self._forget_dead = forget_dead
+        self._forget_ended = forget_ended
+
+    def send(self, message: Downward) -> None:
+        self._child.send(message)
+        if isinstance(message, (Cancel, Settled)):
+            self._forget_dead()
+        elif isinstance(message, TaskSettled):
+            self._forget_ended()
+
+    def send_each(self, messages: Iterable[Downward], number: int) -> None:
+        self._child.send_each(messages, number)
+        self._forget_ended()
