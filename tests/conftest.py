@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections import Counter
-from collections.abc import AsyncIterator, Generator, Iterable, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator, Generator, Iterator
 
 import pytest
 import structlog
@@ -21,8 +19,6 @@ from tests.leaks import Holdings
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 _BEFORE = pytest.StashKey[Holdings]()
-# Those at the end are waited for, so it is the short ones of the unit floor.
-_LAST_LONG = 0.9
 
 
 def _is_async(item: pytest.Function) -> bool:
@@ -32,26 +28,6 @@ def _is_async(item: pytest.Function) -> bool:
 
 def _has_children(item: pytest.Item) -> bool:
     return item.get_closest_marker("unit") is None
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Where some run at once, mix the floors: tests of faults and containers mostly wait, others compute."""
-    if hasattr(config, "workerinput"):
-        places = _places(dict.fromkeys(item.path for item in items))
-        items.sort(key=lambda item: places[item.path])
-
-
-def _places(files: Iterable[Path]) -> dict[Path, float]:
-    """Return where each file stands, from 0 to 1, if those of each folder are spread evenly."""
-    files = list(files)
-    sizes = Counter(file.parent for file in files)
-    seen = Counter[Path]()
-    places = {}
-    for file in files:
-        seen[file.parent] += 1
-        share = (seen[file.parent] - 0.5) / sizes[file.parent]
-        places[file] = share if file.parent.name == "unit" else share * _LAST_LONG
-    return places
 
 
 @pytest.fixture(autouse=True)
