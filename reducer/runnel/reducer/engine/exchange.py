@@ -394,6 +394,8 @@ class Exchange:
         for order in self.collection.place(self._network.roster.route):
             self._network.register(order, self)
             together.setdefault(order.child, []).append(order)
+        if not together:
+            return
         position = self.position
         # Of fedbuff's orders there may be thousands: all that those which wait hold is this.
         asked = Assignment(
