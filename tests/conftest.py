@@ -18,6 +18,10 @@ from tests.leaks import Holdings
 # Laws say what holds, not how soon: a busy machine would fail them. Hypothesis itself does this where CI is set.
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
+# By itself structlog draws an exception with the local variables of all frames: of a server's, half a minute.
+_PLAIN = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
+structlog.configure(processors=[*structlog.get_config()["processors"][:-1], _PLAIN])
+
 _BEFORE = pytest.StashKey[Holdings]()
 
 
