@@ -11,6 +11,7 @@ import psutil
 
 # Made once and kept for good by the libraries that need them.
 _LASTING_PROCESSES = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
+_FORK_SERVER = "tests.process.fork_server"  # what it has forked is called the same, and is no child of ours
 _LASTING_CONNECTIONS = (psutil.CONN_NONE, psutil.CONN_CLOSE)
 # Sockets and children close and end in the background, a moment after their owner said so.
 PATIENCE_S = 3.0
@@ -59,6 +60,8 @@ def _children(me: psutil.Process) -> list[tuple[int, str]]:
         try:
             command = " ".join(child.cmdline())
             if child.status() == psutil.STATUS_ZOMBIE or any(name in command for name in _LASTING_PROCESSES):
+                continue
+            if _FORK_SERVER in command and child.ppid() == me.pid:
                 continue
         except psutil.NoSuchProcess:
             continue  # It ended while we looked.

@@ -29,6 +29,7 @@ NO_BLOB_PORT = {"RUNNEL_REDUCER_BLOB_PORT": "-1", "RUNNEL_COMBINER_BLOB_PORT": "
 def network(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LargeNetwork]:
     environ = NO_BLOB_PORT if request.param == "gRPC" else {}
     with LargeNetwork(tmp_path_factory.mktemp("large"), MODEL_BYTES, **environ) as net:
+        net.by_exec = True  # their memory is told
         net.start()
         yield net
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from runnel.common.errors import NotFound, RunnelError
 from runnel.compute_package import pack
 from runnel.sdk import Network
 from tests.eventually import eventually_blocking
+from tests.process.forked_process import RUNNEL, ForkedProcess, start_runnel
 
 START_S = 60.0
 VALIDATE = "import json, sys; json.dump({'loss': 1}, open(sys.argv[2], 'w'))"
@@ -31,11 +31,17 @@ class Component:
         self.arguments = arguments
         self.state = state
         self.log = log
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | ForkedProcess | None = None
 
 
 class ProcessNetwork:
-    """Components as processes below ``folder``; a context manager that leaves none of them behind."""
+    """Components as processes below ``folder``; a context manager that leaves none of them behind.
+
+    They are forks of a process that has imported everything, unless ``by_exec``: for tests of what a process holds or
+    has loaded, and of how others see it.
+    """
+
+    by_exec = False
 
     def __init__(self, folder: Path, **environ: str) -> None:
         self.folder = folder
@@ -116,17 +122,21 @@ class ProcessNetwork:
 
     def launch(self, name: str, **environ: str) -> None:
         component = self.components[name]
+        env, log = self._environ | environ, component.log
+        if not self.by_exec:
+            component.process = start_runnel(component.arguments, env=env, stdout=log, stderr=log)
+            return
         component.process = subprocess.Popen(
             [*self.command(name), *component.arguments],
-            env=self._environ | environ,
+            env=env,
             stdin=subprocess.DEVNULL,
-            stdout=component.log,
+            stdout=log,
             stderr=subprocess.STDOUT,
         )
 
     def command(self, name: str) -> list[str]:
-        """Return what starts a component, up to its arguments."""
-        return [sys.executable, "-m", "runnel.cli.main"]
+        """Return what starts a component by exec, up to its arguments."""
+        return [*RUNNEL]
 
     def until_ready(self, name: str) -> None:
         component = self.components[name]
@@ -150,7 +160,7 @@ class ProcessNetwork:
     def until_dead(self, name: str, timeout_s: float) -> int:
         return self.process(name).wait(timeout_s)
 
-    def process(self, name: str) -> subprocess.Popen[bytes]:
+    def process(self, name: str) -> subprocess.Popen[bytes] | ForkedProcess:
         process = self.components[name].process
         assert process is not None
         return process

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 from runnel.common.endpoints import read_endpoints
 from runnel.sdk import Network
 from tests.doubles.said import Said
+from tests.process.forked_process import run_runnel
 from tests.process.process_network import ProcessNetwork
 
 
@@ -80,16 +79,7 @@ class SecureNetwork(ProcessNetwork):
 
     def runnel(self, *arguments: str, timeout_s: float = 60.0, cwd: Path | None = None, **environ: str) -> Said:
         """Run a command to its end, with nothing but ``environ`` to tell it where the network is."""
-        done = subprocess.run(
-            [sys.executable, "-m", "runnel.cli.main", *arguments],
-            env=self._environ | environ,
-            cwd=cwd or self.folder,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            check=False,
-        )
+        done = run_runnel(arguments, env=self._environ | environ, cwd=cwd or self.folder, timeout_s=timeout_s)
         return Said(status=done.returncode, out=done.stdout, err=done.stderr)
 
     def person(self, *arguments: str, token: str | None = None, **more: Any) -> Said:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ import pytest
 from runnel.common.tensors import write_npz
 from runnel.compute_package import pack
 from tests.eventually import eventually_blocking
+from tests.process.forked_process import run_runnel
 from tests.process.process_network import ProcessNetwork
 
 pytestmark = [pytest.mark.process, pytest.mark.restarts, pytest.mark.timeout(240)]
@@ -40,9 +41,7 @@ VALIDATE = 'import json, sys\njson.dump({"fine": 1}, open(sys.argv[2], "w"))\n'
 
 
 def runnel(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "runnel.cli.main", *arguments], capture_output=True, text=True, check=False, timeout=60
-    )
+    return run_runnel(arguments, env=os.environ)
 
 
 def start_nodes(net: ProcessNetwork, data: Path) -> None:

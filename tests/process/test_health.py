@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import trustme
 
 from runnel.common.endpoints import write_endpoints
 from tests.eventually import eventually_blocking
+from tests.process.forked_process import run_runnel
 from tests.process.process_network import ProcessNetwork
 from tests.process.secure_network import Certificates, SecureNetwork
 
@@ -21,8 +22,7 @@ pytestmark = pytest.mark.process
 
 
 def health(state: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "runnel.cli.main", "health", "--state", str(state), *more]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    return run_runnel(["health", "--state", str(state), *more], env=os.environ)
 
 
 def until_well(state: Path) -> str:

@@ -44,6 +44,8 @@ NOT_IN = {
 
 
 class ProbedNetwork(ProcessNetwork):
+    by_exec = True
+
     def command(self, name: str) -> list[str]:
         return [sys.executable, "-c", PROBE, str(self.folder / f"{name}.asked"), str(self.folder / f"{name}.told")]
 

@@ -32,6 +32,8 @@ with np.load(sys.argv[1]) as model:
 class ShiftedNetwork(SecureNetwork):
     """Each component has a wall clock of its own; monotonic clocks are left as they are, like those of a machine."""
 
+    by_exec = True
+
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, RUNNEL_HEARTBEAT_S="0.5")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -16,6 +15,7 @@ from runnel.common.endpoints import read_endpoints
 from runnel.common.errors import StorageFull
 from runnel.common.tensors import write_npz
 from tests.eventually import eventually_blocking
+from tests.process.forked_process import run_runnel
 from tests.process.process_network import ProcessNetwork
 from tests.small_disk import small_disk
 
@@ -80,14 +80,7 @@ class FullNetwork(ProcessNetwork):
             assert np.array_equal(model["w"], np.arange(size) + self.first[size] + 1.5)
 
     def person(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "runnel.cli.main", *arguments],
-            env=self._environ | {"RUNNEL_URL": f"http://{self.http}"},
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=False,
-        )
+        return run_runnel(arguments, env=self._environ | {"RUNNEL_URL": f"http://{self.http}"}, timeout_s=30)
 
     def resume(self, session: str) -> None:
         """Do what the reason of a failed session says."""

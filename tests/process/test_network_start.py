@@ -5,28 +5,21 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.needs import needs
+from tests.process.forked_process import run_runnel
 from tests.process.process_network import ProcessNetwork
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(60)]
 
 
 def run(cwd: Path, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "runnel.cli.main", *arguments],
-        cwd=cwd,
-        env={k: v for k, v in os.environ.items() if not k.startswith("RUNNEL_")} | environ,
-        capture_output=True,
-        text=True,
-        timeout=50,
-        check=False,
-    )
+    env = {k: v for k, v in os.environ.items() if not k.startswith("RUNNEL_")} | environ
+    return run_runnel(arguments, env=env, cwd=cwd, timeout_s=50)
 
 
 CLIENT = ("client", "--network", "127.0.0.1:7")
@@ -162,6 +155,7 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path, taken: str, arguments: tu
 
 def test_two_reducers_do_not_share_a_state_folder(tmp_path: Path) -> None:
     with ProcessNetwork(tmp_path) as net:
+        net.by_exec = True  # once as people do
         net.start_reducer()
         said = run(tmp_path, *REDUCER, "--state", "reducer", "--insecure")
         assert said.returncode == 1

@@ -37,6 +37,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecureNetwork]
     folder = tmp_path_factory.mktemp("trust")
     (folder / "data").write_text("1")
     with SecureNetwork(folder, RUNNEL_LOG_LEVEL="debug") as net:
+        net.by_exec = True  # their command lines are looked at
         net.start_reducer(RUNNEL_REDUCER_CREDENTIAL_TTL_S=str(TTL_S))
         net.start_combiner("c1")
         net.start_client("site-1", folder / "data")

@@ -22,9 +22,15 @@ LEAKS = {
     "file": "def test_it(tmp_path): keep.append(open(tmp_path / 'left.txt', 'w'))",
     "socket": "async def test_it(): keep.append(await asyncio.start_server(print, '127.0.0.1', 0))",
     "process": "def test_it(): keep.append(subprocess.Popen(['sleep', '30']))",
+    "fork_server": "def test_it(tmp_path): keep.append(forked(tmp_path))",
     "thread": "def test_it(): threading.Thread(target=over.wait, args=(30,), name='left').start()",
 }
 CLEAN = """
+def test_fork(tmp_path):
+    process = forked(tmp_path)
+    process.kill()
+    process.wait()
+
 async def test_it(tmp_path):
     await asyncio.to_thread((tmp_path / "x").write_text, "x")
     server = await asyncio.start_server(print, "127.0.0.1", 0)
@@ -34,9 +40,14 @@ async def test_it(tmp_path):
     asyncio.ensure_future(asyncio.sleep(0.01))
 """
 HEADER = """
-import asyncio, subprocess, threading
+import asyncio, os, subprocess, threading
 import pytest
 from leftovers import keep, over
+from tests.process.forked_process import ForkedProcess
+def forked(folder):
+    with open(folder / "log", "wb") as log:
+        command = ["client", "--network", "127.0.0.1:7", "--insecure", "--state", str(folder)]
+        return ForkedProcess(command, env=os.environ, stdout=log, stderr=log)
 pytestmark = pytest.mark.process
 """
 CONFTEST = """
@@ -54,7 +65,7 @@ over = threading.Event()
 def end():
     over.set()
     for each in keep:
-        if isinstance(each, subprocess.Popen):
+        if hasattr(each, "kill"):
             each.kill()
             each.wait()
 """
@@ -87,7 +98,7 @@ def test_what_is_left_behind_fails_the_test(kind: str, tmp_path: Path) -> None:
 
 def test_a_clean_test_passes(tmp_path: Path) -> None:
     output = run_test(CLEAN, tmp_path)
-    assert "1 passed in" in output, output
+    assert "2 passed in" in output, output
 
 
 @pytest.mark.parametrize("environ", [{}, {"CI": "false"}, {"CI": ""}])
