@@ -8,7 +8,7 @@ bit, and an update that counts with another weight, as in a mean over combiners,
 from __future__ import annotations
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,7 @@ class AddingNetwork(ProxiedNetwork):
     def __init__(self, folder: Path, **environ: str) -> None:
         super().__init__(folder, **environ)
         self.steps: dict[str, float] = {}
+        self._preferred: dict[str, str] = {}
 
     def start(self, combiners: int, clients: int, *reducer: str, above: str = "") -> None:
         """Start all, ``reducer`` with these further arguments; clients prefer the combiners in turn.
@@ -72,7 +73,8 @@ class AddingNetwork(ProxiedNetwork):
                 self.steps[name] = 3.0 * 2 ** (number - 1)
                 data = self.folder / f"{name}.txt"
                 data.write_text(str(self.steps[name]))
-                self.start_client(name, data, "--prefer", f"c{(number - 1) % combiners + 1}" if combiners else "")
+                self._preferred[name] = f"c{(number - 1) % combiners + 1}" if combiners else ""
+                self.start_client(name, data, "--prefer", self._preferred[name])
         self.until_attached(*self.proxies.keys() - {"reducer"}, *self.steps)
 
     def launch(self, name: str, **environ: str) -> None:
@@ -119,6 +121,15 @@ class AddingNetwork(ProxiedNetwork):
         (name,) = found
         return str(name)
 
+    def spread(self) -> str:
+        """Let there be clients at each of c1 and c2; return where site-1 is."""
+        self.until_attached("c1", "c2", *self.steps)
+        if len(set(self.places().values())) == 1:
+            self.again(*(name for name, place in self.places().items() if place != self._preferred[name]))
+        places = self.places()
+        assert set(places.values()) == {"c1", "c2"}, places
+        return str(places["site-1"])
+
     def work(self, size: int = SIZE) -> tuple[str, str]:
         """Push the package and a seed with so many numbers in ``w``; return digest and model id."""
         package = self.sdk.packages.push(self.build_package(TRAIN, VALIDATE))
@@ -157,21 +168,30 @@ class AddingNetwork(ProxiedNetwork):
         """
         ended = self.until_ended(session, timeout_s)
         assert ended["status"] == "finished", ended["reason"]
-        target = self.folder / f"{session}.npz"
-        self.sdk.models.get(str(ended["model"]), target)
         gain = rounds * (self.mean_of(*self.steps) if gain is None else gain)
-        with np.load(target) as model:
-            added = np.concatenate([model["w"] - np.arange(model["w"].size), model["b"]])
-        assert np.abs(added - gain).max() <= within * gain, f"{added.min()} … {added.max()} is not {gain}"
-        target.unlink()
+        self.require_added(ended, gain, within * gain)
         listed = ended["rounds"]
         assert isinstance(listed, list)
         assert [r["updates"] for r in listed] == [len(self.steps)] * rounds
         for name in self.steps:
-            runs = (self.folder / f"{name}.txt.runs").read_text().splitlines()
-            mine = [line for line in runs if line.startswith(session)]
-            assert len(set(mine)) == rounds
-            assert name in again or len(mine) == rounds, f"{name} did finished work again"
+            trained = self.trained(name, session)
+            assert len(set(trained)) == rounds
+            assert name in again or len(trained) == rounds, f"{name} did finished work again"
+
+    def require_added(self, ended: Mapping[str, object], gain: float, within: float) -> None:
+        """Require that the model of a session that ended is its seed plus ``gain``, give or take ``within``."""
+        target = self.folder / f"{ended['session']}.npz"
+        self.sdk.models.get(str(ended["model"]), target)
+        with np.load(target) as model:
+            added = np.concatenate([model["w"] - np.arange(model["w"].size), model["b"]])
+        assert np.abs(added - gain).max() <= within, f"{added.min()} … {added.max()} is not {gain}"
+        target.unlink()
+
+    def trained(self, name: str, session: str) -> list[int]:
+        """Return the rounds of a session that a client trained, in their order; a round twice that it trained twice."""
+        log = self.folder / f"{name}.txt.runs"
+        runs = (line.split() for line in log.read_text().splitlines()) if log.exists() else ()
+        return [int(number) for its, number in runs if its == session]
 
     def require_nothing_held(self) -> None:
         """Wait until every client was told that it may forget its reports, and nothing of a sum is left above.

@@ -25,9 +25,12 @@ class Fault(Enum):
     BYTE = "byte"  # one byte per second
     NO_SERVER = "no-server"  # half-open: the server has lost its end of each connection, who connected is not told
     NO_CALLER = "no-caller"  # half-open: who connected is gone, the server is not told
+    HOLE_UP = "hole-up"  # nothing of who connected gets through, all of the server does
+    HOLE_DOWN = "hole-down"  # nothing of the server gets through
 
 
-FAULTS = [fault for fault in Fault if fault is not Fault.NONE]
+ONE_WAY = [Fault.HOLE_UP, Fault.HOLE_DOWN]
+FAULTS = [fault for fault in Fault if fault not in {Fault.NONE, *ONE_WAY}]
 
 
 class Way(Enum):
@@ -39,6 +42,7 @@ class Way(Enum):
 
 # Half-open connections: the bytes from which end come no more. New connections are good.
 LOST = {Fault.NO_SERVER: Way.DOWN, Fault.NO_CALLER: Way.UP}
+HOLES = {Way.UP: {Fault.HOLE, Fault.HOLE_UP}, Way.DOWN: {Fault.HOLE, Fault.HOLE_DOWN}}
 PIECE_BYTES = {Fault.TRICKLE: 64, Fault.BYTE: 1}
 PAUSE_S = {Fault.TRICKLE: 0.01, Fault.BYTE: 1.0}
 RETRANSMISSION_S = 0.2
@@ -171,7 +175,7 @@ class FaultyProxy:
                 if self.moved[way] >= self._cut_at.get(way, (sys.maxsize, None))[0]:
                     self._cut(self._cut_at.pop(way)[1])
                 try:
-                    await self._forward(data, writer, connection)
+                    await self._forward(data, writer, way, connection)
                 except OSError:
                     if connection.lost is None:
                         raise
@@ -179,7 +183,7 @@ class FaultyProxy:
             await asyncio.Event().wait()  # until the other end gives up by itself
         raise EOFError
 
-    async def _forward(self, data: bytes, writer: asyncio.StreamWriter, connection: Connection) -> None:
+    async def _forward(self, data: bytes, writer: asyncio.StreamWriter, way: Way, connection: Connection) -> None:
         """Write as the fault of the moment lets it through."""
         if self.fault is Fault.SLOW:
             await asyncio.sleep(0.25)
@@ -188,7 +192,7 @@ class FaultyProxy:
             await asyncio.sleep(wait_s)
             wait_s *= 2
         while data and connection.lost is None:
-            while self.fault is Fault.HOLE:  # noqa: ASYNC110 - a fault ends when the test says so
+            while self.fault in HOLES[way]:  # noqa: ASYNC110 - a fault ends when the test says so
                 await asyncio.sleep(0.05)
             fault = self.fault
             size = PIECE_BYTES.get(fault, len(data))

@@ -64,6 +64,19 @@ def test_a_hole_keeps_what_was_sent(line: Line) -> None:
     assert far.recv(100) == b"late"
 
 
+@pytest.mark.parametrize("fault", [Fault.HOLE_UP, Fault.HOLE_DOWN])
+def test_a_hole_of_one_way_lets_the_other_through(line: Line, fault: Fault) -> None:
+    near, far = line.connect()
+    mute, deaf = (near, far) if fault is Fault.HOLE_UP else (far, near)
+    line.proxy.inflict(fault)
+    mute.sendall(b"late")
+    deaf.sendall(b"in time")
+    assert mute.recv(100) == b"in time"
+    assert is_silent(deaf)
+    line.proxy.inflict(Fault.NONE)
+    assert deaf.recv(100) == b"late"
+
+
 def test_a_reset_reaches_both(line: Line) -> None:
     near, far = line.connect()
     line.proxy.inflict(Fault.RESET)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,8 +9,8 @@ import numpy as np
 import pytest
 
 from runnel.common.tensors import write_npz
-from tests.doubles import set_clock
 from tests.eventually import eventually_blocking
+from tests.process.clocked_network import ClockedNetwork
 from tests.process.secure_network import SecureNetwork
 
 pytestmark = [pytest.mark.process, pytest.mark.restarts, pytest.mark.timeout(120)]
@@ -29,29 +28,11 @@ with np.load(sys.argv[1]) as model:
 """
 
 
-class ShiftedNetwork(SecureNetwork):
-    """Each component has a wall clock of its own; monotonic clocks are left as they are, like those of a machine."""
-
-    by_exec = True
+class ShiftedNetwork(ClockedNetwork, SecureNetwork):
+    """A combiner and a client, and tokens and credentials, which expire."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, RUNNEL_HEARTBEAT_S="0.5")
-
-    def command(self, name: str) -> list[str]:
-        clock = self.folder / f"{name}.clock"
-        if not clock.exists():
-            self.shift(name, 0)
-        return [sys.executable, set_clock.__file__, str(clock)]
-
-    def shift(self, name: str, seconds: float) -> None:
-        """Set the clock of a component to that many seconds after this machine's."""
-        clock = self.folder / f"{name}.clock"
-        beside = clock.with_suffix(".new")
-        beside.write_text(f"{seconds:+.0f}\n")
-        beside.replace(clock)
-        if self.components[name].process is not None:
-            done = clock.with_name(clock.name + ".set")
-            eventually_blocking(lambda: done.exists() and done.read_text() == clock.read_text(), timeout_s=10)
 
     def start(self) -> str:
         """Start everything; return a session that goes on for good."""
