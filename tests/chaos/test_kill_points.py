@@ -37,6 +37,16 @@ UNFINISHED = {CrashPoint.BLOB_HALF_FETCHED, CrashPoint.UPDATE_HALF_KEPT}
 # What a combiner fetches it keeps, and what it summed up alone is the next model: only the seed is fetched, once.
 FETCHED = {CrashPoint.BLOB_HALF_FETCHED}
 
+# With clients at both combiners a round has two orders and two sums: the other combiner goes on and may be given these
+# clients under a second order for the same work, and the reducer begins again with one report in its ledger.
+AT_TWO = [
+    (CrashPoint.UPDATE_FOLDED, "combiner"),
+    (CrashPoint.SUM_PUSHED, "combiner"),
+    (CrashPoint.SETTLED_ABOVE, "combiner"),
+    (CrashPoint.REPORT_COMMITTED, "reducer"),
+    (CrashPoint.MODEL_STORED, "reducer"),
+]
+
 # What a round does not pass by itself, in a test of its own.
 ELSEWHERE = {
     CrashPoint.PACKAGE_UPDATED: "test_kill_points_versions.py",
@@ -87,3 +97,15 @@ def test_another_combiner_gets_what_one_had_that_never_comes_back(
     network.require_nothing_held()
     assert set(network.places().values()) == {"c1", "c2"} - {who}
     network.relaunch(who)
+
+
+@pytest.mark.parametrize(("point", "who"), AT_TWO, ids=lambda v: getattr(v, "value", v))
+def test_the_other_combiner_goes_on(network: AddingNetwork, work: tuple[str, str], point: CrashPoint, who: str) -> None:
+    place = network.spread()
+    who = place if who == "combiner" else who
+    network.crash(who, point)
+    session = network.start_session(work, ROUNDS)
+    assert network.until_dead(who, timeout_s=60) == -signal.SIGKILL
+    network.relaunch(who)
+    network.require_exact(session, ROUNDS)
+    network.require_nothing_held()

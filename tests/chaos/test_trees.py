@@ -18,6 +18,14 @@ pytestmark = [pytest.mark.process, pytest.mark.restarts, pytest.mark.timeout(180
 
 HEARTBEAT_S = 1.0
 LEAVES = ("c1", "c2")
+# Where no combiner is between, the client's own order, push and report are the reducer's.
+DIRECT = [
+    (CrashPoint.PAYLOAD_HALF_PUSHED, "site-1"),
+    (CrashPoint.UPDATE_PUSHED, "site-1"),
+    (CrashPoint.REPORT_RECEIVED, "reducer"),
+    (CrashPoint.REPORT_COMMITTED, "reducer"),
+    (CrashPoint.SETTLED_RECEIVED, "site-1"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -112,3 +120,18 @@ def test_a_cut_between_the_reducer_and_its_clients(
     direct.proxies["reducer"].inflict(Fault.NONE)
     direct.require_exact(session, 4, timeout_s=120)
     direct.require_nothing_held()
+
+
+@pytest.mark.parametrize(("point", "who"), DIRECT, ids=lambda v: getattr(v, "value", v))
+def test_a_kill_of_a_client_at_the_reducer_or_of_that(
+    direct: AddingNetwork, direct_work: tuple[str, str], point: CrashPoint, who: str
+) -> None:
+    direct.until_attached(*direct.steps)
+    assert set(direct.places().values()) == {"reducer"}
+    direct.crash(who, point)
+    session = direct.start_session(direct_work, 2)
+    assert direct.until_dead(who, timeout_s=60) == -signal.SIGKILL
+    direct.relaunch(who)
+    direct.require_exact(session, 2)
+    direct.require_nothing_held()
+    assert not list((direct.folder / "reducer" / "partials").iterdir())
