@@ -43,9 +43,11 @@ from runnel.common.settings import describe_settings, load_settings
 from runnel.reducer.http import create_app
 from runnel.reducer.http.fds import datasets, results, selections, tasks, tokens
 from runnel.reducer.http.requests import SessionRequest
+from runnel.sdk import Network
 from tests.doubles.reducer_service import InMemoryReducer
 from tests.eventually import eventually_blocking
 from tests.needs import needs
+from tests.process.forked_process import ForkedProcess, start_runnel
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(240)]
 
@@ -102,6 +104,7 @@ class Story:
         self._environ = kept | {"OPENBLAS_NUM_THREADS": "1", "RUNNEL_URL": self._here("http://127.0.0.1:7480")}
         self._state.write_text(f"cd {shlex.quote(str(self._checkout))}\n")
         self._terminals: dict[str, subprocess.Popen[bytes]] = {}
+        self._network: dict[str, subprocess.Popen[bytes] | ForkedProcess] = {}
         self._logs = folder
 
     def __enter__(self) -> Story:
@@ -117,8 +120,15 @@ class Story:
             except subprocess.TimeoutExpired:
                 os.killpg(terminal.pid, signal.SIGKILL)
                 terminal.wait()
+        for process in reversed(self._network.values()):
+            process.terminate()
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
         if exc_info[0] is not None:
-            for name in self._terminals:
+            for name in (*self._terminals, *self._network):
                 print(f"---- {name}\n{self._log(name)[-3000:]}")
 
     def play(self, block: Block) -> None:
@@ -183,15 +193,16 @@ class Story:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        eventually_blocking(
-            lambda: self._is_ready(name), timeout_s=READY_S, state=lambda: f"{name}: {self._log(name)[-2000:]}"
-        )
+        self._until_ready(name, self._terminals[name])
 
-    def _is_ready(self, name: str) -> bool:
-        log = self._log(name)
-        if self._terminals[name].poll() is not None:
-            raise RuntimeError(f"{name} ended:\n{log}")
-        return "event=ready" in log
+    def _until_ready(self, name: str, process: subprocess.Popen[bytes] | ForkedProcess) -> None:
+        def ready() -> bool:
+            log = self._log(name)
+            if process.poll() is not None:
+                raise RuntimeError(f"{name} ended:\n{log}")
+            return "event=ready" in log
+
+        eventually_blocking(ready, timeout_s=READY_S, state=lambda: f"{name}: {self._log(name)[-2000:]}")
 
     def _log(self, name: str) -> str:
         return (self._logs / f"{name}.log").read_text(errors="replace")
@@ -201,25 +212,49 @@ class Story:
             self.run("python examples/digits/data.py sites --clients 1 && python examples/digits/build.py seed.npz")
             self.run("runnel package build examples/digits -o digits.tar.gz")
             data = "sites/site-1.npz"
-        given = f"--data default={data}" if data and data != "tasks" else ""
-        self._start("reducer", "runnel reducer --insecure")
-        self._start("combiner", "runnel combiner --network 127.0.0.1:7400 --name combiner-1 --insecure")
+        given = ["--data", f"default={data}"] if data and data != "tasks" else []
+        rpc, http, listen = (f"127.0.0.1:{self._ports[port]}" for port in ("7400", "7480", "7500"))
+        self._launch("reducer", "reducer", "--rpc", rpc, "--http", http)
+        self._launch("combiner", "combiner", "--network", rpc, "--listen", listen, "--name", "combiner-1")
         sites = [f"site-{number}" for number in range(1, int(clients) + 1)]
         if data == "tasks":
             self._start(
                 "sites", f"PYTHONPATH={ROOT} python -m tests.doubles.task_sites 127.0.0.1:7400 {' '.join(sites)}"
             )
         for name in [] if data == "tasks" else sites:
-            self._start(name, f"runnel client --network 127.0.0.1:7400 --name {name} --state {name} {given} --insecure")
+            self._launch(name, "client", "--network", rpc, "--name", name, "--state", name, *given)
         self._wait("nodes", str(int(clients) + 1))
+
+    def _launch(self, name: str, *arguments: str) -> None:
+        """Start a component that is not shown, in the folder in which the story is."""
+        variables = self._variables()
+        environ = {key: value for key, value in variables.items() if not key.endswith("_NUM_THREADS")}
+        with (self._logs / f"{name}.log").open("wb") as log:
+            self._network[name] = start_runnel(
+                [*arguments, "--insecure"], env=environ, stdout=log, stderr=log, cwd=Path(variables["PWD"])
+            )
+        self._until_ready(name, self._network[name])
+
+    def _variables(self) -> dict[str, str]:
+        """Return what the next command of the story would find in its environment."""
+        shell = ["bash", "-c", '. "$STORY" && env -0']
+        told = subprocess.run(
+            shell, env=self._environ | {"STORY": str(self._state)}, capture_output=True, text=True, check=True
+        )
+        return dict(pair.split("=", 1) for pair in told.stdout.split("\0") if pair)
 
     def _wait(self, what: str, which: str) -> None:
         if what == "file":
             eventually_blocking(lambda: self.run(f"test -e {which} && echo there || true").strip(), timeout_s=READY_S)
             return
-        attached = "import json, sys; print(sum(node['status'] == 'attached' for node in json.load(sys.stdin)))"
-        count = f"runnel node list --json | python -c {shlex.quote(attached)}"
-        eventually_blocking(lambda: self.run(count).strip() == which, timeout_s=READY_S)
+        told = self._variables()
+        ca_file = told.get("RUNNEL_CA_FILE")
+        with Network(told["RUNNEL_URL"], told.get("RUNNEL_TOKEN"), ca_file and Path(told["PWD"], ca_file)) as network:
+
+            def attached() -> int:
+                return sum(node.status == "attached" for node in network.nodes.list())
+
+            eventually_blocking(lambda: attached() == int(which), timeout_s=READY_S, state=attached)
 
 
 def free_ports(count: int) -> list[int]:
