@@ -6,6 +6,8 @@ import asyncio
 import inspect
 import logging
 from collections.abc import AsyncIterator, Generator, Iterator
+from contextlib import ExitStack
+from functools import cache
 
 import pytest
 import structlog
@@ -14,6 +16,7 @@ from hypothesis import HealthCheck, settings
 from tests import leaks
 from tests.eventually import eventually
 from tests.leaks import Holdings
+from tests.postgresql import Cluster, running_cluster
 
 # Laws say what holds, not how soon: a busy machine would fail them. Hypothesis itself does this where CI is set.
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -32,6 +35,14 @@ def _is_async(item: pytest.Function) -> bool:
 
 def _has_children(item: pytest.Item) -> bool:
     return item.get_closest_marker("unit") is None
+
+
+def _is_debugged(item: pytest.Item) -> bool:
+    """asyncio's debug mode notes where each future and handle was made: with real servers a third of the time.
+
+    A unit test on PostgreSQL has the mark ``network`` too.
+    """
+    return item.get_closest_marker("unit") is not None and item.get_closest_marker("network") is None
 
 
 @pytest.fixture(autouse=True)
@@ -61,8 +72,7 @@ def logging_as_it_was() -> Iterator[None]:
 
 @pytest.fixture
 async def no_task_left_behind(request: pytest.FixtureRequest) -> AsyncIterator[None]:
-    # asyncio's debug mode notes where each future and handle was made: with real servers a third of the time.
-    asyncio.get_running_loop().set_debug(request.node.get_closest_marker("unit") is not None)
+    asyncio.get_running_loop().set_debug(_is_debugged(request.node))
     before = asyncio.all_tasks()
     yield
     me = asyncio.current_task()
@@ -74,6 +84,24 @@ async def no_task_left_behind(request: pytest.FixtureRequest) -> AsyncIterator[N
         await eventually(lambda: not left(), timeout_s=leaks.PATIENCE_S)
     except AssertionError:
         pytest.fail("left behind: " + "; ".join(str(task) for task in left()), pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """Run a PostgreSQL server for all tests that leave it as it is."""
+    with running_cluster() as running:
+        yield running
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.network)])
+def each_database(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Run the test on SQLite and on PostgreSQL: what ``database_in`` opens for a folder is of the one or the other."""
+    with ExitStack() as lent:
+        if request.param == "postgresql":
+            of = request.getfixturevalue("cluster")
+            urls = cache(lambda _folder: lent.enter_context(of.lent_database()))
+            monkeypatch.setattr("tests.doubles.reducer_state.url_in", urls)
+        yield
 
 
 @pytest.hookimpl(wrapper=True)

@@ -18,6 +18,17 @@ USER = "runnel"
 PASSWORD = "correct/horse@battery"  # with what has to be percent-encoded in a URL
 _ENCODED = "correct%2Fhorse%40battery"
 
+# Numbers begin with 1 again, and foreign keys ask for no order. Who still has a row locked must not be waited for.
+_EMPTY = """DO $$
+DECLARE name regclass;
+BEGIN
+    PERFORM set_config('session_replication_role', 'replica', true), set_config('lock_timeout', '5s', true);
+    FOR name IN SELECT oid FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind = 'r' LOOP
+        IF name <> 'alembic_version'::regclass THEN EXECUTE 'DELETE FROM ' || name; END IF;
+    END LOOP;
+    PERFORM setval(oid::regclass, 1, false) FROM pg_class WHERE relkind = 'S';
+END $$"""
+
 
 @contextlib.contextmanager
 def running_cluster() -> Iterator[Cluster]:
@@ -50,6 +61,7 @@ class Cluster:
         # Not below pytest's folders: those are closed to the user that the server runs as.
         self._folder = Path(tempfile.mkdtemp(prefix="runnel-postgresql-"))
         self._as: list[str] = []
+        self._idle: list[str] = []  # names of migrated databases without rows
         if os.geteuid() == 0:
             # The server refuses to run as root. Not by the `user` of subprocess: with it Python forks in its own way,
             # which the threads of gRPC in this process do not survive.
@@ -66,7 +78,11 @@ class Cluster:
             "listen_addresses": "'127.0.0.1'",
             "port": str(self.port),
             "unix_socket_directories": f"'{self._folder}'",
+            # A crash of the server is tested, one of the machine is not.
             "fsync": "off",
+            "full_page_writes": "off",
+            "autovacuum": "off",
+            "jit": "off",
             "timezone": "'Asia/Kathmandu'",  # times must not depend on it
             "max_connections": "60",
         }
@@ -90,6 +106,30 @@ class Cluster:
         name = f"test_{secrets.token_hex(6)}"
         self.query("postgres", f"CREATE DATABASE {name} TEMPLATE template0")
         return self.url(name)
+
+    @contextlib.contextmanager
+    def lent_database(self) -> Iterator[str]:
+        """Give the URL of a migrated database without rows, which is emptied afterwards for the next one.
+
+        To empty it takes a tenth of the time of making one.
+        """
+        url = self._idle.pop() if self._idle else self._migrated_database()
+        yield url
+        self.query(url.rpartition("/")[2], _EMPTY)
+        self._idle.append(url)
+
+    def _migrated_database(self) -> str:
+        from sqlalchemy import create_engine
+
+        from runnel.reducer.store.database_url import read_database_url
+        from runnel.reducer.store.schema import migrate
+
+        url = self.new_database()
+        engine = create_engine(read_database_url(url))
+        with engine.begin() as connection:
+            migrate(connection)
+        engine.dispose()
+        return url
 
     def url(self, database: str, password: str = _ENCODED) -> str:
         return f"postgresql://{USER}:{password}@127.0.0.1:{self.port}/{database}"

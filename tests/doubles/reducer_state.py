@@ -17,10 +17,15 @@ from runnel.reducer.store.tables import ModelRow, PackageRow, RoundRow, SessionR
 START = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 
 
+def url_in(folder: Path) -> str:
+    """Return the URL of a folder's database: of a file in it, if the fixture ``each_database`` says nothing else."""
+    return f"sqlite:///{folder / 'reducer.db'}"
+
+
 @asynccontextmanager
 async def database_in(folder: Path) -> AsyncIterator[Database]:
     """Open the database of ``folder``, made and migrated if it is not there."""
-    async with Database(f"sqlite+aiosqlite:///{folder / 'reducer.db'}") as database:
+    async with Database(url_in(folder)) as database:
         yield database
 
 

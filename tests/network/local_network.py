@@ -24,6 +24,7 @@ from runnel.common.tensors import write_npz
 from runnel.compute_package import pack
 from runnel.reducer.app import ReducerServer, serve_reducer
 from runnel.reducer.settings import ReducerSettings
+from tests.doubles import reducer_state
 from tests.eventually import eventually
 
 ADD_CONSTANT = """
@@ -89,6 +90,7 @@ class LocalNetwork:
                 "rpc": "127.0.0.1:0",
                 "http": "127.0.0.1:0",
                 "state": self.folder / "reducer",
+                "database": reducer_state.url_in(self.folder / "reducer"),
                 "insecure": True,
                 "heartbeat_s": 2.0,
             }

@@ -15,7 +15,6 @@ from runnel.reducer.settings import ReducerSettings
 from tests.bucket_server import CREDENTIALS, BucketServer, running_bucket_server
 from tests.eventually import eventually
 from tests.network.local_network import ADD_CONSTANT, LocalNetwork, network, write_package
-from tests.postgresql import Cluster, running_cluster
 
 pytestmark = [pytest.mark.network, pytest.mark.timeout(120)]
 
@@ -37,12 +36,6 @@ SEED: dict[str, np.ndarray[Any, Any]] = {"w": np.zeros((200, 3), np.float32), "b
 @pytest.fixture(scope="module")
 def server() -> Iterator[BucketServer]:
     with running_bucket_server() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with running_cluster() as running:
         yield running
 
 

@@ -25,15 +25,9 @@ from runnel.common.errors import (
 from runnel.common.tasks import Language, Selection
 from tests.doubles.database_site import DatabaseSite
 from tests.eventually import eventually
-from tests.postgresql import PASSWORD, USER, Cluster, running_cluster
+from tests.postgresql import PASSWORD, USER, Cluster
 
 pytestmark = [pytest.mark.network, pytest.mark.timeout(120)]
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with running_cluster() as running:
-        yield running
 
 
 TABLES = """

@@ -80,6 +80,7 @@ async def fds(net: LocalNetwork, path: str, status: int = 200) -> Any:
     return answer.json()
 
 
+@pytest.mark.usefixtures("each_database")
 async def test_a_dataset_of_three_sites_is_listed_once_and_kept_through_restarts(net: LocalNetwork) -> None:
     await net.start_combiner("c1")
     for name, fields in (("a", f"{AGE}, {SEX}"), ("b", f"{AGE}, {SEX}"), ("c", AGE)):
@@ -236,6 +237,7 @@ async def test_selections_by_federated_data_sharing(selecting: httpx.AsyncClient
     assert (shown["state"], shown["executors"], shown["inputs"][0]["content"]) == ("PAUSED", [], query)
 
 
+@pytest.mark.usefixtures("each_database")
 async def test_a_task_is_validated_against_what_its_sites_publish(selecting: httpx.AsyncClient) -> None:
     def task(query: str, sites: str = "a") -> dict[str, Any]:
         return {

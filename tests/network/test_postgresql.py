@@ -1,4 +1,4 @@
-"""PostgreSQL as the reducer's state: the same store, the same sessions, one reducer at a time, and outages."""
+"""PostgreSQL as the reducer's state: its schema, whole sessions, one reducer at a time, and outages."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import traceback
 from collections.abc import AsyncIterator, Iterator
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +15,14 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, select, text
-from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
-from runnel.common.errors import BadSettings, Conflict, InvalidInput, NotFound, Unreachable
-from runnel.common.protocol import AssignmentKey, LogLine, LogLines, Work
-from runnel.reducer.domain.values import Role
-from runnel.reducer.store import access, ledger
+from runnel.common.errors import BadSettings, Conflict, InvalidInput, Unreachable
 from runnel.reducer.store.database import Database
 from runnel.reducer.store.database_url import read_database_url
-from runnel.reducer.store.journal import Journal
 from runnel.reducer.store.migrating import apply_migrations
-from runnel.reducer.store.tables import Base, LeaseRow, LogRow, OrganisationRow, SlotRow
-from tests.doubles.reducer_state import add_session
+from runnel.reducer.store.tables import Base, LeaseRow, OrganisationRow
 from tests.eventually import eventually
 from tests.network.local_network import ADD_CONSTANT, LocalNetwork, network, write_package
 from tests.postgresql import Cluster, running_cluster
@@ -41,6 +36,7 @@ SEED: dict[str, np.ndarray[Any, Any]] = {"w": np.zeros((20, 3), np.float32), "b"
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
+    """Run one of its own, as it is stopped and started here."""
     with running_cluster() as running:
         yield running
 
@@ -58,7 +54,7 @@ async def opened(url: str, **options: Any) -> AsyncIterator[Database]:
         yield database
 
 
-# ---- the same store on both
+# ---- the schema of both; the store's tests in tests/unit run on both
 
 
 async def test_a_database_of_any_version_becomes_what_the_tables_say(
@@ -91,117 +87,6 @@ async def test_a_state_of_a_newer_version_is_refused(url: str) -> None:
     with pytest.raises(BadSettings, match=r"schema 9999.*newer version"):
         async with opened(url):
             pass
-
-
-async def test_events_keep_their_chain_whatever_is_in_them(url: str) -> None:
-    strange = {"nul": "a\0b", "surrogate": "\ud800", "words": "wörter ☃", "deep": [{"x": 1e-300}], "large": 2**60}
-    async with opened(url) as database:
-        journal = Journal(database)
-        for number in range(3):
-            async with journal.transaction() as tx:
-                await tx.record("strange", "default", None, number=number, **strange)
-        assert await journal.verify() == 3
-        assert (await journal.events(None, 0, 10))[0].data == {"number": 0, **strange}
-    async with opened(url) as database:  # the chain goes on after a restart
-        journal = Journal(database)
-        async with journal.transaction() as tx:
-            await tx.record("strange", "default")
-        assert await journal.verify() == 4
-
-
-async def test_what_fails_inside_is_not_written(url: str) -> None:
-    async with opened(url) as database:
-        journal = Journal(database)
-
-        async def fail() -> None:
-            async with journal.transaction() as tx:
-                await tx.record("never", "default")
-                await tx.session.flush()
-                raise RuntimeError("halfway")
-
-        with pytest.raises(RuntimeError, match="halfway"):
-            await fail()
-        async with journal.transaction() as tx:
-            await tx.record("once", "default")
-        assert [event.kind for event in await journal.events(None, 0, 10)] == ["once"]
-        with pytest.raises(IntegrityError):
-            async with database.write() as session:
-                session.add(SlotRow(session_id="none", round=1, work="train", client="a", state="open"))
-
-
-async def test_writers_take_turns_and_readers_do_not_wait(url: str) -> None:
-    async with opened(url) as database:
-        journal = Journal(database)
-
-        async def write(number: int) -> None:
-            async with journal.transaction() as tx:
-                await tx.record("one", "default", None, number=number)
-
-        async with journal.transaction() as tx:
-            await tx.record("first", "default")
-            await tx.session.flush()
-            assert await journal.events(None, 0, 10) == []
-        async with asyncio.TaskGroup() as group:
-            for number in range(20):
-                group.create_task(write(number))
-        assert [event.seq for event in await journal.events(None, 0, 100)] == list(range(1, 22))
-        assert await journal.verify() == 21
-
-
-async def test_times_are_utc_whatever_zone_they_came_in(url: str) -> None:
-    elsewhere = NOW.astimezone(timezone(timedelta(hours=-7)))
-    async with opened(url) as database:
-        async with database.write() as tx:
-            tx.add(OrganisationRow(id="a", created_at=elsewhere))
-        async with database.read() as tx:
-            row = await tx.get_one(OrganisationRow, "a")
-            assert (row.created_at, row.created_at.utcoffset()) == (NOW, timedelta(0))
-            assert await tx.scalar(select(OrganisationRow.id).where(OrganisationRow.created_at == elsewhere)) == "a"
-
-
-async def test_a_prefix_means_what_it_says(url: str) -> None:
-    async with opened(url) as database:
-        async with database.write() as tx:
-            await add_session(tx, "ses-aaaa_1")
-            await add_session(tx, "ses-aaaab1")
-        async with database.read() as tx:
-            assert (await ledger.find_session(tx, "default", "ses-aaaa_")).id == "ses-aaaa_1"
-            for none in ("ses-aaa%1", "SES-AAAAB", "ses-aaaa\\"):
-                with pytest.raises(NotFound):
-                    await ledger.find_session(tx, "default", none)
-            with pytest.raises(Conflict):
-                await ledger.find_session(tx, "default", "ses-aaaa")
-
-
-async def test_lines_that_no_database_likes_are_kept_in_order(url: str) -> None:
-    key = AssignmentKey(session_id="ses-aaaaaaaaaa", round=1, work=Work.TRAIN)
-    texts = ["nul \0 inside", "wörter ☃ 𝄞", "", "x" * 100_000]
-    lines = tuple(LogLine(at_ms=1_700_000_000_000 + n, stream="stdout", text=line) for n, line in enumerate(texts))
-    async with opened(url) as database:
-        async with database.write() as tx:
-            await ledger.add_log(tx, LogLines(key=key, client="site-1", lines=lines))
-        async with database.read() as tx:
-            page = await ledger.logs(tx, key.session_id, None, None, None, 10)
-            rows = list(await tx.scalars(select(LogRow).order_by(LogRow.id)))
-        assert [line.text for line in page.items] == ["nul \ufffd inside", *texts[1:]]
-        assert [row.text for row in rows] == [line.text for line in page.items]
-
-
-async def test_a_token_is_found_by_its_secret_and_listed_in_pages(url: str) -> None:
-    async with opened(url) as database:
-        async with database.write() as tx:
-            for number in range(5):
-                await access.add_token(
-                    tx, f"tok-{number}", f"secret {number}", "default", Role.CLIENT, f"n{number}", None
-                )
-        async with database.read() as tx:
-            found = await access.find_token(tx, "secret 3")
-            assert found is not None
-            assert found.id == "tok-3"
-            first = await access.tokens(tx, None, None, 2)
-            second = await access.tokens(tx, None, first.next_cursor, 2)
-            third = await access.tokens(tx, None, second.next_cursor, 2)
-        assert [t.id for page in (first, second, third) for t in page.items] == [f"tok-{n}" for n in (4, 3, 2, 1, 0)]
 
 
 async def test_what_does_not_fit_its_column_is_bad_input(cluster: Cluster) -> None:

@@ -28,7 +28,7 @@ from tests.doubles.reducer_service import InMemoryReducer
 from tests.doubles.reducer_state import START, database_in
 from tests.doubles.task_service import InMemoryTasks
 
-pytestmark = pytest.mark.network
+pytestmark = [pytest.mark.network, pytest.mark.usefixtures("each_database")]
 
 RESEARCHER, VIEWER, SITE, OTHER_SITE = "rnl_researcher", "rnl_viewer", "rnl_site", "rnl_other"
 ROLES = {RESEARCHER: Role.RESEARCHER, VIEWER: Role.VIEWER, SITE: Role.CLIENT, OTHER_SITE: Role.CLIENT}

@@ -50,6 +50,7 @@ async def finished(net: LocalNetwork, session: str) -> dict[str, Any]:
     return await net.session(session, clients=True)
 
 
+@pytest.mark.usefixtures("each_database")
 async def test_the_package_selects_sets_and_aggregates_and_remembers(tmp_path: Path) -> None:
     server = """
         import random

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -14,11 +14,10 @@ from runnel.common.protocol import BlobRef, Failure, LogLine, ResultFile, RunRes
 from runnel.reducer.domain.task_views import TaskFilter, TaskStatus
 from runnel.reducer.domain.tasks import OpenRun
 from runnel.reducer.store import registry, run_files, run_lines, task_ledger, task_lists
-from runnel.reducer.store.database import Database
 from runnel.reducer.store.journal import Journal
 from runnel.reducer.store.tables import RemovalRow, RunRow
+from tests.doubles.reducer_state import database_in
 from tests.doubles.task_state import add_task, join_sites
-from tests.postgresql import Cluster, running_cluster
 
 pytestmark = [pytest.mark.network, pytest.mark.timeout(120)]
 
@@ -29,18 +28,9 @@ def blob(number: int) -> BlobRef:
     return BlobRef(sha256=f"{number:064x}", size_bytes=number)
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with running_cluster() as running:
-        yield running
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-async def journal(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Journal]:
-    url = f"sqlite:///{tmp_path / 'reducer.db'}"
-    if request.param == "postgresql":
-        url = str(request.getfixturevalue("cluster").new_database())
-    async with Database(url) as database:
+@pytest.fixture
+async def journal(tmp_path: Path, each_database: None) -> AsyncIterator[Journal]:
+    async with database_in(tmp_path) as database:
         yield Journal(database)
 
 

@@ -16,18 +16,12 @@ import pytest
 
 from runnel.common.endpoints import read_endpoints
 from tests.eventually import eventually_blocking
-from tests.postgresql import Cluster, running_cluster
+from tests.postgresql import Cluster
 from tests.process.process_network import Component, ProcessNetwork
 
 pytestmark = [pytest.mark.process, pytest.mark.restarts, pytest.mark.timeout(180)]
 
 LEASE_S = 3.0
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with running_cluster() as running:
-        yield running
 
 
 class TwoReducers(ProcessNetwork):

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.unit
 
 
 @pytest.fixture
-async def net(tmp_path: Path) -> AsyncIterator[Net]:
+async def net(tmp_path: Path, each_database: None) -> AsyncIterator[Net]:
     async with net_in(tmp_path) as made:
         yield made
 

@@ -44,7 +44,7 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-async def journal(tmp_path: Path) -> AsyncIterator[Journal]:
+async def journal(tmp_path: Path, each_database: None) -> AsyncIterator[Journal]:
     async with database_in(tmp_path) as database:
         async with database.write() as tx:
             await access.add_token(tx, "tok-1", "rnl_secret", "north", Role.RESEARCHER, "alice", None)

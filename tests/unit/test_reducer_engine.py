@@ -59,7 +59,7 @@ pytestmark = pytest.mark.unit
 
 
 @pytest.fixture
-async def net(tmp_path: Path) -> AsyncIterator[Net]:
+async def net(tmp_path: Path, each_database: None) -> AsyncIterator[Net]:
     async with net_in(tmp_path) as made:
         yield made
 
@@ -440,6 +440,7 @@ async def test_a_failure_that_is_durable_is_forgotten_and_a_late_report_is_kept_
     assert settlements(net, "m1") == [(("a",), Settlement.DISCARDED)]
 
 
+@pytest.mark.usefixtures("each_database")
 async def test_after_a_restart_what_is_durable_stands_and_the_rest_is_asked_again(tmp_path: Path) -> None:
     async with database_in(tmp_path) as database:
         net = Net(tmp_path, database)

@@ -20,7 +20,7 @@ from runnel.reducer.store.tables import LogRow
 from tests.doubles.reducer_state import add_session, database_in
 from tests.eventually import eventually
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("each_database")]
 
 KEY = AssignmentKey(session_id="ses-aaaaaaaaaa", round=1, work=Work.TRAIN)
 OTHER = AssignmentKey(session_id="ses-aaaaaaaaaa", round=2, work=Work.TRAIN)

@@ -28,7 +28,7 @@ VERSIONS = ["a" * 64, "b" * 64, "c" * 64]
 
 
 @pytest.fixture
-async def net(tmp_path: Path) -> AsyncIterator[Net]:
+async def net(tmp_path: Path, each_database: None) -> AsyncIterator[Net]:
     async with net_in(tmp_path) as made:
         yield made
 
@@ -197,6 +197,7 @@ async def test_a_retired_package_is_given_to_nobody_and_those_that_have_it_go_on
 
 
 @pytest.mark.parametrize("seed", range(3))
+@pytest.mark.usefixtures("each_database")
 async def test_whatever_happens_and_whenever_each_round_has_one_package(tmp_path: Path, seed: int) -> None:
     """Updates, restarts, failures and moves at random moments; each order of a round has that round's package."""
     random = Random(seed)

@@ -37,7 +37,7 @@ REF = BlobRef(sha256=hashlib.sha256(DATA).hexdigest(), size_bytes=len(DATA))
 
 
 @pytest.fixture
-async def net(tmp_path: Path) -> AsyncIterator[Net]:
+async def net(tmp_path: Path, each_database: None) -> AsyncIterator[Net]:
     async with net_in(tmp_path) as made:
         yield made
 

@@ -120,7 +120,7 @@ class State:
 
 
 @pytest.fixture
-async def state(tmp_path: Path) -> AsyncIterator[State]:
+async def state(tmp_path: Path, each_database: None) -> AsyncIterator[State]:
     async with database_in(tmp_path) as database:
         yield State(tmp_path, database, StubbornStore(tmp_path / "blobs"))
 

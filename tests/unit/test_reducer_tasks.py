@@ -21,7 +21,7 @@ CLIENTS = tuple(f"site-{number}" for number in range(12))
 
 
 @pytest.fixture
-async def net(tmp_path: Path) -> AsyncIterator[Net]:
+async def net(tmp_path: Path, each_database: None) -> AsyncIterator[Net]:
     async with net_in(tmp_path) as made:
         yield made
 

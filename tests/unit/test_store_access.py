@@ -12,10 +12,11 @@ from runnel.common.errors import Conflict, NotFound
 from runnel.common.protocol import Member, NodeKind
 from runnel.reducer.domain.values import Role
 from runnel.reducer.store import access, registry
+from runnel.reducer.store.database import Database
 from runnel.reducer.store.tables import IdempotencyRow, NodeRow
 from tests.doubles.reducer_state import add_session, database_in, model_row
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("each_database")]
 
 
 # ---- tokens
@@ -79,9 +80,13 @@ async def test_a_token_is_revoked_once(tmp_path: Path) -> None:
 
 async def join(tmp_path: Path, *nodes: tuple[str, str, str, str, bool]) -> None:
     async with database_in(tmp_path) as database:
-        for name, node_id, kind, organisation, attached in nodes:
-            async with database.write() as tx:
-                await access.note_joined(tx, name, node_id, kind, organisation, "tok-1", attached=attached)
+        await join_at(database, *nodes)
+
+
+async def join_at(database: Database, *nodes: tuple[str, str, str, str, bool]) -> None:
+    for name, node_id, kind, organisation, attached in nodes:
+        async with database.write() as tx:
+            await access.note_joined(tx, name, node_id, kind, organisation, "tok-1", attached=attached)
 
 
 async def test_a_node_that_comes_back_is_the_same(tmp_path: Path) -> None:
@@ -109,9 +114,10 @@ async def test_a_name_is_free_again_when_its_node_is_away(tmp_path: Path) -> Non
 async def test_a_name_that_is_taken_is_refused(
     tmp_path: Path, second: tuple[str, str, str, str, bool], text: str
 ) -> None:
-    await join(tmp_path, ("a", "n1", "client", "default", False))
-    with pytest.raises(Conflict, match=text) as caught:
-        await join(tmp_path, second)
+    async with database_in(tmp_path) as database:
+        await join_at(database, ("a", "n1", "client", "default", False))
+        with pytest.raises(Conflict, match=text) as caught:
+            await join_at(database, second)
     assert caught.value.fields == {"name": "a"}
 
 

@@ -105,6 +105,7 @@ def test_a_first_start_that_ends_on_the_way_leaves_no_table(tmp_path: Path) -> N
         engine.dispose()
 
 
+@pytest.mark.usefixtures("each_database")
 async def test_opening_again_keeps_what_is_there(tmp_path: Path) -> None:
     async with database_in(tmp_path) as database, database.write() as tx:
         tx.add(OrganisationRow(id="a", created_at=NOW))
@@ -112,6 +113,7 @@ async def test_opening_again_keeps_what_is_there(tmp_path: Path) -> None:
         assert [row.id for row in await tx.scalars(select(OrganisationRow))] == ["a"]
 
 
+@pytest.mark.usefixtures("each_database")
 async def test_what_fails_inside_is_not_written(tmp_path: Path) -> None:
     async with database_in(tmp_path) as database:
 
@@ -127,6 +129,7 @@ async def test_what_fails_inside_is_not_written(tmp_path: Path) -> None:
             assert list(await tx.scalars(select(OrganisationRow))) == []
 
 
+@pytest.mark.usefixtures("each_database")
 async def test_a_reader_sees_only_what_is_committed(tmp_path: Path) -> None:
     async with database_in(tmp_path) as database, database.write() as writer:
         writer.add(OrganisationRow(id="a", created_at=NOW))
@@ -166,6 +169,7 @@ async def test_a_transaction_that_is_cancelled_leaves_no_task_and_no_thread(tmp_
     await eventually(lambda: not [each for each in threading.enumerate() if "_connection_worker" in each.name])
 
 
+@pytest.mark.usefixtures("each_database")
 async def test_rows_of_nothing_are_refused(tmp_path: Path) -> None:
     async with database_in(tmp_path) as database:
         with pytest.raises(IntegrityError):
@@ -182,6 +186,7 @@ async def test_what_was_answered_outlives_a_power_cut(tmp_path: Path) -> None:
 # ---- times
 
 
+@pytest.mark.usefixtures("each_database")
 async def test_times_are_utc_whatever_zone_they_came_in(tmp_path: Path) -> None:
     elsewhere = NOW.astimezone(timezone(timedelta(hours=-7)))
     async with database_in(tmp_path) as database:
@@ -194,6 +199,7 @@ async def test_times_are_utc_whatever_zone_they_came_in(tmp_path: Path) -> None:
             assert await tx.scalar(select(OrganisationRow.id).where(OrganisationRow.created_at == elsewhere)) == "a"
 
 
+@pytest.mark.usefixtures("each_database")
 async def test_a_time_without_a_zone_is_refused(tmp_path: Path) -> None:
     async with database_in(tmp_path) as database:
         with pytest.raises(StatementError, match="without a zone"):

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.unit
 
 
 @pytest.fixture
-async def journal(tmp_path: Path) -> AsyncIterator[Journal]:
+async def journal(tmp_path: Path, each_database: None) -> AsyncIterator[Journal]:
     async with database_in(tmp_path) as database:
         yield Journal(database)
 
@@ -41,6 +41,23 @@ async def test_each_entry_is_chained_to_the_one_before(journal: Journal) -> None
     assert (second.seq, second.previous_hash) == (2, first.hash)
     assert (third.seq, third.previous_hash, third.session) == (3, second.hash, "ses-1")
     assert third.hash == event_hash(second.hash, 3, third.at, third.kind, "default", third.session, third.data)
+
+
+@pytest.mark.usefixtures("each_database")
+async def test_events_keep_their_chain_whatever_is_in_them(tmp_path: Path) -> None:
+    strange = {"nul": "a\0b", "surrogate": "\ud800", "words": "wörter ☃", "deep": [{"x": 1e-300}], "large": 2**60}
+    async with database_in(tmp_path) as database:
+        journal = Journal(database)
+        for number in range(3):
+            async with journal.transaction() as tx:
+                await tx.record("strange", "default", None, number=number, **strange)
+        assert await journal.verify() == 3
+        assert (await journal.events(None, 0, 10))[0].data == {"number": 0, **strange}
+    async with database_in(tmp_path) as database:  # the chain goes on after a restart
+        journal = Journal(database)
+        async with journal.transaction() as tx:
+            await tx.record("strange", "default")
+        assert await journal.verify() == 4
 
 
 async def test_the_chain_is_verified_over_many_pages(journal: Journal) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy import select
 
 from runnel.common.errors import Conflict, IllegalState, NotFound
 from runnel.common.protocol import (
@@ -23,7 +24,7 @@ from runnel.common.protocol import (
 from runnel.reducer.domain.values import SessionConfig, SessionStatus, StopRule
 from runnel.reducer.store import ledger, registry
 from runnel.reducer.store.database import Database
-from runnel.reducer.store.tables import RoundRow
+from runnel.reducer.store.tables import LogRow, RoundRow
 from tests.doubles.reducer_state import START, add_session, database_in, model_row
 
 pytestmark = pytest.mark.unit
@@ -83,6 +84,7 @@ def test_a_config_is_read_as_it_was_written(config: SessionConfig) -> None:
     assert type(again.sample) is type(config.sample), "a count is not a fraction"
 
 
+@pytest.mark.usefixtures("each_database")
 async def test_a_config_survives_the_database(tmp_path: Path) -> None:
     config = SessionConfig(
         rounds=7,
@@ -104,6 +106,7 @@ async def test_a_config_survives_the_database(tmp_path: Path) -> None:
 # ---- an update counts once
 
 
+@pytest.mark.usefixtures("each_database")
 async def test_what_a_client_gave_is_kept_as_it_came(tmp_path: Path) -> None:
     async with database_in(tmp_path) as database:
         await begin(database, "a", "b", "c")
@@ -124,6 +127,7 @@ async def test_what_a_client_gave_is_kept_as_it_came(tmp_path: Path) -> None:
     ("text", "kept"),
     [("", {}), ("[1]", {"value": [1]}), ("3", {"value": 3}), ("{oops", {"text": "{oops"}), ('{"a": 1}', {"a": 1})],
 )
+@pytest.mark.usefixtures("each_database")
 async def test_what_is_no_object_is_kept_too(tmp_path: Path, text: str, kept: object) -> None:
     async with database_in(tmp_path) as database:
         await begin(database, "a")
@@ -142,6 +146,7 @@ async def test_what_is_no_object_is_kept_too(tmp_path: Path, text: str, kept: ob
     ],
     ids=["with another", "as a failure", "a new one twice"],
 )
+@pytest.mark.usefixtures("each_database")
 async def test_nobody_counts_twice_and_then_nothing_of_the_report_does(tmp_path: Path, outcomes: list[Outcome]) -> None:
     async with database_in(tmp_path) as database:
         await begin(database, "a", "b")
@@ -152,6 +157,7 @@ async def test_nobody_counts_twice_and_then_nothing_of_the_report_does(tmp_path:
         assert await states(database) == {"a": "counted", "b": "open"}
 
 
+@pytest.mark.usefixtures("each_database")
 async def test_who_was_not_asked_does_not_count(tmp_path: Path) -> None:
     async with database_in(tmp_path) as database:
         await begin(database, "a")
@@ -162,6 +168,7 @@ async def test_who_was_not_asked_does_not_count(tmp_path: Path) -> None:
         assert await states(database) == {"a": "open"}
 
 
+@pytest.mark.usefixtures("each_database")
 async def test_a_failure_may_be_made_good(tmp_path: Path) -> None:
     async with database_in(tmp_path) as database:
         await begin(database, "a")
@@ -175,6 +182,7 @@ async def test_a_failure_may_be_made_good(tmp_path: Path) -> None:
         assert await states(database) == {"a": "counted"}
 
 
+@pytest.mark.usefixtures("each_database")
 async def test_opening_again_leaves_what_is_counted(tmp_path: Path) -> None:
     async with database_in(tmp_path) as database:
         await begin(database, "a", "b")
@@ -187,6 +195,7 @@ async def test_opening_again_leaves_what_is_counted(tmp_path: Path) -> None:
         assert await states(database) == {"a": "counted", "b": "open", "c": "open"}
 
 
+@pytest.mark.usefixtures("each_database")
 async def test_late_are_those_of_this_phase_who_have_not_answered(tmp_path: Path) -> None:
     async with database_in(tmp_path) as database:
         await begin(database, "a", "b", "c")
@@ -218,6 +227,7 @@ def report(order_id: str, round_number: int = 1) -> Report:
     )
 
 
+@pytest.mark.usefixtures("each_database")
 async def test_payloads_are_reduced_in_an_order_that_does_not_depend_on_their_arrival(tmp_path: Path) -> None:
     async with database_in(tmp_path) as database:
         await begin(database)
@@ -236,6 +246,7 @@ async def test_payloads_are_reduced_in_an_order_that_does_not_depend_on_their_ar
             assert await ledger.all_partial_files(tx) == {"z.payload"}
 
 
+@pytest.mark.usefixtures("each_database")
 async def test_what_was_buffered_for_a_round_that_will_not_be_is_late_and_part_of_nothing(tmp_path: Path) -> None:
     async with database_in(tmp_path) as database:
         await begin(database, "a", "b")
@@ -262,6 +273,7 @@ async def test_what_was_buffered_for_a_round_that_will_not_be_is_late_and_part_o
         (SessionStatus.COMMITTED, 2),
     ],
 )
+@pytest.mark.usefixtures("each_database")
 async def test_a_buffered_update_counts_in_the_round_that_still_takes_one(
     tmp_path: Path, phase: SessionStatus, counted_in: int
 ) -> None:
@@ -272,6 +284,7 @@ async def test_a_buffered_update_counts_in_the_round_that_still_takes_one(
             assert await ledger.counting_round(tx, SESSION) == counted_in
 
 
+@pytest.mark.usefixtures("each_database")
 async def test_a_round_that_begins_anew_has_nothing_of_before(tmp_path: Path) -> None:
     async with database_in(tmp_path) as database:
         await begin(database, "a")
@@ -285,6 +298,7 @@ async def test_a_round_that_begins_anew_has_nothing_of_before(tmp_path: Path) ->
             assert await tx.get(RoundRow, (SESSION, 1)) is None
 
 
+@pytest.mark.usefixtures("each_database")
 async def test_a_round_with_its_model_keeps_what_came_for_the_next(tmp_path: Path) -> None:
     async with database_in(tmp_path) as database:
         await begin(database, "a")
@@ -302,6 +316,7 @@ async def test_a_round_with_its_model_keeps_what_came_for_the_next(tmp_path: Pat
 # ---- sessions
 
 
+@pytest.mark.usefixtures("each_database")
 async def test_running_are_those_that_have_not_ended(tmp_path: Path) -> None:
     async with database_in(tmp_path) as database, database.write() as tx:
         for number, phase in enumerate(SessionStatus):
@@ -310,6 +325,7 @@ async def test_running_are_those_that_have_not_ended(tmp_path: Path) -> None:
         assert await ledger.running_sessions(tx) == running, "oldest first"
 
 
+@pytest.mark.usefixtures("each_database")
 async def test_a_session_is_shown_with_its_rounds_and_who_gave_what(tmp_path: Path) -> None:
     async with database_in(tmp_path) as database:
         await begin(database, "b", "a")
@@ -328,6 +344,7 @@ async def test_a_session_is_shown_with_its_rounds_and_who_gave_what(tmp_path: Pa
 # ---- by prefix
 
 
+@pytest.mark.usefixtures("each_database")
 async def test_a_prefix_finds_the_only_one(tmp_path: Path) -> None:
     async with database_in(tmp_path) as database, database.write() as tx:
         for name in ("ses-abc1234567", "ses-abd1234567"):
@@ -337,11 +354,12 @@ async def test_a_prefix_finds_the_only_one(tmp_path: Path) -> None:
         assert (await ledger.find_session(tx, "default", "ses-abc")).id == "ses-abc1234567"
         with pytest.raises(Conflict, match="More than one session starts with 'ses-ab'"):
             await ledger.find_session(tx, "default", "ses-ab")
-        for missing in ("ses-x", "abc", "", "ses", "%", "ses-%", "ses_abc", "SES-ABC", "ses-north12345"):
+        for missing in ("ses-x", "abc", "", "ses", "%", "ses-%", "ses_abc", "ses-abc\\", "SES-ABC", "ses-north12345"):
             with pytest.raises(NotFound, match="There is no session"):
                 await ledger.find_session(tx, "default", missing)
 
 
+@pytest.mark.usefixtures("each_database")
 async def test_a_whole_id_is_found_beside_longer_ones(tmp_path: Path) -> None:
     async with database_in(tmp_path) as database, database.write() as tx:
         await add_session(tx, SESSION)
@@ -353,6 +371,7 @@ async def test_a_whole_id_is_found_beside_longer_ones(tmp_path: Path) -> None:
 # ---- logs
 
 
+@pytest.mark.usefixtures("each_database")
 async def test_a_clock_that_is_far_off_does_no_harm(tmp_path: Path) -> None:
     odd = tuple(LogLine(at_ms=at, stream="stdout", text="x\x00é") for at in (0, 1 << 62, (1 << 64) - 1))
     async with database_in(tmp_path) as database:
@@ -361,3 +380,17 @@ async def test_a_clock_that_is_far_off_does_no_harm(tmp_path: Path) -> None:
         async with database.read() as tx:
             page = await ledger.logs(tx, SESSION, None, None, None, 9)
     assert [line.at.year for line in page.items] == [1970, 9999, 9999]
+
+
+@pytest.mark.usefixtures("each_database")
+async def test_lines_that_no_database_likes_are_kept_in_order(tmp_path: Path) -> None:
+    texts = ["nul \0 inside", "wörter ☃ 𝄞", "", "x" * 100_000]
+    lines = tuple(LogLine(at_ms=1_700_000_000_000 + n, stream="stdout", text=line) for n, line in enumerate(texts))
+    async with database_in(tmp_path) as database:
+        async with database.write() as tx:
+            await ledger.add_log(tx, LogLines(key=TRAIN, client="site-1", lines=lines))
+        async with database.read() as tx:
+            page = await ledger.logs(tx, SESSION, None, None, None, 10)
+            rows = list(await tx.scalars(select(LogRow).order_by(LogRow.id)))
+        assert [line.text for line in page.items] == ["nul \ufffd inside", *texts[1:]]
+        assert [row.text for row in rows] == [line.text for line in page.items]

@@ -44,6 +44,7 @@ def test_what_is_no_cursor_is_refused(cursor: str) -> None:
 
 
 @pytest.mark.parametrize("seed", range(8))
+@pytest.mark.usefixtures("each_database")
 async def test_a_listing_gives_everything_once_while_rows_are_added(tmp_path: Path, seed: int) -> None:
     random = Random(seed)
     async with database_in(tmp_path) as database:
@@ -70,6 +71,7 @@ async def test_a_listing_gives_everything_once_while_rows_are_added(tmp_path: Pa
         assert seen == sorted(seen, key=lambda name: (order[name], name), reverse=True), "newest first"
 
 
+@pytest.mark.usefixtures("each_database")
 async def test_the_last_page_has_no_cursor(tmp_path: Path) -> None:
     async with database_in(tmp_path) as database, database.write() as tx:
         await access.ensure_organisation(tx, "default")
@@ -83,6 +85,7 @@ async def test_the_last_page_has_no_cursor(tmp_path: Path) -> None:
         assert (await registry.packages(tx, "elsewhere", None, 3)).items == ()
 
 
+@pytest.mark.usefixtures("each_database")
 async def test_sessions_and_tokens_are_listed_alike(tmp_path: Path) -> None:
     async with database_in(tmp_path) as database, database.write() as tx:
         for number in range(5):
@@ -101,6 +104,7 @@ async def test_sessions_and_tokens_are_listed_alike(tmp_path: Path) -> None:
         assert [t.id for t in (*tokens.items, *more.items)] == [f"tok-{n}" for n in (4, 3, 2, 1, 0)]
 
 
+@pytest.mark.usefixtures("each_database")
 async def test_nodes_are_listed_by_name(tmp_path: Path) -> None:
     async with database_in(tmp_path) as database, database.write() as tx:
         for name, organisation in (("c", "north"), ("a", "north"), ("b", "south")):
@@ -115,6 +119,7 @@ async def test_nodes_are_listed_by_name(tmp_path: Path) -> None:
         assert all(isinstance(row, NodeRow) for row in rows)
 
 
+@pytest.mark.usefixtures("each_database")
 async def test_logs_are_listed_oldest_first(tmp_path: Path) -> None:
     async with database_in(tmp_path) as database, database.write() as tx:
         for client in ("a", "b"):
@@ -138,6 +143,7 @@ def cursor_of(value: object) -> str:
 @pytest.mark.parametrize(
     "value", [["2026-01-01T00:00:00", "x"], ["yesterday", "x"], [None, "x"], [1, 2], ["2026-01-01T00:00:00+00:00"]]
 )
+@pytest.mark.usefixtures("each_database")
 async def test_a_cursor_of_another_listing_is_refused(tmp_path: Path, value: object) -> None:
     async with database_in(tmp_path) as database, database.read() as tx:
         with pytest.raises(InvalidInput, match="no cursor of this listing"):
@@ -145,6 +151,7 @@ async def test_a_cursor_of_another_listing_is_refused(tmp_path: Path, value: obj
 
 
 @pytest.mark.parametrize("value", [["x"], [None], [1.5], [-1], [1 << 70], [[1]]])
+@pytest.mark.usefixtures("each_database")
 async def test_a_cursor_that_is_no_line_of_a_log_is_refused(tmp_path: Path, value: object) -> None:
     async with database_in(tmp_path) as database, database.read() as tx:
         with pytest.raises(InvalidInput, match="no cursor of this listing"):

@@ -213,6 +213,8 @@ def _connect_args(url: URL, lease_s: float) -> dict[str, Any]:
         "statement_timeout": f"{_STATEMENT_S}s",
         # Ends the transaction of a reducer that stopped inside of it, which would keep the next one from taking over.
         "idle_in_transaction_session_timeout": f"{math.ceil(lease_s)}s",
+        # East of it the end of the year 9999, which a client's clock may tell, is in a year that Python has not.
+        "timezone": "UTC",
     }
     given = url.query.get("options", "")
     options = [f"-c {key}={value}" for key, value in session.items()]

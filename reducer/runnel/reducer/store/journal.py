@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import json
 import math
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -222,16 +222,24 @@ class Journal:
         Raises:
             CorruptData: an entry was changed, removed or put in; it is named by its sequence number.
         """
-        previous, count = GENESIS, 0
+        query = select(EventRow).order_by(EventRow.seq).execution_options(yield_per=1000)
         async with self.database.read() as session:
-            async for row in await session.stream_scalars(
-                select(EventRow).order_by(EventRow.seq).execution_options(yield_per=1000)
-            ):
-                digest = event_hash(previous, row.seq, row.at, row.kind, row.organisation_id, row.session_id, row.data)
-                if row.seq != count + 1 or row.previous_hash != previous or row.hash != digest:
-                    raise CorruptData(
-                        f"The event log is broken at entry {count + 1}: it was changed, removed or put in afterwards.",
-                        seq=count + 1,
-                    )
-                previous, count = digest, row.seq
-        return count
+            entries = await session.stream_scalars(query)
+            try:
+                return await _require_chain(entries)
+            finally:
+                await entries.close()  # PostgreSQL has a cursor for it, which is not to be left open
+
+
+async def _require_chain(entries: AsyncIterable[EventRow]) -> int:
+    """Return how many entries there are, see :meth:`Journal.verify`."""
+    previous, count = GENESIS, 0
+    async for row in entries:
+        digest = event_hash(previous, row.seq, row.at, row.kind, row.organisation_id, row.session_id, row.data)
+        if row.seq != count + 1 or row.previous_hash != previous or row.hash != digest:
+            raise CorruptData(
+                f"The event log is broken at entry {count + 1}: it was changed, removed or put in afterwards.",
+                seq=count + 1,
+            )
+        previous, count = digest, row.seq
+    return count
