@@ -6,6 +6,7 @@ import asyncio
 import sqlite3
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Connection, create_engine, event, inspect, select, text
+from sqlalchemy import Connection, create_engine, event, insert, inspect, select, text
 from sqlalchemy.exc import IntegrityError, StatementError
 
 from runnel.common.errors import BadSettings, Conflict, StorageFull
@@ -101,6 +102,31 @@ def test_a_first_start_that_ends_on_the_way_leaves_no_table(tmp_path: Path) -> N
             assert inspect(connection).get_table_names() == []
             migrate(connection)
             assert "slot" in inspect(connection).get_table_names()
+    finally:
+        engine.dispose()
+
+
+@pytest.mark.parametrize("killed_at", range(1, 100, 9))
+def test_an_upgrade_that_ends_on_the_way_is_done_by_the_next_start(tmp_path: Path, killed_at: int) -> None:
+    engine, left = create_engine(f"sqlite:///{tmp_path / 'reducer.db'}"), [killed_at]
+
+    def killed(*_: object) -> None:
+        left[0] -= 1
+        if left == [0]:
+            raise InterruptedError
+
+    try:
+        with engine.begin() as connection:
+            apply_migrations(connection, "0001")
+            connection.execute(insert(OrganisationRow).values(id="a", created_at=NOW))
+        event.listen(engine, "before_cursor_execute", killed)
+        with suppress(InterruptedError), engine.begin() as connection:
+            migrate(connection)
+        event.remove(engine, "before_cursor_execute", killed)
+        with engine.begin() as connection:
+            migrate(connection)
+            assert "ix_slot_counted" in {index["name"] for index in inspect(connection).get_indexes("slot")}
+            assert connection.scalars(select(OrganisationRow.id)).all() == ["a"]
     finally:
         engine.dispose()
 

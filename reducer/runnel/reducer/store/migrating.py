@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
 import alembic.command
 import alembic.config
 from alembic.script import ScriptDirectory
@@ -19,7 +22,29 @@ def apply_migrations(connection: Connection, revision: str = "head") -> None:
     """Apply migrations up to ``revision``, also to an empty database."""
     config = _config()
     config.attributes["connection"] = connection
-    alembic.command.upgrade(config, revision)
+    with _as_one_step(connection) if connection.dialect.name == "sqlite" else nullcontext():
+        alembic.command.upgrade(config, revision)
+
+
+@contextmanager
+def _as_one_step(connection: Connection) -> Iterator[None]:
+    """Let SQLite change tables all or none, also those that others refer to.
+
+    To change a table is to copy it and drop the old one, which SQLite refuses while rows of others refer to its rows;
+    that it is not to look at these can be said outside of a transaction only. Its driver begins none for tables.
+    """
+    looked = connection.exec_driver_sql("PRAGMA foreign_keys").scalar_one()
+    connection.exec_driver_sql("PRAGMA foreign_keys=OFF")
+    connection.exec_driver_sql("BEGIN")
+    try:
+        yield
+    except BaseException:
+        connection.connection.rollback()
+        raise
+    else:
+        connection.connection.commit()
+    finally:
+        connection.exec_driver_sql(f"PRAGMA foreign_keys={looked}")
 
 
 def _config() -> alembic.config.Config:
