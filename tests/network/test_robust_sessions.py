@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,9 @@ def package_folder(folder: Path, before: str = "") -> Path:
 
 
 @contextlib.asynccontextmanager
-async def network_of(folder: Path, layout: str, **sites: float) -> AsyncIterator[LocalNetwork]:
+async def network_of(
+    folder: Path, layout: str, sites: Mapping[str, float], *, warm: bool = False
+) -> AsyncIterator[LocalNetwork]:
     """Start a network; sites go to c1 and c2 unequally, if there are such."""
     async with LocalNetwork(folder) as net:
         for name, parent in LAYOUTS[layout]:
@@ -103,7 +105,8 @@ async def network_of(folder: Path, layout: str, **sites: float) -> AsyncIterator
         homes = ["c1", "c2", "c1"] if LAYOUTS[layout] else [""]
         async with asyncio.TaskGroup() as group:
             for number, (name, step) in enumerate(sites.items()):
-                group.create_task(net.start_client(name, step=step, prefer=homes[number % len(homes)]))
+                home = homes[number % len(homes)]
+                group.create_task(net.start_client(name, step=step, prefer=home, warm=warm))
         yield net
 
 
@@ -114,7 +117,7 @@ def test_every_robust_strategy_is_tried() -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 async def test_the_model_is_that_of_the_rule_itself(tmp_path: Path, layout: str) -> None:
-    async with network_of(tmp_path, layout, **SITES) as net:
+    async with network_of(tmp_path, layout, SITES) as net:
         package = await net.push_package(package_folder(tmp_path))
         seed = await net.push_model(SEED)
         for strategy, options in RULES.items():
@@ -142,29 +145,72 @@ async def test_the_model_is_that_of_the_rule_itself(tmp_path: Path, layout: str)
         await eventually(lambda: not any(any(folder.iterdir()) for folder in folders), timeout_s=10)
 
 
+Law = Callable[[Arrays, list[Arrays]], bool]
+
+
+def within(model: Arrays, honest: list[Arrays]) -> bool:
+    """Tell whether each element lies among those of the honest updates."""
+    stacks = {name: np.stack([arrays[name] for arrays in honest]) for name in ("layer/w", "layer/b")}
+    return all(((model[n] >= each.min(axis=0)) & (model[n] <= each.max(axis=0))).all() for n, each in stacks.items())
+
+
+def near(model: Arrays, honest: list[Arrays]) -> bool:
+    """Tell whether the model is no further from the mean of the honest updates than one of them is."""
+    middle = np.mean([flat(arrays) for arrays in honest], axis=0)
+    return bool(np.linalg.norm(flat(model) - middle) <= max(np.linalg.norm(flat(each) - middle) for each in honest))
+
+
+def not_far(model: Arrays, honest: list[Arrays]) -> bool:
+    """Tell whether the model has moved, and by no more than one update may move it."""
+    return bool(0 < np.linalg.norm(flat(model) - flat(SEED)) <= MAX_NORM)
+
+
+def flat(arrays: Arrays) -> np.ndarray[Any, Any]:
+    return np.concatenate([arrays[name].ravel().astype(np.float64) for name in ("layer/w", "layer/b")])
+
+
+MAX_NORM = 20.0
+# What each rule promises while one of seven sites is bad; the mean keeps none of it.
+LAWS: dict[str, tuple[dict[str, float], Law]] = {
+    "median": ({}, within),
+    "trimmed_mean": ({"beta": 0.2}, within),
+    "krum": ({"f": 1}, within),
+    "multi_krum": ({"f": 1}, within),
+    "bulyan": ({"f": 1}, within),
+    "geometric_median": ({}, near),
+    "norm_clipping": ({"max_norm": MAX_NORM}, not_far),
+}
+
+
 async def test_poisoned_updates_move_the_mean_and_not_the_rules(tmp_path: Path) -> None:
-    sites = {"site-1": 1.0, "site-2": 1.25, "site-3": 1.5, "site-4": 1.75, "site-5": -1e6}
-    async with network_of(tmp_path, "two combiners", **sites) as net:
-        package = await net.push_package(package_folder(tmp_path))
+    assert set(LAWS) == set(RULES)
+    sites = {f"site-{n}": 1.0 + n / 8 for n in range(6)} | {"site-6": -1e6}
+    alike = TRAIN.replace("10 + abs(step)", "10").replace("MOVE", MOVE)
+    async with network_of(tmp_path, "two combiners", sites, warm=True) as net:
+        package = await net.push_package(write_package(tmp_path / "package", train=alike))
         seed = await net.push_model(SEED)
-        honest = [moved(step) for name, step in sites.items() if name != "site-5"]
-        for strategy, options in {"fedavg": {}, "median": {}, "krum": {"f": 1}}.items():
+        honest = [moved(step) for name, step in sites.items() if name != "site-6"]
+        broken: list[str] = []
+        for strategy in ("fedavg", *LAWS):
+            options, law = LAWS.get(strategy, ({}, None))
             session = await net.start_session(
-                package, seed, rounds=1, min_clients=5, strategy=strategy, strategy_options=options, validate_every=0
+                package, seed, rounds=1, min_clients=7, strategy=strategy, strategy_options=options, validate_every=0
             )
             view = await net.until_ended(session)
             assert view["status"] == "finished", view["reason"]
+            assert view["rounds"][0]["updates"] == 7
             model = await net.model(view["model"])
-            for name in ("layer/w", "layer/b"):
-                low = np.min([arrays[name] for arrays in honest], axis=0)
-                high = np.max([arrays[name] for arrays in honest], axis=0)
-                within = bool(((model[name] >= low) & (model[name] <= high)).all())
-                assert within == (strategy != "fedavg"), (strategy, name)
+            if law is None:
+                assert not any(each(model, honest) for each in (within, near, not_far))
+            else:
+                broken += [] if law(model, honest) else [strategy]
+    assert broken == []
 
 
 async def test_a_malformed_update_is_left_out_and_named(tmp_path: Path) -> None:
     spoiled = TRAIN.replace("MOVE", MOVE + "\nif step == 9.0: moved['layer/b'][2] = np.nan\n")
-    async with network_of(tmp_path, "three levels", **{"site-1": 1.0, "site-2": 2.0, "site-3": 3.0, "bad": 9.0}) as net:
+    sites = {"site-1": 1.0, "site-2": 2.0, "site-3": 3.0, "bad": 9.0}
+    async with network_of(tmp_path, "three levels", sites) as net:
         package = await net.push_package(write_package(tmp_path / "package", train=spoiled))
         session = await net.start_session(
             package, await net.push_model(SEED), rounds=1, min_clients=3, strategy="median", validate_every=0
@@ -215,7 +261,7 @@ async def test_a_combiner_that_is_lost_in_a_round_loses_no_update(tmp_path: Path
 
 
 async def test_a_session_that_could_not_satisfy_its_rule_is_refused(tmp_path: Path) -> None:
-    async with network_of(tmp_path, "no combiner") as net:
+    async with network_of(tmp_path, "no combiner", {}) as net:
         package = await net.push_package(package_folder(tmp_path))
         asked = {"package": package, "seed": await net.push_model(SEED), "rounds": 1}
         krum = {"strategy": "krum", "strategy_options": {"f": 2}, "min_clients": 6}
