@@ -283,6 +283,21 @@ def test_memory_that_was_used_before_does_not_show(tmp_path: Path) -> None:
     assert len(places) == 1
 
 
+def test_the_order_in_the_file_does_not_matter(tmp_path: Path) -> None:
+    array = np.random.default_rng(3).standard_normal((5, 300, 90)).astype(np.float32)
+    sums = []
+    np.savez(tmp_path / "c.npz", w=array)
+    np.savez(tmp_path / "f.npz", w=np.asfortranarray(array))
+    np.savez_compressed(tmp_path / "z.npz", w=np.asfortranarray(array))
+    for name in "cfz":
+        with open_npz(tmp_path / f"{name}.npz", source="client a") as model:
+            total = WeightedSum(model.schema)
+            total.add(model, 0.3)
+            total.add(model, 1.7)
+            sums.append(bytes(total.finish()))
+    assert sums[0] == sums[1] == sums[2]
+
+
 def test_memory_is_one_sum(tmp_path: Path) -> None:
     n = 4_000_000
     write_npz(tmp_path / "m.npz", {"w": np.ones(n, np.float32)})

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from runnel.common.blobs import digest_file
 from runnel.common.errors import BadModel, InvalidInput, StorageFull
+from runnel.common.model_format import ModelFormat
 from runnel.common.tensors import (
     BFLOAT16,
     DTYPES,
@@ -27,8 +28,10 @@ from runnel.common.tensors import (
     ModelSchema,
     NpzWriter,
     TensorSpec,
+    convert,
     normalise,
     open_npz,
+    to_canonical,
     write_npz,
 )
 from tests.needs import needs
@@ -290,6 +293,33 @@ def test_memory_is_some_blocks(save: Save, tmp_path: Path) -> None:
     finally:
         tracemalloc.stop()
     assert peak < 4_000_000
+
+
+LARGE = np.repeat(np.arange(5001, dtype=np.float32), 3400).reshape(5001, 3400)  # 68 MB
+
+
+@pytest.mark.parametrize("save", [savez, savez_compressed])
+def test_a_tensor_in_fortran_order_takes_no_more_memory_than_is_allowed(save: Save, tmp_path: Path) -> None:
+    save(tmp_path / "m.npz", {"b": np.zeros(3), "w": np.asfortranarray(LARGE)})
+    tracemalloc.start()
+    try:
+        with pytest.raises(BadModel, match="'w' in Fortran order, 68,013,600 bytes") as caught:
+            normalise(tmp_path / "m.npz", tmp_path / "n.npz", source="client a")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 4_000_000
+    assert caught.value.fields == {"source": "client a", "tensor": "w"}
+    assert not (tmp_path / "n.npz").exists()
+
+
+def test_where_a_model_is_made_it_may_be_in_any_order(tmp_path: Path) -> None:
+    savez(tmp_path / "f.npz", {"w": np.asfortranarray(LARGE)})
+    write_npz(tmp_path / "c.npz", {"w": LARGE})
+    to_canonical(tmp_path / "f.npz", tmp_path / "canonical.npz", ModelFormat.NPZ, source="the entry point")
+    convert(tmp_path / "f.npz", tmp_path / "converted.npz", ModelFormat.NPZ, source="a person")
+    assert digest_file(tmp_path / "canonical.npz") == digest_file(tmp_path / "c.npz")
+    assert digest_file(tmp_path / "converted.npz") == digest_file(tmp_path / "c.npz")
 
 
 def test_a_disk_that_is_full_while_sealing(tmp_path: Path) -> None:

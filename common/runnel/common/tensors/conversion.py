@@ -54,10 +54,13 @@ def find_format(path: Path) -> ModelFormat:
 def open_model(
     path: Path, form: ModelFormat, *, source: str, max_bytes: int = DEFAULT_MAX_BYTES
 ) -> NpzModel | SafetensorsModel:
-    """Open a model file of the format ``form``; errors are those of the reader of that."""
+    """Open a model file of the format ``form``; errors are those of the reader of that.
+
+    A tensor in Fortran order takes the memory of it while it is read, however large.
+    """
     if form is ModelFormat.SAFETENSORS:
         return open_safetensors(path, source=source)
-    return open_npz(path, source=source, max_bytes=max_bytes)
+    return open_npz(path, source=source, max_bytes=max_bytes, max_fortran_bytes=max_bytes)
 
 
 def convert(
@@ -113,6 +116,8 @@ def to_canonical(
 ) -> ModelSchema:
     """Write a finite model of anybody as the ``.npz`` in which models travel; return its schema.
 
+    A tensor in Fortran order takes the memory of it, however large: that is for where the model was made.
+
     Args:
         src: a model file of the format ``form``.
         dst: replaced if it exists.
@@ -126,7 +131,9 @@ def to_canonical(
         StorageFull: the disk is full.
     """
     if form is ModelFormat.NPZ:
-        return normalise(src, dst, source=source, expect=expect, keep_plain=keep_plain)
+        return normalise(
+            src, dst, source=source, expect=expect, max_fortran_bytes=DEFAULT_MAX_BYTES, keep_plain=keep_plain
+        )
     arrange = None if expect is None else like(expect)
     return convert(src, dst, ModelFormat.NPZ, source=source, form=form, arrange=arrange, require_finite=True)
 

@@ -26,6 +26,9 @@ from runnel.common.tensors.zip_directory import Member, read_members, refusal
 DEFAULT_MAX_BYTES = 1 << 35
 """Limit of what an archive may unpack to: 32 GiB."""
 
+MAX_FORTRAN_BYTES = 64 << 20
+"""Of one tensor in Fortran order, which is held whole while it is read."""
+
 _CRC_PIECE_BYTES = 1 << 20
 _MOST_BETWEEN_BYTES = 4096  # headers, names, padding and the entry in the directory
 _LAYOUTS = KnownLayouts()
@@ -47,7 +50,7 @@ class NpzModel:
 
     Elements come in C order, tensors in the order of the archive. Stored members are read straight from the file,
     deflated ones are inflated as they are read. A member in Fortran order is loaded whole, one at a time, while its
-    blocks are handed out: only then does the memory needed grow with a tensor.
+    blocks are handed out: only then does the memory needed grow with a tensor, so who opens the file limits that.
     """
 
     def __init__(
@@ -228,7 +231,12 @@ class NpzModel:
 
 
 def open_npz(
-    path: Path | bytes, *, source: str, expect: ModelSchema | None = None, max_bytes: int = DEFAULT_MAX_BYTES
+    path: Path | bytes,
+    *,
+    source: str,
+    expect: ModelSchema | None = None,
+    max_bytes: int = DEFAULT_MAX_BYTES,
+    max_fortran_bytes: int = MAX_FORTRAN_BYTES,
 ) -> NpzModel:
     """Open a model file and check everything that can be known without reading its elements.
 
@@ -237,27 +245,35 @@ def open_npz(
         source: whose file it is, for messages: ``"client hospital-a"``.
         expect: if given, names, shapes, dtypes and order must be these.
         max_bytes: limit of the size of all members, unpacked.
+        max_fortran_bytes: limit of each tensor in Fortran order.
 
     Raises:
         BadModel: the file is no such archive, or one with tricks (see
-            :func:`runnel.common.tensors.zip_directory.read_members`); a member is no plain array of numbers or lies
-            about its size; or the schema is not the expected one.
+            :func:`runnel.common.tensors.zip_directory.read_members`); a member is no plain array of numbers, lies
+            about its size or is too large for its order; or the schema is not the expected one.
         OSError: the file is not there or not readable.
     """
     if isinstance(path, bytes):
-        return _opened(None, path, source, expect, max_bytes)
+        return _opened(None, path, source, expect, max_bytes, max_fortran_bytes)
     try:
         file = open_regular(path)
     except IrregularFile as e:
         raise refusal(source, "it is not a regular file") from e
     try:
-        return _opened(file, _small_content(file), source, expect, max_bytes)
+        return _opened(file, _small_content(file), source, expect, max_bytes, max_fortran_bytes)
     except BaseException:
         file.close()
         raise
 
 
-def _opened(file: BinaryIO | None, data: bytes, source: str, expect: ModelSchema | None, max_bytes: int) -> NpzModel:
+def _opened(
+    file: BinaryIO | None,
+    data: bytes,
+    source: str,
+    expect: ModelSchema | None,
+    max_bytes: int,
+    max_fortran_bytes: int,
+) -> NpzModel:
     """Return the model in a ``file``, or of the content ``data`` of a small one, checked."""
     if data and len(data) <= max_bytes and (known := _LAYOUTS.find(data)) is not None:
         layout, members = known
@@ -265,19 +281,31 @@ def _opened(file: BinaryIO | None, data: bytes, source: str, expect: ModelSchema
     elif data or file is None:
         # All that is checked and remembered is of the same bytes, whatever becomes of the file meanwhile.
         with open_bytes(data) as copy:
-            members, headers = _read_directory(copy, source, max_bytes)
+            members, headers = _read_directory(copy, source, max_bytes, max_fortran_bytes)
         model = NpzModel(file, source, members, headers, data=data)
         _LAYOUTS.learn(data, members, headers, model.schema)
     else:
-        model = NpzModel(file, source, *_read_directory(file, source, max_bytes))
+        model = NpzModel(file, source, *_read_directory(file, source, max_bytes, max_fortran_bytes))
     if expect is not None:
         expect.require_same(model.schema, source=source)
     return model
 
 
-def _read_directory(file: BinaryIO, source: str, max_bytes: int) -> tuple[tuple[Member, ...], tuple[NpyHeader, ...]]:
+def _read_directory(
+    file: BinaryIO, source: str, max_bytes: int, max_fortran_bytes: int
+) -> tuple[tuple[Member, ...], tuple[NpyHeader, ...]]:
     members = read_members(file, source=source, max_bytes=max_bytes)
-    return members, tuple(_read_header(file.fileno(), member, source) for member in members)
+    headers = tuple(_read_header(file.fileno(), member, source) for member in members)
+    for member, header in zip(members, headers, strict=True):
+        if header.fortran and header.data_nbytes > max_fortran_bytes:
+            raise BadModel(
+                f"The model of {source} has {member.key!r} in Fortran order, {header.data_nbytes:,} bytes; a tensor of"
+                f" more than {max_fortran_bytes:,} is taken in C order only.",
+                hint="Write numpy.ascontiguousarray of it, or rewrite the file with `runnel model convert`.",
+                source=source,
+                tensor=member.key,
+            )
+    return members, headers
 
 
 def _small_content(file: BinaryIO) -> bytes:

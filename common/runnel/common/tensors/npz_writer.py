@@ -20,7 +20,7 @@ from runnel.common.tensors.atomic_file import AtomicFile
 from runnel.common.tensors.casting import block_bytes
 from runnel.common.tensors.growing_digest import GrowingDigest
 from runnel.common.tensors.npy_header import write_header
-from runnel.common.tensors.npz import DEFAULT_MAX_BYTES, magnitude, open_npz
+from runnel.common.tensors.npz import DEFAULT_MAX_BYTES, MAX_FORTRAN_BYTES, magnitude, open_npz
 from runnel.common.tensors.schema import BLOCK_PARAMS, ModelSchema, TensorSpec
 
 _ALIGN = 64
@@ -268,6 +268,7 @@ def normalise(
     source: str,
     expect: ModelSchema | None = None,
     max_bytes: int = DEFAULT_MAX_BYTES,
+    max_fortran_bytes: int = MAX_FORTRAN_BYTES,
     require_finite: bool = True,
     keep_plain: bool = False,
 ) -> ModelSchema:
@@ -281,6 +282,7 @@ def normalise(
         source: whose file ``src`` is, for messages.
         expect: if given, the schema that the model must have.
         max_bytes: limit of the size of all members, unpacked.
+        max_fortran_bytes: limit of each tensor in Fortran order, which is held whole.
         require_finite: refuse NaN and infinity.
         keep_plain: move ``src`` if all that it needs is to be checked (:attr:`NpzModel.is_plain`), which spares writing
             a large model once more; equal models need not give equal bytes then.
@@ -289,7 +291,7 @@ def normalise(
         BadModel: the file is not acceptable; there is no ``dst`` then.
         StorageFull: the disk is full.
     """
-    with open_npz(src, source=source, expect=expect, max_bytes=max_bytes) as model:
+    with open_npz(src, source=source, expect=expect, max_bytes=max_bytes, max_fortran_bytes=max_fortran_bytes) as model:
         plain = keep_plain and model.is_plain
         with nullcontext() if plain else NpzWriter(dst, model.schema) as writer:
             for block in model.blocks(check_crc=True):
