@@ -24,8 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# What components and people's commands have loaded once they serve or are done, but for what these import themselves.
+# With what these import it is nearly all that components and people's commands have loaded when they serve or are done.
 PRELOADED = (
+    "anyio._backends._asyncio",
+    "prometheus_client",
     "runnel.cli.main",
     "runnel.cli.client_command",
     "runnel.cli.combiner_command",
@@ -33,6 +35,9 @@ PRELOADED = (
     "runnel.client.app",
     "runnel.combiner.app",
     "runnel.reducer.app",
+    "runnel.sdk",
+    "uvicorn.lifespan.off",
+    "uvicorn.protocols.http.h11_impl",
 )
 MAX_REQUEST_BYTES = 200_000
 _PDEATHSIG = 1

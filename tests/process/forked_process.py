@@ -150,8 +150,9 @@ class _Server:
     def __init__(self) -> None:
         self.at_load = _at_load(os.environ)
         environ = {name: value for name, value in os.environ.items() if not name.startswith("RUNNEL_")}
-        # Of the threads of a pool a fork has none. And as the command has it: no plugins.
-        environ |= {"OPENBLAS_NUM_THREADS": "1", "PYDANTIC_DISABLE_PLUGINS": "__all__"}
+        # What the command sets by itself before it imports; and of the threads of a pool a fork has none.
+        environ = {"GRPC_VERBOSITY": "NONE", "PYDANTIC_DISABLE_PLUGINS": "__all__"} | environ
+        environ["OPENBLAS_NUM_THREADS"] = "1"
         self._lock = threading.Lock()
         self._requests, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with its:
