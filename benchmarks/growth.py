@@ -19,10 +19,9 @@ from __future__ import annotations
 
 import asyncio
 import operator
-import os
 import sqlite3
 import statistics
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +31,7 @@ import numpy as np
 from benchmarks.figures import Figure, Result, Series, figure, run_alone
 from benchmarks.light_clients import light_clients
 from benchmarks.local_network import LocalNetwork, local_network
-from benchmarks.usage import MB, open_descriptors, resident_bytes, threads
+from benchmarks.usage import MB, bounded_bytes, file_bytes, open_descriptors, resident_bytes, threads
 from runnel.client.audit import AUDIT_FILE
 from runnel.common.blobs import digest_file
 from runnel.common.tensors import write_npz
@@ -187,25 +186,9 @@ def _look(number: int, pid: int, state: Path) -> Look:
         resident_bytes=resident_bytes(pid),
         descriptors=open_descriptors(pid),
         threads=threads(pid),
-        files_bytes=sum(map(_size, _bounded_files(state))),
-        audit_bytes=_size(state / AUDIT_FILE),
+        files_bytes=bounded_bytes(state),
+        audit_bytes=file_bytes(state / AUDIT_FILE),
     )
-
-
-def _bounded_files(folder: Path) -> Iterator[Path]:
-    """Yield the files below ``folder`` without those that are meant to grow: the database and the audit log."""
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            if name != AUDIT_FILE and not name.startswith("reducer.db"):
-                yield Path(parent) / name
-
-
-def _size(file: Path) -> int:
-    """Return the bytes of a file; one that is not there, or went meanwhile, counts nothing."""
-    try:
-        return file.lstat().st_size
-    except FileNotFoundError:
-        return 0
 
 
 def _prepare(folder: Path) -> tuple[Path, Path]:

@@ -19,6 +19,7 @@ from rich.console import Console
 from benchmarks import (
     attached,
     compression,
+    disk,
     fedavg_paper,
     fold_bandwidth,
     growth,
@@ -49,6 +50,7 @@ BENCHMARKS: dict[str, Callable[[bool], Awaitable[Result]]] = {
     "round_overhead": round_overhead.measure,
     "warm_runs": warm_runs.measure,
     "memory": memory.measure,
+    "disk": disk.measure,
     "robust_memory": robust_memory.measure,
     "fold_bandwidth": fold_bandwidth.measure,
     "growth": growth.measure,

@@ -1,11 +1,14 @@
-"""What a process of this machine has used so far: processor time and memory."""
+"""What a process of this machine has used so far: processor time, memory and disk."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
+
+from runnel.client.audit import AUDIT_FILE
 
 MB = 1e6
 
@@ -62,6 +65,31 @@ def threads(pid: int) -> int:
 def total_cpu_seconds(pids: Iterable[int]) -> float:
     """Return the sum of :func:`cpu_seconds`."""
     return sum(map(cpu_seconds, pids))
+
+
+def bounded_bytes(state: Path) -> int:
+    """Return the bytes of a state folder's files without those that are meant to grow: the database and the audit log.
+
+    A file that has two names counts once.
+    """
+    sizes: dict[tuple[int, int], int] = {}
+    for parent, _, names in os.walk(state):
+        for name in names:
+            if name != AUDIT_FILE and not name.startswith("reducer.db"):
+                try:
+                    found = (Path(parent) / name).lstat()
+                except FileNotFoundError:  # it went meanwhile
+                    continue
+                sizes[found.st_dev, found.st_ino] = found.st_size
+    return sum(sizes.values())
+
+
+def file_bytes(file: Path) -> int:
+    """Return the bytes of a file; one that is not there counts nothing."""
+    try:
+        return file.lstat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _status(file: Path, key: str) -> int:

@@ -143,6 +143,16 @@ def test_memory_is_counted_above_the_idle_process(report: Report) -> None:
     assert drawn == pytest.approx(combiner.median)
 
 
+def test_disk_is_counted_in_models(report: Report) -> None:
+    found = figures_of(report, "disk")
+    for role in ("combiner", "reducer"):
+        peak = found[f"2 MB, 4 clients: {role} peak"]
+        assert peak.median > 2.9  # the models that are kept
+        assert peak.verdict == "met"
+        level = f"2 MB, 4 clients: {role} on average, last third of 12 rounds times the one before"
+        assert found[level].verdict == "met"
+
+
 def test_rounds_stand_beside_their_limits(report: Report) -> None:
     found = figures_of(report, "rounds")
     row = "2 clients, 4 KB"
