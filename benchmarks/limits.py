@@ -49,7 +49,7 @@ async def transfer_seconds(size_bytes: int, runs: int) -> list[float]:
         port = int(await server.stdout.readline())
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
             take: Any = channel.stream_unary(_METHOD)
-            await take(_chunks(CHUNK_BYTES))
+            await take(chunks(CHUNK_BYTES))
             return [await _once(take, size_bytes) for _ in range(runs)]
     finally:
         server.stdin.close()
@@ -58,13 +58,14 @@ async def transfer_seconds(size_bytes: int, runs: int) -> list[float]:
 
 async def _once(take: Any, size_bytes: int) -> float:
     began = time.perf_counter()
-    taken = int(await take(_chunks(size_bytes)))
+    taken = int(await take(chunks(size_bytes)))
     if taken != size_bytes:
         raise RuntimeError(f"{taken} of {size_bytes} bytes arrived")
     return time.perf_counter() - began
 
 
-async def _chunks(size_bytes: int) -> AsyncIterator[bytes]:
+async def chunks(size_bytes: int) -> AsyncIterator[bytes]:
+    """Yield so many bytes, :data:`CHUNK_BYTES` at a time."""
     chunk = bytes(CHUNK_BYTES)
     for at in range(0, size_bytes, CHUNK_BYTES):
         yield chunk[: min(CHUNK_BYTES, size_bytes - at)]

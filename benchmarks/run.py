@@ -32,6 +32,7 @@ from benchmarks import (
     startup,
     task_start,
     tasks,
+    transfer_profile,
     warm_runs,
 )
 from benchmarks.figures import Result, quieten, show
@@ -52,6 +53,7 @@ BENCHMARKS: dict[str, Callable[[bool], Awaitable[Result]]] = {
     "memory": memory.measure,
     "disk": disk.measure,
     "robust_memory": robust_memory.measure,
+    "transfer_profile": transfer_profile.measure,
     "fold_bandwidth": fold_bandwidth.measure,
     "growth": growth.measure,
     "attached": attached.measure,

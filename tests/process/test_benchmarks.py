@@ -23,6 +23,7 @@ from benchmarks.process_trees import ProcessEnded, process_trees
 from benchmarks.report import Report, write
 from benchmarks.run import BENCHMARKS
 from benchmarks.run import main as run_all
+from benchmarks.transfer_profile import BLOB_PORT, transfers
 from tests.docker_engine import BASE, ENGINE
 from tests.needs import in_ci, needs
 
@@ -151,6 +152,22 @@ def test_disk_is_counted_in_models(report: Report) -> None:
         assert peak.verdict == "met"
         level = f"2 MB, 4 clients: {role} on average, last third of 12 rounds times the one before"
         assert found[level].verdict == "met"
+
+
+def test_a_transfer_is_told_by_side_and_thread(report: Report) -> None:
+    found = figures_of(report, "transfer_profile")
+    for way in ("grpc.aio", "blob port"):
+        loops = [found[f"{way}: {side}, event loop"].median for side in ("sender", "receiver")]
+        assert sum(loops) > 0
+        assert found[f"{way}: both sides"].runs == 2
+    assert found["grpc.aio: sender, other threads"].runs == 2
+
+
+async def test_the_profile_of_a_transfer_names_functions() -> None:
+    found = await transfers(BLOB_PORT, 1, 1, profile=True)
+    for side in ("sender", "receiver"):
+        names = [name for name, _ in found["functions"][side]]
+        assert any("_socket.socket" in name for name in names), names
 
 
 def test_rounds_stand_beside_their_limits(report: Report) -> None:
