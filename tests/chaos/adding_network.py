@@ -191,7 +191,7 @@ class AddingNetwork(ProxiedNetwork):
         """Return the rounds of a session that a client trained, in their order; a round twice that it trained twice."""
         log = self.folder / f"{name}.txt.runs"
         runs = (line.split() for line in log.read_text().splitlines()) if log.exists() else ()
-        return [int(number) for its, number in runs if its == session]
+        return [int(number) for its, number, *_ in runs if its == session]
 
     def require_nothing_held(self) -> None:
         """Wait until every client was told that it may forget its reports, and nothing of a sum is left above.

@@ -101,7 +101,7 @@ async def test_what_goes_wrong_is_told(bench: Bench, body: str, says: str) -> No
 
 
 async def test_a_hang_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, timeout_s=3.0)
+    bench, before = Bench(tmp_path, timeout_s=3.0), set(psutil.Process().children(recursive=True))
     with pytest.raises(ServerFunctionFailed, match="took more than 3 s and were ended") as caught:
         await select(bench, selecting("print('it begins')\nwhile True:\n    pass"))
     assert caught.value.fields["log_tail"] == "it begins"
@@ -109,7 +109,7 @@ async def test_a_hang_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
     assert list(bench.places.iterdir()) == []
     left = [each for each in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(each.info["cmdline"] or ())]
     assert left == []
-    assert psutil.Process().children(recursive=True) == []
+    assert set(psutil.Process().children(recursive=True)) <= before
 
 
 async def test_a_step_ends_with_the_process_that_wanted_it(bench: Bench) -> None:
