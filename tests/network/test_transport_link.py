@@ -153,13 +153,22 @@ async def test_a_lost_combiner_is_avoided_once(network: SmallNetwork, tmp_path: 
         assert second.handler.said("attached") == [hello()]
 
 
-async def test_a_place_where_nobody_answers_is_avoided(network: SmallNetwork, tmp_path: Path) -> None:
+async def test_places_where_nobody_answers_are_avoided(network: SmallNetwork, tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        network.directory.places = {"gone": f"127.0.0.1:{free.getsockname()[1]}"}
+        network.directory.places = dict.fromkeys(("gone", "gone-too"), f"127.0.0.1:{free.getsockname()[1]}")
         async with Combiner(tmp_path, network, "com-2"), network.link() as link:
             assert (await next_event(link)).via == "com-2"
-    assert [ask.avoid for ask in network.directory.asks] == [(), ("gone",)]
+    assert [ask.avoid for ask in network.directory.asks] == [(), ("gone",), ("gone", "gone-too")]
+
+
+async def test_places_where_nobody_answered_are_tried_again(network: SmallNetwork) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        network.directory.places = dict.fromkeys(("one", "two"), f"127.0.0.1:{free.getsockname()[1]}")
+        async with network.link():
+            await eventually(lambda: len(network.directory.asks) >= 4)
+    assert [ask.avoid for ask in network.directory.asks][:4] == [(), ("one",), ("one", "two"), ("one",)]
 
 
 async def test_a_node_that_is_sent_away_goes_elsewhere(network: SmallNetwork, tmp_path: Path) -> None:

@@ -318,7 +318,7 @@ class UplinkLink:
     async def _stay(self) -> None:
         delays = self._delays()
         patience = Patience(self._clock)
-        avoid = ""
+        avoid: tuple[str, ...] = ()  # where it did not go well, one after the other: so each place has its turn
         failure: RunnelError | None
         while not self._stopping:
             began = self._clock()
@@ -329,11 +329,13 @@ class UplinkLink:
             except (Conflict, InvalidInput) as error:
                 if not self._was_attached:
                     raise
-                avoid, failure = "", error
+                avoid, failure = (), error
             except RunnelError as error:
-                avoid, failure = "", error
+                avoid, failure = (), error
             else:
-                avoid, failure = await self._stay_at(place)
+                left, failure = await self._stay_at(place)
+                before = () if left in avoid or self._clock() - began > _STABLE_S else avoid
+                avoid = (*before, left) if left else ()
             if self._stopping:
                 return
             if self._clock() - began > _STABLE_S:
@@ -345,7 +347,7 @@ class UplinkLink:
                 )
             await asyncio.sleep(next(delays))
 
-    async def _join(self, *, avoid: str = "", attached_to: str = "") -> Place:
+    async def _join(self, *, avoid: tuple[str, ...] = (), attached_to: str = "") -> Place:
         if self._directory is None:
             self._directory = open_channel(self._network, tls=self._tls, allow_plaintext=self._allow_plaintext)
         ask = JoinAsk(
@@ -354,7 +356,7 @@ class UplinkLink:
             kind=self._ask.kind,
             prefer=self._ask.prefer,
             attached_to=attached_to,
-            avoid=(avoid,) if avoid else (),
+            avoid=avoid,
         )
         channel = self._directory
         try:
