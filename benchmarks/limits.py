@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
 import numpy as np
 
 CHUNK_BYTES = 512 << 10
-_METHOD = "/limits.Limits/Take"
+METHOD = "/limits.Limits/Take"
 
 
 class _Taker(grpc.GenericRpcHandler):
-    """Counts the bytes of a stream and drops them; no protobuf, no disk, no digest."""
+    """Counts the bytes of a stream, drops them and answers; no protobuf, no disk, no digest."""
+
+    def __init__(self, answer: Callable[[int], bytes]) -> None:
+        self._answer = answer
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
         return grpc.stream_unary_rpc_method_handler(self._take)
@@ -25,17 +28,23 @@ class _Taker(grpc.GenericRpcHandler):
         total = 0
         async for chunk in chunks:
             total += len(chunk)
-        return str(total).encode()
+        return self._answer(total)
 
 
-async def _serve() -> None:
+async def serve_taker(answer: Callable[[int], bytes] = lambda total: str(total).encode()) -> None:
+    """Take streams at a port that is printed, until standard input ends; ``answer``: to the number of their bytes."""
     server = grpc.aio.server()
-    server.add_generic_rpc_handlers((_Taker(),))
+    server.add_generic_rpc_handlers((_Taker(answer),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
+    await until_end_of_input(port)
+    await server.stop(None)
+
+
+async def until_end_of_input(port: int) -> None:
+    """Tell whoever started this process the port, and wait until it says no more."""
     print(port, flush=True)
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
-    await server.stop(None)
 
 
 async def transfer_seconds(size_bytes: int, runs: int) -> list[float]:
@@ -48,7 +57,7 @@ async def transfer_seconds(size_bytes: int, runs: int) -> list[float]:
     try:
         port = int(await server.stdout.readline())
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            take: Any = channel.stream_unary(_METHOD)
+            take: Any = channel.stream_unary(METHOD)
             await take(chunks(CHUNK_BYTES))
             return [await _once(take, size_bytes) for _ in range(runs)]
     finally:
@@ -96,4 +105,4 @@ def fold_seconds(size_bytes: int, runs: int) -> list[float]:
 
 
 if __name__ == "__main__":
-    asyncio.run(_serve())
+    asyncio.run(serve_taker())

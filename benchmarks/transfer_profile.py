@@ -18,21 +18,20 @@ import pstats
 import resource
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
 
 from benchmarks.figures import Figure, Result, figure, parser_of, tell
-from benchmarks.limits import CHUNK_BYTES, chunks
+from benchmarks.limits import CHUNK_BYTES, METHOD, chunks, serve_taker, until_end_of_input
 from benchmarks.usage import MB
 from runnel.transport.blob_connection import BlobConnection, Frame
 
 GRPC, BLOB_PORT = WAYS = ("grpc.aio", "blob port")
 TRANSFER_MB = 100
 
-_METHOD = "/transfer.Transfer/Take"
 _MOST_FUNCTIONS = 6
 
 T = TypeVar("T")
@@ -115,28 +114,13 @@ def _since(before: Used, after: Used) -> Used:
     return {what: after[what] - before[what] for what in after}
 
 
-class _Taker(grpc.GenericRpcHandler):
-    """Drops what comes and answers with what this process has used."""
-
-    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
-        return grpc.stream_unary_rpc_method_handler(self._take)
-
-    async def _take(self, chunks: AsyncIterator[bytes], context: object) -> bytes:
-        return _answer(sum([len(chunk) async for chunk in chunks]))
-
-
 def _answer(taken_bytes: int) -> bytes:
     return json.dumps({"taken_bytes": taken_bytes, "used": used_so_far()}).encode()
 
 
 async def _receive(way: str) -> None:
     if way == GRPC:
-        server = grpc.aio.server()
-        server.add_generic_rpc_handlers((_Taker(),))
-        port = server.add_insecure_port("127.0.0.1:0")
-        await server.start()
-        await _until_end_of_input(port)
-        await server.stop(None)
+        await serve_taker(_answer)
         return
     async with asyncio.TaskGroup() as group:
 
@@ -147,13 +131,8 @@ async def _receive(way: str) -> None:
             return BlobConnection("the sender", most_bytes=CHUNK_BYTES, greeted=True, on_made=take)
 
         listening = await asyncio.get_running_loop().create_server(accepted, "127.0.0.1", 0)
-        await _until_end_of_input(listening.sockets[0].getsockname()[1])
+        await until_end_of_input(listening.sockets[0].getsockname()[1])
         listening.close()
-
-
-async def _until_end_of_input(port: int) -> None:
-    print(port, flush=True)
-    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
 
 
 async def _take_frames(connection: BlobConnection) -> None:
@@ -167,7 +146,7 @@ async def _send(way: str, port: int, size_bytes: int, runs: int) -> list[dict[st
     if way == BLOB_PORT:
         return await _counted(lambda size: _by_frames(port, size), size_bytes, runs)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        take: Any = channel.stream_unary(_METHOD)
+        take: Any = channel.stream_unary(METHOD)
         return await _counted(lambda size: take(chunks(size)), size_bytes, runs)
 
 
