@@ -102,6 +102,7 @@ class UplinkLink:
         self._attachment: Attachment | None = None
         self._changed = asyncio.Event()
         self._fatal: BaseException | None = None
+        self._avoid: tuple[str, ...] = ()  # where it could not attach, one after the other: each place has its turn
         self._was_attached = False
         self._unusable = ""
         self._stopping = False
@@ -318,24 +319,22 @@ class UplinkLink:
     async def _stay(self) -> None:
         delays = self._delays()
         patience = Patience(self._clock)
-        avoid: tuple[str, ...] = ()  # where it did not go well, one after the other: so each place has its turn
         failure: RunnelError | None
         while not self._stopping:
             began = self._clock()
             try:
-                place = await self._join(avoid=avoid)
+                place = await self._join(avoid=self._avoid)
             except _FATAL:
                 raise
             except (Conflict, InvalidInput) as error:
                 if not self._was_attached:
                     raise
-                avoid, failure = (), error
+                self._avoid, failure = (), error
             except RunnelError as error:
-                avoid, failure = (), error
+                self._avoid, failure = (), error
             else:
                 left, failure = await self._stay_at(place)
-                before = () if left in avoid or self._clock() - began > _STABLE_S else avoid
-                avoid = (*before, left) if left else ()
+                self._avoid = () if not left else (left,) if left in self._avoid else (*self._avoid, left)
             if self._stopping:
                 return
             if self._clock() - began > _STABLE_S:
@@ -399,7 +398,7 @@ class UplinkLink:
                 welcome = await attachment.open(self._hello())
             except RunnelError as error:
                 return place.attach_to, error
-            self._was_attached = True
+            self._was_attached, self._avoid = True, ()
             self._attachment = attachment
             self._changed.set()
             self._log.info("attached", via=welcome.name, address=address)
