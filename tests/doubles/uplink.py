@@ -171,6 +171,7 @@ class BreakableProxy:
         self.address = ""
         self.cut_up_after: int | None = None
         self.cut_down_after: int | None = None
+        self.stop_up_after: int | None = None
         self.stop_down_after: int | None = None
         self.up_bytes = 0
         self.down_bytes = 0

@@ -1,4 +1,4 @@
-"""How much of pushes a server holds in memory while they wait for what comes next, and when they are over."""
+"""What pushes hold in memory: a server while they wait for what comes next, and either end when they are over."""
 
 from __future__ import annotations
 
@@ -8,23 +8,28 @@ import gc
 import hashlib
 import os
 import tracemalloc
-from contextlib import AsyncExitStack
+import weakref
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 
+from runnel.common.errors import IllegalState, RunnelError
 from runnel.common.protocol import BlobRef
 from runnel.rpc.v1 import uplink_pb2 as pb
 from runnel.transport import open_channel
+from runnel.transport.addresses import parse_address
 from runnel.transport.chunk_wire import BlobCalls
 from runnel.transport.chunks import CHUNK_BYTES, QUEUED_BYTES
 from runnel.transport.identity import bearer_metadata
 from runnel.transport.transfer_queue import TransferQueue
 from runnel.transport.transfers import push_once
 from runnel.transport.wire_values import blob_to_wire
-from tests.doubles.uplink import SmallNetwork
+from tests.doubles.uplink import BreakableProxy, SmallNetwork, attached
 from tests.eventually import eventually
 from tests.needs import needs
 
@@ -150,3 +155,53 @@ async def test_a_push_sends_no_more_than_its_first_chunk_before_it_is_its_turn(t
                 assert taken[0] < 2 * QUEUED_BYTES
             assert await waiting == (len(data), True)
         assert sum(taken) > len(data)
+
+
+@asynccontextmanager
+async def before(network: SmallNetwork) -> AsyncIterator[list[BreakableProxy]]:
+    """Proxies before gRPC's port and, if there is one, the blob port."""
+    async with AsyncExitStack() as stack:
+        proxies = [await stack.enter_async_context(BreakableProxy(network.address))]
+        network.directory.places = {"red": proxies[0].address}
+        if network.uplink.blob_port:
+            proxies.append(await stack.enter_async_context(BreakableProxy(f"127.0.0.1:{network.uplink.blob_port}")))
+            network.uplink.blob_port = parse_address(proxies[1].address).port
+        yield proxies
+
+
+def cut(proxies: list[BreakableProxy]) -> None:
+    for proxy in proxies:
+        proxy.cut()
+
+
+def cut_attachment_last(proxies: list[BreakableProxy]) -> None:
+    cut(proxies[::-1])
+
+
+@pytest.mark.parametrize("end", [cut, cut_attachment_last, None])
+@pytest.mark.parametrize("blobs", [True, False])
+async def test_what_a_push_that_failed_has_read_is_free_at_once(
+    tmp_path: Path, end: Callable[[list[BreakableProxy]], None] | None, *, blobs: bool
+) -> None:
+    """A combiner has a sum to push again by then; the one before must not stay until Python looks for cycles."""
+    values = np.ones(4 << 20)
+    alive, source = weakref.ref(values), values.data.cast("B")
+    del values
+    async with SmallNetwork(tmp_path / "red", blobs=blobs) as network, before(network) as proxies:
+        if end is None:
+            network.handler.refuse_push = IllegalState("Not now.")
+        proxies[-1].stop_up_after = 5 << 20
+        async with attached(network) as link:
+            gc.disable()
+            try:
+                push = asyncio.create_task(link.push("ord-1", source, None, deadline_s=60))
+                del source
+                if end is not None:
+                    await eventually(lambda: not proxies[-1].flowing.is_set())
+                    end(proxies)
+                await asyncio.wait((push,))
+                assert isinstance(push.exception(), RunnelError)
+                del push
+                await eventually(lambda: alive() is None, timeout_s=10)
+            finally:
+                gc.enable()

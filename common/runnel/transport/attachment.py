@@ -208,6 +208,7 @@ class Attachment:
             await asyncio.wait((task, lost))
             if not task.cancelled():
                 task.exception()  # seen: that the attachment is lost says more
+            del task  # its error has this frame, and would keep itself and all that it went through
 
     async def _read(self, deliver: Callable[[Downward], Awaitable[None]]) -> None:
         try:

@@ -154,12 +154,17 @@ class BlobCall(TakesParts):
                 return content
             if kind is not Frame.STATUS:
                 raise CorruptData(f"A frame {kind.name} came from there.")
-            error = told_error(bytes(content), peer=self._connection.peer) if content else None
-        except (Unreachable, CorruptData, ValueError, TypeError, AttributeError) as error:
+        except (Unreachable, CorruptData) as error:
             self._lost(error)
-        if error is not None:
-            raise error
+        if content:
+            raise self._told(content)  # in no variable of this frame, which it would keep, and itself by that
         return None
+
+    def _told(self, content: bytes | memoryview) -> Exception:
+        try:
+            return told_error(bytes(content), peer=self._connection.peer)
+        except (ValueError, TypeError, AttributeError) as error:
+            self._lost(error)
 
     async def _send(self, kind: Frame, *parts: bytes | memoryview) -> None:
         try:

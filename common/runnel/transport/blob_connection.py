@@ -13,6 +13,7 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Callable
+from copy import copy
 from enum import IntEnum
 from typing import cast
 
@@ -112,7 +113,7 @@ class BlobConnection(asyncio.BufferedProtocol):
         while not self._ready:
             self._lent = False
             if self._error is not None:
-                raise self._error
+                raise copy(self._error)  # raised itself it would keep what those it went through hold
             self._resume()
             self._reader = self._loop.create_future()
             await self._reader
@@ -139,7 +140,7 @@ class BlobConnection(asyncio.BufferedProtocol):
             self._writer = self._loop.create_future()
             await self._writer
         if self._error is not None:
-            raise self._error
+            raise copy(self._error)
 
     def greet(self) -> None:
         """Begin as a caller does."""

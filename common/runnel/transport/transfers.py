@@ -185,6 +185,7 @@ async def push_named(
     finally:
         await asyncio.wait((naming,))  # it reads what the caller may use again
         naming.exception()  # seen: what else was raised says more
+        del naming  # as in Attachment.while_attached
 
 
 async def ask_push(attachment: Attachment, order_id: str, ref: BlobRef) -> bool:

@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
 
 from runnel.common.errors import RunnelError, Unreachable
@@ -60,7 +61,7 @@ class RelayedBlob:
         """
         while True:
             if self._error is not None:
-                raise self._error
+                raise copy(self._error)  # each reader's own: it keeps what those it goes through hold
             if self._whole:
                 return self._ref.size_bytes
             readable = min(self._held, self._ref.size_bytes - KEPT_BACK_BYTES)

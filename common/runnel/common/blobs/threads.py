@@ -30,11 +30,14 @@ async def _whole(work: asyncio.Future[R]) -> R:
             await asyncio.wait((work,))
         except asyncio.CancelledError as error:
             cancelled = error
-    if cancelled is not None:
-        if not work.cancelled():
-            work.exception()  # marks it as seen: the cancellation is what the caller asked for and gets
-        raise cancelled
-    return work.result()
+    try:
+        if cancelled is not None:
+            if not work.cancelled():
+                work.exception()  # marks it as seen: the cancellation is what the caller asked for and gets
+            raise cancelled
+        return work.result()
+    finally:
+        del work, cancelled  # what is raised has this frame, and would keep itself and all that it went through
 
 
 async def in_thread(function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
