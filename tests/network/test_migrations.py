@@ -326,6 +326,18 @@ async def test_every_row_of_any_version_is_there_and_means_the_same(url: str, be
             await require_readable_sites(database)
 
 
+async def test_a_copy_that_an_earlier_failure_left_is_in_nobodys_way(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'state.db'}"
+    engine = create_async_engine(read_database_url(url))
+    async with engine.begin() as connection:
+        await connection.run_sync(write_as("0007"))
+        await connection.execute(text("CREATE TABLE _alembic_tmp_package AS SELECT * FROM package"))
+    await engine.dispose()
+    async with Database(url) as database, database.read() as tx:
+        names = (await tx.scalars(text("SELECT name FROM sqlite_master"))).all()
+        assert [name for name in names if name.startswith("_alembic")] == []
+
+
 async def require_references(database: Database) -> None:
     """See that all references lead to a row, and that SQLite looks at them again."""
     async with database.read() as tx:

@@ -8,9 +8,11 @@ from contextlib import contextmanager, nullcontext
 import alembic.command
 import alembic.config
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection
+from sqlalchemy import Connection, inspect
 
 from runnel.reducer.store.schema import MIGRATIONS
+
+_COPY = "_alembic_tmp_"  # how Alembic calls the copy of a table of SQLite, until it takes its place
 
 
 def known_revisions() -> set[str]:
@@ -37,6 +39,7 @@ def _as_one_step(connection: Connection) -> Iterator[None]:
     connection.exec_driver_sql("PRAGMA foreign_keys=OFF")
     connection.exec_driver_sql("BEGIN")
     try:
+        _drop_copies(connection)
         yield
     except BaseException:
         connection.connection.rollback()
@@ -45,6 +48,13 @@ def _as_one_step(connection: Connection) -> Iterator[None]:
         connection.connection.commit()
     finally:
         connection.exec_driver_sql(f"PRAGMA foreign_keys={looked}")
+
+
+def _drop_copies(connection: Connection) -> None:
+    """Drop what earlier versions, whose upgrades were of many steps, left of one that failed."""
+    for name in inspect(connection).get_table_names():
+        if name.startswith(_COPY):
+            connection.exec_driver_sql(f'DROP TABLE "{name}"')
 
 
 def _config() -> alembic.config.Config:
