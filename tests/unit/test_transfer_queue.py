@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from runnel.transport.transfer_queue import SMALL_BYTES, TransferQueue
-from tests.eventually import eventually
+from tests.eventually import eventually, let_pass
 
 pytestmark = pytest.mark.unit
 
@@ -88,11 +88,16 @@ async def test_one_after_another_in_the_order_in_which_they_came_while_the_one_k
 
 
 async def test_others_are_let_in_beside_those_that_are_slow_or_hang() -> None:
-    async with visitors(TransferQueue(look_s=0.01)) as those:
+    async with visitors(TransferQueue(look_s=60)) as those:
         names = [f"client-{n}" for n in range(9)]
         await those.come(*names)
         assert those.served == names[:1]
-        await eventually(lambda: those.served == names, timeout_s=5)
+
+        def all_are_served_after_the_next_look() -> bool:
+            let_pass(60)
+            return those.served == names
+
+        await eventually(all_are_served_after_the_next_look)
         assert those.queue.waiting == 0
 
 
@@ -116,7 +121,7 @@ async def test_others_are_let_in_where_each_has_a_slow_line_of_its_own() -> None
     async with visitors(TransferQueue(look_s=0.002, clock=line.clock)) as those, moving(lambda: line.move(those)):
         names = [f"client-{n}" for n in range(9)]
         await those.come(*names)
-        await eventually(lambda: those.served == names, timeout_s=10)
+        await eventually(lambda: those.served == names)
 
 
 async def test_few_are_served_where_more_of_them_move_no_more() -> None:
@@ -124,7 +129,7 @@ async def test_few_are_served_where_more_of_them_move_no_more() -> None:
     async with visitors(TransferQueue(look_s=0.002, clock=line.clock)) as those, moving(lambda: line.move(those)):
         names = [f"client-{n}" for n in range(9)]
         await those.come(*names)
-        await eventually(lambda: those.served == names[:2], timeout_s=10)  # the trial
+        await eventually(lambda: those.served == names[:2])  # the trial
         await asyncio.sleep(0.2)  # some more trials, of which none may change anything
         assert those.served == names[:2]
         await those.go(names[0])
@@ -135,7 +140,7 @@ async def test_once_nobody_waits_they_go_one_after_another_again() -> None:
     queue = TransferQueue(look_s=0.01, busy_bytes_per_s=1e-6)
     async with visitors(queue) as those:
         await those.come("a", "b")
-        await eventually(lambda: those.served == ["a", "b"], timeout_s=5)
+        await eventually(lambda: those.served == ["a", "b"])
         async with moving(lambda: queue.moved(1)):
             await those.come("c", "d")
             await those.go("a")
