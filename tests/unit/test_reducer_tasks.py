@@ -68,7 +68,7 @@ async def test_large_orders_go_out_only_as_fast_as_they_are_heard_of(net: Net) -
         return net.got("m1", TaskOrder)[len(heard) :]
 
     while len(heard) < len(CLIENTS):
-        for order in await eventually(unheard, timeout_s=5):
+        for order in await eventually(unheard):
             heard.append(order)
             await net.engine.received("m1", TaskNews(run_id=order.run_id, client=order.client, state=RunState.ASSIGNED))
     assert {order.client for order in heard} == set(CLIENTS)
@@ -80,6 +80,7 @@ async def test_small_orders_count_for_more_than_their_spec(net: Net) -> None:
     sites = [f"s{number}" for number in range(9)]
     await attach(net, *(site(name) for name in sites))
     await start(net, *sites)
+    await eventually(lambda: len(net.got("m1", TaskOrder)) == 4)
     with pytest.raises(AssertionError, match="not within"):
         await eventually(lambda: len(net.got("m1", TaskOrder)) > 4, timeout_s=1)
     assert [9 * len(order.spec) < 2_000 for order in net.got("m1", TaskOrder)] == [True] * 4
@@ -108,7 +109,7 @@ async def test_news_that_a_full_disk_did_not_take_are_entered_later(net: Net) ->
     (order,) = await eventually(lambda: net.got("m1", TaskOrder))
     net.journal.failing = 1
     await net.engine.received("m1", TaskNews(run_id=order.run_id, client="a", state=RunState.PREPARING))
-    await eventually(lambda: net.engine.tasks.book.of_client("a")[0].state is RunState.PREPARING, timeout_s=5)
+    await eventually(lambda: net.engine.tasks.book.of_client("a")[0].state is RunState.PREPARING)
     assert net.journal.failing == 0
 
 
@@ -117,11 +118,11 @@ async def test_the_end_of_a_task_and_what_clients_hold_are_told_of_many_at_once(
     sites = [f"s{number:02d}" for number in range(40)]
     way = await attach(net, *(site(name) for name in sites))
     await start(net, *sites)
-    await eventually(lambda: len(net.got("m1", TaskOrder)) == 40, timeout_s=5)
+    await eventually(lambda: len(net.got("m1", TaskOrder)) == 40)
     await net.engine.tasks.cancel("tsk-0000", "not needed")
     assert way.series == [40]
     assert [each.client for each in net.got("m1", TaskSettled)] == sites
     await net.engine.detached("m1")
     way = await attach(net, *(site(name, f"run-of-{name}") for name in sites))
-    await eventually(lambda: len(net.got("m1", TaskSettled)) == 40, timeout_s=5)
+    await eventually(lambda: len(net.got("m1", TaskSettled)) == 40)
     assert way.series == [40]
