@@ -19,7 +19,7 @@ PROJECT = tomllib.loads((PROTOS.parent / "pyproject.toml").read_text())
 
 
 def committed() -> dict[Path, bytes]:
-    files = [path for path in (GENERATED / "runnel").rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    files = [path for path in (GENERATED / "runnel").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     return {path.relative_to(GENERATED): path.read_bytes() for path in files}
 
 

@@ -270,10 +270,10 @@ async def test_attempts_are_counted() -> None:
 @pytest.mark.parametrize("limit", ["deadline", "total"])
 async def test_no_wait_outlives_the_deadline(limit: str) -> None:
     flaky = Flaky(Unreachable("first"), Unreachable("second"), "too late")
-    policy = RetryPolicy(initial_s=0.5, jitter=0, total_s=0.9 if limit == "total" else None)
+    policy = RetryPolicy(initial_s=50.0, max_s=100.0, jitter=0, total_s=90.0 if limit == "total" else None)
     with pytest.raises(Unreachable, match="first" if limit == "deadline" else "second"):
-        await policy.call(flaky, sleep=flaky.sleep, deadline_s=0.4 if limit == "deadline" else None)
-    assert sum(flaky.slept) <= 0.5
+        await policy.call(flaky, sleep=flaky.sleep, deadline_s=40.0 if limit == "deadline" else None)
+    assert sum(flaky.slept) <= 50.0
 
 
 # ---- chunks
