@@ -167,7 +167,7 @@ class Net:
 
     async def order(self, child: str, number: int = 1) -> Assignment:
         """Return the ``number``-th order that the child gets."""
-        await eventually(lambda: len(self.got(child, Assignment)) >= number, timeout_s=5, state=lambda: self.sent)
+        await eventually(lambda: len(self.got(child, Assignment)) >= number, state=lambda: self.sent)
         return self.got(child, Assignment)[number - 1]
 
     async def report(self, child: str, order: Assignment, *outcomes: Outcome, kind: PayloadKind | None = None) -> None:
@@ -208,7 +208,7 @@ class Net:
             row = await self.row()
             return row if SessionStatus(row.phase).ended and not self.engine.running else None
 
-        row = await eventually(has_ended, timeout_s=10)
+        row = await eventually(has_ended)
         assert row is not None
         return row
 

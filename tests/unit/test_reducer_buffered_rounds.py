@@ -26,7 +26,7 @@ async def order_of_round(net: Net, client: str, number: int) -> Assignment:
     def asked() -> Assignment | None:
         return next((each for each in net.got(client, Assignment) if each.key.round == number), None)
 
-    order = await eventually(asked, timeout_s=5)
+    order = await eventually(asked)
     assert order is not None
     return order
 

@@ -207,7 +207,7 @@ async def test_whatever_happens_and_whenever_each_round_has_one_package(tmp_path
     given: dict[int, set[str]] = {}
     async with net_in(tmp_path) as net:
         await begin(net, rounds=rounds, retries=50, **strategy)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(90):
             while (await net.row()).phase != "finished":
                 await play(net, random, clients, given)
         trail, begun = await packages(net, ModelRow), await packages(net, RoundRow)

@@ -171,11 +171,11 @@ class Follower:
 async def test_a_follower_gets_every_event_once_and_in_order(journal: Journal) -> None:
     await record(journal, 700)
     async with Follower(journal, after=5) as follower:
-        await eventually(lambda: len(follower.seqs) == 695, timeout_s=10, state=lambda: len(follower.got))
+        await eventually(lambda: len(follower.seqs) == 695, state=lambda: len(follower.got))
         await record(journal, 10)
-        await eventually(lambda: len(follower.seqs) == 705, timeout_s=10, state=lambda: len(follower.got))
+        await eventually(lambda: len(follower.seqs) == 705, state=lambda: len(follower.got))
         await asyncio.gather(*(record(journal, 1) for _ in range(10)))
-        await eventually(lambda: len(follower.seqs) == 715, timeout_s=10, state=lambda: len(follower.got))
+        await eventually(lambda: len(follower.seqs) == 715, state=lambda: len(follower.got))
         assert follower.seqs == list(range(6, 721))
         assert set(follower.got[0]) == {"seq", "at", "kind", "session", "data"}
 
@@ -185,16 +185,16 @@ async def test_a_follower_of_a_session_gets_its_own(journal: Journal) -> None:
         await record(journal, 1, "ses-2")
         await record(journal, 1, "ses-1", "other")
         await record(journal, 1, "ses-1")
-        await eventually(lambda: follower.seqs == [3], timeout_s=5)
+        await eventually(lambda: follower.seqs == [3])
 
 
 async def test_passing_things_are_shown_in_their_newest_form_and_not_kept(journal: Journal) -> None:
     async with Follower(journal) as follower, Follower(journal, session_id="ses-2") as of_another:
         await record(journal, 1)
-        await eventually(lambda: follower.seqs == [1], timeout_s=5)
+        await eventually(lambda: follower.seqs == [1])
         for number in range(50):
             journal.show("ses-1", "default", {"counted": number})
-        await eventually(lambda: follower.got[-1].get("data") == {"counted": 49}, timeout_s=5)
+        await eventually(lambda: follower.got[-1].get("data") == {"counted": 49})
         assert follower.got[-1] == {"kind": "progress", "session": "ses-1", "data": {"counted": 49}}
         assert len(follower.got) < 10
         journal.show("ses-2", "default", {"counted": 1})
@@ -203,14 +203,14 @@ async def test_passing_things_are_shown_in_their_newest_form_and_not_kept(journa
         )
     journal.forget("ses-1")
     async with Follower(journal) as late:
-        await eventually(lambda: len(late.got) == 2, timeout_s=5, state=lambda: late.got)
+        await eventually(lambda: len(late.got) == 2, state=lambda: late.got)
         assert late.got[-1]["session"] == "ses-2"
 
 
 async def test_a_flood_of_passing_events_does_not_wake_followers_with_each(journal: Journal) -> None:
     async with Follower(journal) as follower:
         await record(journal, 1)
-        await eventually(lambda: follower.seqs == [1], timeout_s=5)
+        await eventually(lambda: follower.seqs == [1])
         clock = asyncio.get_running_loop().time
         began = clock()
         number = 0
@@ -218,5 +218,5 @@ async def test_a_flood_of_passing_events_does_not_wake_followers_with_each(journ
             number += 1
             journal.show("ses-1", "default", {"counted": number})
             await asyncio.sleep(0)
-        await eventually(lambda: follower.got[-1].get("data") == {"counted": number}, timeout_s=5)
+        await eventually(lambda: follower.got[-1].get("data") == {"counted": number})
         assert len(follower.got) <= 3 + (clock() - began) / 0.1

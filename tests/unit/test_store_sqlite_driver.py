@@ -174,5 +174,5 @@ async def test_a_close_ends_though_the_thread_is_stopped_meanwhile(connection: C
     await asyncio.sleep(0)
     connection.stop()
     held.set()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await asyncio.gather(before, closing)
