@@ -14,7 +14,7 @@ _LASTING_PROCESSES = ("multiprocessing.resource_tracker", "multiprocessing.forks
 _FORK_SERVER = "tests.process.fork_server"  # what it has forked is called the same, and is no child of ours
 _LASTING_CONNECTIONS = (psutil.CONN_NONE, psutil.CONN_CLOSE)
 # Sockets and children close and end in the background, a moment after their owner said so.
-PATIENCE_S = 3.0
+PATIENCE_S = 15.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

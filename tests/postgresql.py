@@ -22,7 +22,7 @@ _ENCODED = "correct%2Fhorse%40battery"
 _EMPTY = """DO $$
 DECLARE name regclass;
 BEGIN
-    PERFORM set_config('session_replication_role', 'replica', true), set_config('lock_timeout', '5s', true);
+    PERFORM set_config('session_replication_role', 'replica', true), set_config('lock_timeout', '30s', true);
     FOR name IN SELECT oid FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind = 'r' LOOP
         IF name <> 'alembic_version'::regclass THEN EXECUTE 'DELETE FROM ' || name; END IF;
     END LOOP;
