@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
@@ -254,6 +255,8 @@ class SmallNetwork:
         asks: AskHandler | None = None,
         queue: TransferQueue | None = None,
         blobs: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self.folder = folder
         folder.mkdir(exist_ok=True)
@@ -262,11 +265,12 @@ class SmallNetwork:
         self.directory = FixedDirectory(self.issuer)
         self.uplink = UplinkServer(
             self.handler,
-            CredentialVerifier(self.issuer.public_key),
+            CredentialVerifier(self.issuer.public_key, wall_clock),
             asks=asks,
             heartbeat_s=heartbeat_s,
             mailbox_bytes=mailbox_bytes,
             queue=queue,
+            clock=clock,
         )
         self._tls = tls
         self._blobs = blobs
@@ -309,6 +313,7 @@ class SmallNetwork:
         tls: ClientTls | None = None,
         retry: RetryPolicy = FAST,
         mailbox_bytes: int = 16 << 20,
+        clock: Callable[[], float] = time.monotonic,
     ) -> UplinkLink:
         node_id = node_id or f"id-{name}"
         return UplinkLink(
@@ -321,6 +326,7 @@ class SmallNetwork:
             tls=tls,
             retry=retry,
             mailbox_bytes=mailbox_bytes,
+            clock=clock,
         )
 
 

@@ -21,16 +21,22 @@ from runnel.rpc.v1 import uplink_pb2 as pb
 from runnel.transport import BlobServer, ClientTls, ServerTls, blob_calls, blob_server
 from runnel.transport.addresses import Address, parse_address
 from runnel.transport.blob_calls import BlobRoute, route_to
-from runnel.transport.blob_connection import MAGIC, SMALL_BYTES, BlobConnection, Frame
+from runnel.transport.blob_connection import MAGIC, SILENT_S, SMALL_BYTES, BlobConnection, Frame
 from runnel.transport.identity import bearer_metadata
 from runnel.transport.status import told_error
 from tests.doubles.uplink import BreakableProxy, SmallNetwork, attached
-from tests.eventually import eventually
+from tests.eventually import eventually, let_pass
 
 pytestmark = pytest.mark.network
 
 DATA = os.urandom(8 << 20)
 REF = BlobRef(sha256=hashlib.sha256(DATA).hexdigest(), size_bytes=len(DATA))
+
+
+@pytest.fixture(autouse=True)
+def patient_callers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that is slow to connect is no reason to take the way of gRPC."""
+    monkeypatch.setattr(blob_calls, "_CONNECT_S", 30.0)
 
 
 @pytest.fixture
@@ -66,12 +72,12 @@ async def test_large_blobs_go_over_the_blob_port_and_small_ones_do_not(
 ) -> None:
     small = network.handler.put(tmp_path, DATA[: 1 << 20])
     async with before(network) as (grpc_proxy, blob_proxy), attached(network) as link:
-        await link.fetch(REF, tmp_path / "large", deadline_s=10)
-        await link.push("ord-1", source, REF, deadline_s=10)
+        await link.fetch(REF, tmp_path / "large", deadline_s=60)
+        await link.push("ord-1", source, REF, deadline_s=60)
         assert (blob_proxy.down_bytes // len(DATA), blob_proxy.up_bytes // len(DATA)) == (1, 1)
         assert grpc_proxy.down_bytes + grpc_proxy.up_bytes < 1 << 16
         before_small = blob_proxy.down_bytes
-        await link.fetch(small, tmp_path / "small", deadline_s=10)
+        await link.fetch(small, tmp_path / "small", deadline_s=60)
         assert blob_proxy.down_bytes == before_small
     assert (tmp_path / "large").read_bytes() == DATA
     assert network.handler.payloads == {("ord-1", "c1"): DATA}
@@ -80,7 +86,7 @@ async def test_large_blobs_go_over_the_blob_port_and_small_ones_do_not(
 async def test_a_cut_fetch_goes_on_at_the_same_byte_over_grpc(network: SmallNetwork, tmp_path: Path) -> None:
     async with before(network) as (grpc_proxy, blob_proxy), attached(network) as link:
         blob_proxy.cut_down_after = 5 << 20
-        await link.fetch(REF, tmp_path / "target", deadline_s=20)
+        await link.fetch(REF, tmp_path / "target", deadline_s=60)
         assert (tmp_path / "target").read_bytes() == DATA
         assert (blob_proxy.cuts, len(network.handler.said("attached"))) == (1, 1)
         assert grpc_proxy.down_bytes < 6 << 20, "it began anew"
@@ -91,7 +97,7 @@ async def test_a_cut_push_goes_on_at_the_same_byte_over_grpc(
 ) -> None:
     async with before(network) as (grpc_proxy, blob_proxy), attached(network) as link:
         blob_proxy.cut_up_after = 5 << 20
-        await link.push("ord-1", source, REF, deadline_s=20)
+        await link.push("ord-1", source, REF, deadline_s=60)
         assert network.handler.payloads == {("ord-1", "c1"): DATA}
         assert (blob_proxy.cuts, len(network.handler.said("attached"))) == (1, 1)
         assert grpc_proxy.up_bytes < 6 << 20, "it began anew"
@@ -104,8 +110,8 @@ async def test_without_a_way_to_the_blob_port_all_goes_over_grpc(
         async with BreakableProxy(network.address) as gone:
             network.uplink.blob_port = parse_address(gone.address).port
         async with attached(network) as link:
-            await link.fetch(REF, tmp_path / "target", deadline_s=10)
-            await link.push("ord-1", source, REF, deadline_s=10)
+            await link.fetch(REF, tmp_path / "target", deadline_s=60)
+            await link.push("ord-1", source, REF, deadline_s=60)
         assert grpc_proxy.down_bytes > len(DATA) < grpc_proxy.up_bytes
     assert (tmp_path / "target").read_bytes() == DATA
     assert network.handler.payloads == {("ord-1", "c1"): DATA}
@@ -125,7 +131,7 @@ async def test_what_is_no_blob_port_costs_one_attempt(network: SmallNetwork, tmp
     async with server:
         network.uplink.blob_port = server.sockets[0].getsockname()[1]
         async with attached(network) as link:
-            await link.fetch(REF, tmp_path / "target", deadline_s=10)
+            await link.fetch(REF, tmp_path / "target", deadline_s=60)
     assert (tmp_path / "target").read_bytes() == DATA
 
 
@@ -134,7 +140,7 @@ async def test_when_there_are_too_many_connections_gRPC_takes_the_rest(
 ) -> None:
     monkeypatch.setattr(blob_server, "_MOST_CONNECTIONS", 0)
     async with before(network) as (grpc_proxy, _), attached(network) as link:
-        await link.fetch(REF, tmp_path / "target", deadline_s=10)
+        await link.fetch(REF, tmp_path / "target", deadline_s=60)
         assert grpc_proxy.down_bytes > len(DATA)
 
 
@@ -156,8 +162,8 @@ async def test_the_blob_port_of_another_node_is_not_taken_for_that_of_this_one(
     async with SmallNetwork(tmp_path / "other", blobs=True) as other:
         network.uplink.blob_port = other.uplink.blob_port
         async with attached(network) as link:
-            await link.fetch(REF, tmp_path / "target", deadline_s=10)
-            await link.push("ord-1", source, REF, deadline_s=10)
+            await link.fetch(REF, tmp_path / "target", deadline_s=60)
+            await link.push("ord-1", source, REF, deadline_s=60)
         assert other.handler.opened == []
     assert network.handler.payloads == {("ord-1", "c1"): DATA}
 
@@ -186,8 +192,8 @@ async def test_speaks_tls_where_gRPC_does(tmp_path: Path, source: Path) -> None:
         before(network) as (grpc_proxy, blob_proxy),
         attached(network, tls=trust) as link,
     ):
-        await link.fetch(REF, tmp_path / "target", deadline_s=20)
-        await link.push("ord-1", source, REF, deadline_s=20)
+        await link.fetch(REF, tmp_path / "target", deadline_s=60)
+        await link.push("ord-1", source, REF, deadline_s=60)
         assert grpc_proxy.down_bytes + grpc_proxy.up_bytes < 1 << 16
         assert blob_proxy.down_bytes > len(DATA) < blob_proxy.up_bytes
         here = parse_address(blob_proxy.address)
@@ -206,7 +212,7 @@ async def test_a_handshake_that_is_never_answered_costs_one_attempt(
         attached(network, tls=trust) as link,
     ):
         blob_proxy.flowing.clear()
-        await link.fetch(REF, tmp_path / "target", deadline_s=10)
+        await link.fetch(REF, tmp_path / "target", deadline_s=60)
         assert (grpc_proxy.down_bytes // len(DATA), blob_proxy.down_bytes) == (1, 0)
     assert (tmp_path / "target").read_bytes() == DATA
 
@@ -219,7 +225,7 @@ async def called(network: SmallNetwork, *frames: tuple[int, bytes], greeting: by
     reader, writer = await asyncio.open_connection("127.0.0.1", network.uplink.blob_port)
     try:
         writer.write(greeting + b"".join(struct.pack("!BI", kind, len(body)) + body for kind, body in frames))
-        return await asyncio.wait_for(reader.read(), 10)
+        return await asyncio.wait_for(reader.read(), 60)
     except ConnectionError:
         return b""
     finally:
@@ -314,8 +320,10 @@ async def test_a_taken_port_is_told(network: SmallNetwork) -> None:
 
 
 @asynccontextmanager
-async def connected(*, ping_s: float = 5.0) -> AsyncIterator[tuple[BlobConnection, BlobConnection]]:
-    """Both ends of a connection; only the first looks for silence soon, and the second speaks up as is said."""
+async def connected(
+    *, ping_s: float = 5.0, silent_s: float = SILENT_S
+) -> AsyncIterator[tuple[BlobConnection, BlobConnection]]:
+    """Both ends of a connection; the first looks for silence again and again, and the second speaks up as is said."""
     loop = asyncio.get_running_loop()
     accepted: asyncio.Future[BlobConnection] = loop.create_future()
     server = await loop.create_server(
@@ -325,7 +333,7 @@ async def connected(*, ping_s: float = 5.0) -> AsyncIterator[tuple[BlobConnectio
     async with server:
         port = server.sockets[0].getsockname()[1]
         _, near = await loop.create_connection(
-            lambda: BlobConnection("the peer", most_bytes=1 << 20, ping_s=0.05, silent_s=0.4), "127.0.0.1", port
+            lambda: BlobConnection("the peer", most_bytes=1 << 20, ping_s=0.05, silent_s=silent_s), "127.0.0.1", port
         )
         far = await accepted
         try:
@@ -333,6 +341,13 @@ async def connected(*, ping_s: float = 5.0) -> AsyncIterator[tuple[BlobConnectio
         finally:
             near.abort()
             far.abort()
+
+
+async def some_time_passes(near: BlobConnection) -> None:
+    """Let more than half of what silence is pass, and the other end speak up after it."""
+    let_pass(SILENT_S * 0.55)
+    heard_at = near._heard_at
+    await eventually(lambda: near._error is not None or near._heard_at > heard_at)
 
 
 async def test_no_frame_waits_until_the_one_before_is_acknowledged() -> None:
@@ -343,15 +358,16 @@ async def test_no_frame_waits_until_the_one_before_is_acknowledged() -> None:
 
 
 async def test_who_is_silent_is_gone() -> None:
-    async with connected() as (near, _):
+    async with connected(silent_s=0.4) as (near, _):
         with pytest.raises(Unreachable, match="the peer was silent"):
-            await asyncio.wait_for(near.read(), 5)
+            await asyncio.wait_for(near.read(), 30)
 
 
 async def test_who_only_waits_is_not_silent() -> None:
     async with connected(ping_s=0.1) as (near, far):
         reading = asyncio.ensure_future(near.read())
-        await asyncio.sleep(1.0)  # more than twice what silence is
+        for _ in range(4):  # more than twice what silence is
+            await some_time_passes(near)
         assert not reading.done()
         await far.write(Frame.MESSAGE, b"at last")
         assert await reading == (Frame.MESSAGE, b"at last")
@@ -362,18 +378,25 @@ async def test_one_frame_may_not_trickle_in_for_ever() -> None:
         reading = asyncio.ensure_future(near.read())
         assert far._transport is not None
         far._transport.write(struct.pack("!BI", Frame.MESSAGE, 1 << 20))
-        while not reading.done():
+        await eventually(lambda: near._kind is Frame.MESSAGE)
+        for _ in range(2):
+            let_pass(SILENT_S * 0.55)
+            heard_at = near._heard_at
             far._transport.write(b"x")
-            await asyncio.sleep(0.05)
+            await eventually(lambda: reading.done() or near._heard_at > heard_at)  # noqa: B023 - called at once
         with pytest.raises(Unreachable, match="One frame of the peer was under way"):
-            await reading
+            await asyncio.wait_for(reading, 30)
 
 
 async def test_one_frame_may_not_wait_for_ever_to_be_taken() -> None:
     async with connected(ping_s=0.1) as (near, far):
         far._pause()  # it says that it is there, and reads nothing
+        writing = asyncio.ensure_future(near.write(Frame.MESSAGE, bytes(16 << 20)))
+        await eventually(lambda: near._held_up)
+        for _ in range(2):
+            await some_time_passes(near)
         with pytest.raises(Unreachable, match="One frame for the peer was under way"):
-            await asyncio.wait_for(near.write(Frame.MESSAGE, bytes(16 << 20)), 5)
+            await asyncio.wait_for(writing, 30)
 
 
 async def test_what_is_read_is_not_overwritten_before_the_next_is_asked_for() -> None:
@@ -414,7 +437,7 @@ async def test_one_that_is_gone_is_noticed_while_it_is_written_to() -> None:
         await eventually(lambda: far.ready)
         far.abort()
         with pytest.raises(Unreachable):
-            await asyncio.wait_for(writing, 5)
+            await asyncio.wait_for(writing, 30)
 
 
 class Hole(asyncio.Transport):

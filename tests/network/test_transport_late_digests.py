@@ -55,7 +55,7 @@ async def test_what_is_pushed_arrives_and_has_its_name(
     file = tmp_path / "payload"
     file.write_bytes(data)
     async with attached(network) as link:
-        ref = await link.push("ord-1", memoryview(data) if in_memory else file, None, deadline_s=10)
+        ref = await link.push("ord-1", memoryview(data) if in_memory else file, None, deadline_s=60)
     assert ref == ref_of(data)
     assert network.handler.payloads == {("ord-1", "c1"): data}
     assert network.handler.opened == [unnamed(data) if size > CHUNK_BYTES else ref]
@@ -64,8 +64,8 @@ async def test_what_is_pushed_arrives_and_has_its_name(
 async def test_a_repeated_push_is_handed_over_once(network: SmallNetwork) -> None:
     data = os.urandom(3_000_000)
     async with attached(network) as link:
-        ref = await link.push("ord-1", memoryview(data), None, deadline_s=10)
-        await link.push("ord-1", memoryview(data), ref, deadline_s=10)
+        ref = await link.push("ord-1", memoryview(data), None, deadline_s=60)
+        await link.push("ord-1", memoryview(data), ref, deadline_s=60)
     assert network.handler.said("pushed") == ["ord-1"]
 
 
@@ -91,12 +91,12 @@ async def test_after_a_lost_attachment_it_is_told_first_until_one_arrived(networ
                 await eventually(lambda: link.attached)
                 proxy.cut_up_after = 3 << 20
                 with pytest.raises(Unreachable):
-                    await link.push("ord-1", memoryview(data), None, deadline_s=10)
+                    await link.push("ord-1", memoryview(data), None, deadline_s=60)
             await eventually(lambda: link.attached)
             before = proxy.up_bytes
-            assert await link.push("ord-1", memoryview(data), None, deadline_s=10) == ref_of(data)
+            assert await link.push("ord-1", memoryview(data), None, deadline_s=60) == ref_of(data)
             assert proxy.up_bytes - before < 8 << 20, "it began anew"
-            await link.push("ord-2", memoryview(data), None, deadline_s=10)
+            await link.push("ord-2", memoryview(data), None, deadline_s=60)
     opened = network.handler.opened
     assert (opened[0], opened[-1]) == (unnamed(data), unnamed(data))
     assert set(opened[1:-1]) == {ref_of(data)}
@@ -111,9 +111,9 @@ async def test_what_was_begun_and_is_another_one_now_arrives_all_the_same(networ
             await anext(aiter(link))
             proxy.cut_up_after = 3 << 20
             with pytest.raises(Unreachable):
-                await link.push("ord-1", memoryview(begun), None, deadline_s=10)
+                await link.push("ord-1", memoryview(begun), None, deadline_s=60)
             await eventually(lambda: link.attached)
-            assert await link.push("ord-1", memoryview(data), None, deadline_s=10) == ref_of(data)
+            assert await link.push("ord-1", memoryview(data), None, deadline_s=60) == ref_of(data)
     assert network.handler.payloads == {("ord-1", "c1"): data}
 
 
@@ -122,7 +122,7 @@ class RawPush:
 
     def __init__(self, channel: Any, network: SmallNetwork) -> None:
         self.call: Any = pb_grpc.UplinkStub(channel).Push(
-            metadata=bearer_metadata(network.credential("c1")), timeout=10
+            metadata=bearer_metadata(network.credential("c1")), timeout=60
         )
 
     async def answer(self, *chunks: pb.Chunk) -> tuple[int, bool]:
@@ -184,7 +184,7 @@ async def test_what_a_lost_node_pushed_is_set_aside_when_nobody_writes_it_any_mo
             await eventually(lambda: sizes() == [size])  # it is written over what was spent
         with pytest.raises(Unreachable, match="not attached any more"):
             await push.answer()
-    assert seen == [len(UPDATE)]
+    await eventually(lambda: seen == [len(UPDATE)])
 
 
 async def test_a_node_is_let_go_of_while_what_it_pushed_is_still_handed_over(network: SmallNetwork) -> None:
@@ -193,7 +193,7 @@ async def test_a_node_is_let_go_of_while_what_it_pushed_is_still_handed_over(net
         async with attached(network):
             push = asyncio.create_task(RawPush(channel, network).answer(begin(UPDATE), name()))
             await eventually(lambda: list(network.handler.spool.root.glob("*.whole")))
-        await eventually(lambda: network.handler.said("detached"), timeout_s=5)
+        await eventually(lambda: network.handler.said("detached"))
         network.handler.hold_pushed.set()
         assert await push == (6, True)
     assert network.handler.payloads == {("ord-1", "c1"): UPDATE}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -27,6 +28,7 @@ from runnel.common.errors import (
 from runnel.common.protocol import NodeKind
 from runnel.transport import ClientTls, DirectoryServer, JoinAsk, RpcServer, ServerTls, join, open_channel, rpc_errors
 from tests.doubles.uplink import TOKEN, FixedDirectory, SmallNetwork, attached
+from tests.lasting_port import lasting_port
 
 pytestmark = pytest.mark.network
 
@@ -57,8 +59,9 @@ async def test_a_port_taken_by_another_program_is_a_conflict() -> None:
 
 
 async def test_a_port_is_free_again_after_the_stop() -> None:
-    async with RpcServer("127.0.0.1:0") as first:
-        address = first.address
+    address = f"127.0.0.1:{lasting_port()}"
+    async with RpcServer(address):
+        pass
     async with RpcServer(address) as second:
         assert second.address == address
 
@@ -96,19 +99,20 @@ async def test_health_is_serving_and_then_not(network: SmallNetwork) -> None:
     async with open_channel(network.address, tls=None) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         for service in ("", "runnel.rpc.v1.Uplink", "runnel.rpc.v1.Directory"):
-            answer = await stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=5)
+            answer = await stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=60)
             assert answer.status == health_pb2.HealthCheckResponse.SERVING
-        watch = stub.Watch(health_pb2.HealthCheckRequest(service="runnel.rpc.v1.Uplink"), timeout=5)
+        watch = stub.Watch(health_pb2.HealthCheckRequest(service="runnel.rpc.v1.Uplink"), timeout=60)
         assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
         assert network.server is not None
-        await network.server.stop(0.2)
+        stopping = asyncio.create_task(network.server.stop(60))
         assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
         watch.cancel()
+        await stopping
 
 
 async def test_reflection_lists_the_services(network: SmallNetwork) -> None:
     async with open_channel(network.address, tls=None) as channel:
-        call = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(timeout=5)
+        call = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(timeout=60)
         await call.write(reflection_pb2.ServerReflectionRequest(list_services=""))
         answer = await call.read()
         names = {service.name for service in answer.list_services_response.service}
@@ -132,16 +136,16 @@ async def test_everything_works_over_tls(tmp_path: Path) -> None:
         data = bytes(range(256)) * 1000
         ref = network.handler.put(tmp_path, data)
         async with attached(network, tls=ClientTls(ca_file=root)) as link:
-            await link.fetch(ref, tmp_path / "fetched", deadline_s=5)
+            await link.fetch(ref, tmp_path / "fetched", deadline_s=60)
             assert (tmp_path / "fetched").read_bytes() == data
-            await link.push("ord-1", tmp_path / "fetched", ref, deadline_s=5)
+            await link.push("ord-1", tmp_path / "fetched", ref, deadline_s=60)
             assert network.handler.payloads == {("ord-1", "c1"): data}
         stranger = tmp_path / "stranger.pem"
         trustme.CA().cert_pem.write_to_path(stranger)
         for tls in (ClientTls(ca_file=stranger), None):
             async with open_channel(network.address, tls=tls) as channel:
                 with pytest.raises(Unreachable):
-                    await join(channel, ASK, token=TOKEN, deadline_s=5)
+                    await join(channel, ASK, token=TOKEN, deadline_s=60)
 
 
 # ---- errors
@@ -149,7 +153,7 @@ async def test_everything_works_over_tls(tmp_path: Path) -> None:
 
 async def test_join_tells_where_to_attach(network: SmallNetwork) -> None:
     async with open_channel(network.address, tls=None) as channel:
-        place = await join(channel, ASK, token=TOKEN, deadline_s=5)
+        place = await join(channel, ASK, token=TOKEN, deadline_s=60)
         assert (place.attach_to, place.address, place.ttl_s, place.tls) == ("red", "", 600.0, False)
         assert network.directory.asks == [ASK]
 
@@ -169,7 +173,7 @@ async def test_what_the_directory_raises_is_raised_here(
     async with open_channel(network.address, tls=None) as channel:
         ask = JoinAsk(name=name, node_id="n", kind=NodeKind.CLIENT)
         with pytest.raises(kind):
-            await join(channel, ask, token=token, deadline_s=5)
+            await join(channel, ask, token=token, deadline_s=60)
 
 
 async def test_an_unexpected_error_tells_the_caller_only_a_number(network: SmallNetwork) -> None:
@@ -183,7 +187,7 @@ async def test_an_unexpected_error_tells_the_caller_only_a_number(network: Small
             channel = open_channel(server.address, tls=None)
             async with channel:
                 with pytest.raises(RunnelError) as caught:
-                    await join(channel, ASK, token=TOKEN, deadline_s=5)
+                    await join(channel, ASK, token=TOKEN, deadline_s=60)
     assert type(caught.value) is RunnelError
     assert "secret" not in str(caught.value.as_wire())
     [logged] = [each for each in logs if each["log_level"] == "error"]
@@ -197,7 +201,7 @@ async def test_nobody_there_is_unreachable_and_named() -> None:
         address = f"127.0.0.1:{free.getsockname()[1]}"
         async with open_channel(address, tls=None) as channel:
             with pytest.raises(Unreachable, match=f"the reducer at {address}"):
-                await join(channel, ASK, token=TOKEN, deadline_s=5, peer=f"the reducer at {address}")
+                await join(channel, ASK, token=TOKEN, deadline_s=60, peer=f"the reducer at {address}")
 
 
 async def test_a_peer_that_does_not_answer_costs_the_deadline_and_no_more() -> None:
@@ -226,7 +230,7 @@ async def test_errors_of_generators_come_through_too() -> None:
         channel = open_channel(server.address, tls=None)
         async with channel:
             method: Any = channel.unary_stream("/test.Service/Answers")
-            call = method(b"", timeout=5)
+            call = method(b"", timeout=60)
             assert await call.read() == b"one"
             with pytest.raises(NotFound, match="There is no second") as caught, rpc_errors("p"):
                 await call.read()
@@ -237,4 +241,4 @@ async def test_a_closed_connection_is_unreachable(network: SmallNetwork) -> None
     channel = open_channel(network.address, tls=None)
     await channel.close()
     with pytest.raises(Unreachable, match="is closed"):
-        await join(channel, ASK, token=TOKEN, deadline_s=5)
+        await join(channel, ASK, token=TOKEN, deadline_s=60)

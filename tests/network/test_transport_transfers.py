@@ -78,7 +78,7 @@ async def test_what_is_fetched_is_what_is_there(network: SmallNetwork, tmp_path:
     data = os.urandom(size)
     ref = network.handler.put(tmp_path, data)
     async with attached(network) as link:
-        await link.fetch(ref, tmp_path / "target", deadline_s=10)
+        await link.fetch(ref, tmp_path / "target", deadline_s=60)
     assert (tmp_path / "target").read_bytes() == data
     assert {path.name for path in tmp_path.iterdir()} == {"red", "target"}
 
@@ -90,7 +90,7 @@ async def test_a_fetch_goes_on_where_the_connection_broke(grpc_network: SmallNet
         grpc_network.directory.places = {"red": proxy.address}
         async with attached(grpc_network) as link:
             proxy.cut_down_after = 5 << 20
-            await link.fetch(ref, tmp_path / "target", deadline_s=20)
+            await link.fetch(ref, tmp_path / "target", deadline_s=60)
     assert (tmp_path / "target").read_bytes() == data
     assert proxy.cuts == 1
     assert len(grpc_network.handler.said("attached")) == 2
@@ -113,7 +113,7 @@ async def test_a_fetch_that_is_called_off_leaves_nothing(grpc_network: SmallNetw
             assert {path.name for path in tmp_path.iterdir()} == {"red"}
             assert link._fetched_bytes > 2 << 20
             proxy.flowing.set()
-            await link.fetch(ref, tmp_path / "target", deadline_s=20)
+            await link.fetch(ref, tmp_path / "target", deadline_s=60)
     assert (tmp_path / "target").read_bytes() == data
 
 
@@ -130,7 +130,7 @@ async def test_a_fetch_that_takes_too_long_says_so_and_leaves_nothing(
                 await link.fetch(ref, tmp_path / "target", deadline_s=0.3)
             assert {path.name for path in tmp_path.iterdir()} == {"red"}
             proxy.flowing.set()
-            await link.fetch(ref, tmp_path / "target", deadline_s=20)
+            await link.fetch(ref, tmp_path / "target", deadline_s=60)
     assert (tmp_path / "target").read_bytes() == data
 
 
@@ -169,7 +169,7 @@ async def test_late_rounds_leave_nothing_in_a_cache_of_models(
 async def test_a_blob_that_is_not_there_is_not_found(network: SmallNetwork, tmp_path: Path) -> None:
     async with attached(network) as link:
         with pytest.raises(NotFound):
-            await link.fetch(ref_of(b"nowhere"), tmp_path / "target", deadline_s=5)
+            await link.fetch(ref_of(b"nowhere"), tmp_path / "target", deadline_s=60)
     assert {path.name for path in tmp_path.iterdir()} == {"red"}
 
 
@@ -178,7 +178,7 @@ async def test_a_blob_that_is_damaged_above_is_refused_here(network: SmallNetwor
     network.handler.store.path(ref).write_bytes(b"THE MODEL")
     async with attached(network) as link:
         with pytest.raises(CorruptData, match="has the digest"):
-            await link.fetch(ref, tmp_path / "target", deadline_s=5)
+            await link.fetch(ref, tmp_path / "target", deadline_s=60)
     assert {path.name for path in tmp_path.iterdir()} == {"red"}
 
 
@@ -195,7 +195,7 @@ async def test_a_blob_that_was_damaged_once_is_fetched_again(
 
     monkeypatch.setattr(network.handler, "blob_file", once_bad)
     async with attached(network) as link:
-        await link.fetch(ref, tmp_path / "target", deadline_s=5)
+        await link.fetch(ref, tmp_path / "target", deadline_s=60)
     assert (tmp_path / "target").read_bytes() == b"the model"
 
 
@@ -203,7 +203,7 @@ async def test_a_fetch_waits_for_an_attachment(network: SmallNetwork, tmp_path: 
     ref = network.handler.put(tmp_path, b"the model")
     network.directory.fault = Unreachable("Not yet.")
     async with network.link() as link:
-        fetch = asyncio.create_task(link.fetch(ref, tmp_path / "target", deadline_s=10))
+        fetch = asyncio.create_task(link.fetch(ref, tmp_path / "target", deadline_s=60))
         await eventually(lambda: len(network.directory.asks) >= 2)
         assert not fetch.done()
         network.directory.fault = None
@@ -225,7 +225,7 @@ async def test_a_full_disk_here_is_named_and_the_part_removed(
     monkeypatch.setattr(SpoolFile, "write", full)
     async with attached(network) as link:
         with pytest.raises(StorageFull):
-            await link.fetch(ref, tmp_path / "target", deadline_s=5)
+            await link.fetch(ref, tmp_path / "target", deadline_s=60)
         assert link.attached
     assert {path.name for path in tmp_path.iterdir()} == {"red"}
 
@@ -235,7 +235,7 @@ async def test_a_fetch_that_makes_no_sense_is_refused(network: SmallNetwork, fie
     blob = pb.BlobRef(sha256=bytes(32), size_bytes=5) if field == "offset" else pb.BlobRef(sha256=b"x")
     async with open_channel(network.address, tls=None) as channel:
         call: Any = pb_grpc.UplinkStub(channel).Fetch(
-            pb.FetchRequest(blob=blob, offset=6), metadata=bearer_metadata(network.credential()), timeout=5
+            pb.FetchRequest(blob=blob, offset=6), metadata=bearer_metadata(network.credential()), timeout=60
         )
         with pytest.raises(InvalidInput, match=field), rpc_errors("p"):
             await call.read()
@@ -249,7 +249,7 @@ async def test_what_is_pushed_arrives(network: SmallNetwork, tmp_path: Path, siz
     data = os.urandom(size)
     source = file_with(tmp_path, data)
     async with attached(network) as link:
-        await link.push("ord-1", source, ref_of(data), deadline_s=10)
+        await link.push("ord-1", source, ref_of(data), deadline_s=60)
     assert network.handler.payloads == {("ord-1", "c1"): data}
 
 
@@ -257,8 +257,8 @@ async def test_a_repeated_push_is_handed_over_once(network: SmallNetwork, tmp_pa
     source = file_with(tmp_path, b"update")
     async with attached(network) as link:
         for _ in range(3):
-            await link.push("ord-1", source, ref_of(b"update"), deadline_s=5)
-        await link.push("ord-2", source, ref_of(b"update"), deadline_s=5)
+            await link.push("ord-1", source, ref_of(b"update"), deadline_s=60)
+        await link.push("ord-2", source, ref_of(b"update"), deadline_s=60)
     assert network.handler.said("pushed") == ["ord-1", "ord-2"]
 
 
@@ -270,7 +270,7 @@ async def test_the_handler_may_say_that_all_is_there(
 
     monkeypatch.setattr(network.handler, "open_push", have_it)
     async with attached(network) as link:
-        await link.push("ord-1", file_with(tmp_path, b"x" * 2_000_000), ref_of(b"x" * 2_000_000), deadline_s=5)
+        await link.push("ord-1", file_with(tmp_path, b"x" * 2_000_000), ref_of(b"x" * 2_000_000), deadline_s=60)
     assert network.handler.said("pushed") == []
 
 
@@ -282,9 +282,9 @@ async def test_a_large_payload_that_is_there_already_is_not_sent_again(
     async with BreakableProxy(grpc_network.address) as proxy:
         grpc_network.directory.places = {"red": proxy.address}
         async with attached(grpc_network) as link:
-            await link.push("ord-1", source, ref_of(data), deadline_s=10)
+            await link.push("ord-1", source, ref_of(data), deadline_s=60)
             before = proxy.up_bytes
-            await link.push("ord-1", source, ref_of(data), deadline_s=10)
+            await link.push("ord-1", source, ref_of(data), deadline_s=60)
             assert proxy.up_bytes - before < 10_000
 
 
@@ -298,10 +298,10 @@ async def test_a_push_goes_on_where_the_connection_broke(grpc_network: SmallNetw
             await anext(events)
             proxy.cut_up_after = 5 << 20
             with pytest.raises(Unreachable):
-                await link.push("ord-1", source, ref_of(data), deadline_s=10)
+                await link.push("ord-1", source, ref_of(data), deadline_s=60)
             assert grpc_network.handler.said("pushed") == []
             await eventually(lambda: link.attached)
-            await link.push("ord-1", source, ref_of(data), deadline_s=10)
+            await link.push("ord-1", source, ref_of(data), deadline_s=60)
     assert grpc_network.handler.payloads == {("ord-1", "c1"): data}
     assert proxy.up_bytes < (8 << 20) + (4 << 20), "it began anew"
 
@@ -317,7 +317,7 @@ async def test_a_killed_server_goes_on_with_what_it_has(tmp_path: Path) -> None:
     async with SmallNetwork(tmp_path / "red") as second, BreakableProxy(second.address) as proxy:
         second.directory.places = {"red": proxy.address}
         async with attached(second) as link:
-            await link.push("ord-1", source, ref_of(data), deadline_s=10)
+            await link.push("ord-1", source, ref_of(data), deadline_s=60)
         assert second.handler.payloads == {("ord-1", "c1"): data}
         assert proxy.up_bytes < (3 << 20), "it sent again what was held"
 
@@ -329,7 +329,7 @@ async def test_a_crash_before_the_handing_over_hands_over_once_more(tmp_path: Pa
         file.write(0, b"update")
         file.finish()
         async with attached(network) as link:
-            await link.push("ord-1", source, ref_of(b"update"), deadline_s=5)
+            await link.push("ord-1", source, ref_of(b"update"), deadline_s=60)
         assert network.handler.payloads == {("ord-1", "c1"): b"update"}
 
 
@@ -339,17 +339,17 @@ async def test_a_payload_with_another_digest_is_refused_and_can_come_again(
     ref = ref_of(b"update")
     async with attached(network) as link:
         with pytest.raises(CorruptData, match=ref.sha256):
-            await link.push("ord-1", file_with(tmp_path, b"UPDATE"), ref, deadline_s=5)
+            await link.push("ord-1", file_with(tmp_path, b"UPDATE"), ref, deadline_s=60)
         assert network.handler.said("pushed") == []
         assert list(network.handler.spool.root.iterdir()) == []
-        await link.push("ord-1", file_with(tmp_path, b"update"), ref, deadline_s=5)
+        await link.push("ord-1", file_with(tmp_path, b"update"), ref, deadline_s=60)
     assert network.handler.payloads == {("ord-1", "c1"): b"update"}
 
 
 async def test_a_source_that_is_too_short_is_noticed_here(network: SmallNetwork, tmp_path: Path) -> None:
     async with attached(network) as link:
         with pytest.raises(CorruptData, match="ends at byte 3"):
-            await link.push("ord-1", file_with(tmp_path, b"upd"), ref_of(b"update"), deadline_s=5)
+            await link.push("ord-1", file_with(tmp_path, b"upd"), ref_of(b"update"), deadline_s=60)
         assert link.attached
 
 
@@ -361,7 +361,7 @@ async def test_what_the_handler_says_of_a_push_is_raised(
     data = os.urandom(3_000_000)
     async with attached(network) as link:
         with pytest.raises(type(error), match=error.message):
-            await link.push("ord-1", file_with(tmp_path, data), ref_of(data), deadline_s=5)
+            await link.push("ord-1", file_with(tmp_path, data), ref_of(data), deadline_s=60)
         assert link.attached
 
 
@@ -369,7 +369,7 @@ async def test_equal_payloads_of_two_nodes_do_not_disturb_each_other(network: Sm
     data = os.urandom(4 << 20)
     source = file_with(tmp_path, data)
     async with attached(network, "c1") as first, attached(network, "c2") as second:
-        await asyncio.gather(*(link.push("ord-1", source, ref_of(data), deadline_s=10) for link in (first, second)))
+        await asyncio.gather(*(link.push("ord-1", source, ref_of(data), deadline_s=60) for link in (first, second)))
     assert network.handler.payloads == {("ord-1", "c1"): data, ("ord-1", "c2"): data}
 
 
@@ -377,13 +377,13 @@ async def test_a_push_without_attachment_fails_at_once(network: SmallNetwork, tm
     network.directory.fault = Unreachable("Not today.")
     async with network.link() as link:
         with pytest.raises(Unreachable, match="Not attached"):
-            await link.push("ord-1", file_with(tmp_path, b"x"), ref_of(b"x"), deadline_s=5)
+            await link.push("ord-1", file_with(tmp_path, b"x"), ref_of(b"x"), deadline_s=60)
 
 
 async def test_a_push_ends_with_its_attachment(network: SmallNetwork, tmp_path: Path) -> None:
     network.handler.hold_pushed.clear()
     async with attached(network) as link:
-        push = asyncio.create_task(link.push("ord-1", file_with(tmp_path, b"x"), ref_of(b"x"), deadline_s=20))
+        push = asyncio.create_task(link.push("ord-1", file_with(tmp_path, b"x"), ref_of(b"x"), deadline_s=60))
         await eventually(lambda: list(network.handler.spool.root.glob("*.whole")))
         link.leave()
         with pytest.raises(Unreachable, match="was lost"):
@@ -399,7 +399,7 @@ async def test_a_push_that_takes_too_long_says_so(network: SmallNetwork, tmp_pat
         with pytest.raises(DeadlineExceeded, match=r"longer than 0\.2 s"):
             await link.push("ord-1", file_with(tmp_path, b"x"), ref_of(b"x"), deadline_s=0.2)
         network.handler.hold_pushed.set()
-        await link.push("ord-1", file_with(tmp_path, b"x"), ref_of(b"x"), deadline_s=5)
+        await link.push("ord-1", file_with(tmp_path, b"x"), ref_of(b"x"), deadline_s=60)
     assert network.handler.said("pushed") == ["ord-1"]
 
 
@@ -408,7 +408,7 @@ class RawPush:
 
     def __init__(self, channel: Any, network: SmallNetwork, name: str = "c1") -> None:
         self.call: Any = pb_grpc.UplinkStub(channel).Push(
-            metadata=bearer_metadata(network.credential(name)), timeout=10
+            metadata=bearer_metadata(network.credential(name)), timeout=60
         )
 
     async def say(self, **fields: Any) -> None:
@@ -481,7 +481,7 @@ async def test_a_push_begins_anew_when_what_is_there_is_wrong_from_its_start_to_
     wrong.write(0, bytes(len(data)))
     wrong.close()
     async with attached(network) as link:
-        await link.push("ord-1", file_with(tmp_path, data), ref, deadline_s=10)
+        await link.push("ord-1", file_with(tmp_path, data), ref, deadline_s=60)
     assert network.handler.payloads == {("ord-1", "c1"): data}
 
 

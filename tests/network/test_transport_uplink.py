@@ -42,7 +42,7 @@ from runnel.transport import Child, open_channel, rpc_errors
 from runnel.transport.identity import bearer_metadata
 from runnel.transport.messages import downward_from_wire, upward_to_wire
 from tests.doubles.uplink import BreakableProxy, SmallNetwork, attached, hello, progress
-from tests.eventually import eventually
+from tests.eventually import eventually, let_pass
 
 pytestmark = pytest.mark.network
 
@@ -73,7 +73,7 @@ class RawNode:
 
     async def hear(self) -> Any:
         with rpc_errors("the server"):
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 wire = await self.call.read()
         return downward_from_wire(wire) if isinstance(wire, pb.Downward) else None
 
@@ -100,7 +100,7 @@ async def test_the_welcome_comes_first_and_what_attached_sends_follows(network: 
         assert said == hello()
         [child] = network.uplink.children
         assert (child.identity.name, child.ended) == ("c1", False)
-        assert abs(time.time() - child.attached_at) < 5
+        assert abs(time.time() - child.attached_at) < 60
 
 
 @pytest.mark.parametrize("case", ["none", "rubbish", "expired", "another network"])
@@ -117,10 +117,10 @@ async def test_without_a_good_credential_nobody_is_let_in(network: SmallNetwork,
             await node.attach()
         stub = pb_grpc.UplinkStub(node.channel)
         blob = pb.BlobRef(sha256=bytes.fromhex(ref.sha256), size_bytes=5)
-        fetch: Any = stub.Fetch(pb.FetchRequest(blob=blob), metadata=bearer_metadata(credential), timeout=5)
+        fetch: Any = stub.Fetch(pb.FetchRequest(blob=blob), metadata=bearer_metadata(credential), timeout=60)
         with pytest.raises(Unauthenticated), rpc_errors("p"):
             await fetch.read()
-        push: Any = stub.Push(metadata=bearer_metadata(credential), timeout=5)
+        push: Any = stub.Push(metadata=bearer_metadata(credential), timeout=60)
         await push.write(pb.Chunk(blob=blob, order_id="ord-1", data=b"model"))
         with pytest.raises(Unauthenticated), rpc_errors("p"):
             await push
@@ -245,7 +245,7 @@ async def test_a_node_that_goes_is_noticed_at_once(network: SmallNetwork, end: C
     async with RawNode(network.address, network.credential()) as node:
         await node.attach()
         await end(node)
-        await eventually(lambda: network.handler.said("detached") == ["gone"], timeout_s=5)
+        await eventually(lambda: network.handler.said("detached") == ["gone"])
         assert network.uplink.children == ()
 
 
@@ -253,33 +253,46 @@ async def test_a_connection_that_is_cut_is_noticed_at_once(network: SmallNetwork
     async with BreakableProxy(network.address) as proxy, RawNode(proxy.address, network.credential()) as node:
         await node.attach()
         proxy.cut()
-        await eventually(lambda: network.handler.said("detached") == ["gone"], timeout_s=5)
+        await eventually(lambda: network.handler.said("detached") == ["gone"])
         with pytest.raises(Unreachable):
             await node.hear()
 
 
 async def test_a_silent_node_is_sent_away_and_a_quiet_one_stays(tmp_path: Path) -> None:
-    async with SmallNetwork(tmp_path / "red", heartbeat_s=0.1) as network, attached(network, "quiet") as quiet:
-        async with RawNode(network.address, network.credential("silent")) as silent:
+    passed_s = 0.0
+    async with SmallNetwork(tmp_path / "red", clock=lambda: time.monotonic() + passed_s) as network:
+        network.handler.heartbeat_s = 0.1  # at which nodes speak; who is silent for 30 s is gone
+        async with (
+            attached(network, "quiet") as quiet,
+            RawNode(network.address, network.credential("silent")) as silent,
+        ):
             await silent.attach(hello("silent"))
+            passed_s = 40.0
+            quiet_child, heard_before = network.handler.children["quiet"], time.monotonic() + 30.0
+            await eventually(lambda: quiet_child.heard_at > heard_before)
+            let_pass(31.0)
             with pytest.raises(DeadlineExceeded, match="Nothing was heard from silent"):
                 await silent.hear()
             await eventually(lambda: network.handler.said("detached", "silent") == ["silent"])
-        assert quiet.attached
-        assert network.handler.said("detached", "quiet") == []
+            assert quiet.attached
+            assert network.handler.said("detached", "quiet") == []
 
 
 async def test_a_slow_handler_makes_nobody_silent(tmp_path: Path) -> None:
-    heartbeat_s = 0.3
-    async with SmallNetwork(tmp_path / "red", heartbeat_s=heartbeat_s) as network:
+    passed_s = 0.0
+    async with SmallNetwork(tmp_path / "red", clock=lambda: time.monotonic() + passed_s) as network:
         network.handler.hold_received.clear()
         async with attached(network) as link:
             for number in range(200):  # more than the inbox takes, so that nothing is read any more
                 link.send(progress(number))
             [child] = network.uplink.children
-            heard_at = await eventually(lambda: child.heard_at if len(child.inbox) == 64 else 0)
-            # Two looks at how long it has been silent, of which the second would end it.
-            await asyncio.sleep(heard_at + 6.5 * heartbeat_s - time.monotonic())
+            await eventually(lambda: child._stuck)
+            for _ in range(2):  # looks at how long it has been silent, of which the second would end it
+                seen_at = child.heard_at
+                passed_s += 31.0
+                let_pass(31.0)
+                await eventually(lambda: child.ended or child.heard_at > seen_at)  # noqa: B023 - called at once
+            assert not child.ended
             assert link.attached
             network.handler.hold_received.set()
             await eventually(lambda: len(network.handler.said("received")) == 200)
@@ -379,7 +392,7 @@ async def test_a_node_that_does_not_take_its_messages_is_sent_away(tmp_path: Pat
         for _ in range(100):
             child.send(CancelOrder(key=key, reason="x" * 100_000))
             await asyncio.sleep(0)
-        await eventually(lambda: network.handler.said("detached") == ["overflow"], timeout_s=5)
+        await eventually(lambda: network.handler.said("detached") == ["overflow"])
         child.send(Close(order_id="goes nowhere"))
         proxy.flowing.set()
         with pytest.raises(CapacityExceeded, match="at most 5,242,880 bytes"):
@@ -387,27 +400,22 @@ async def test_a_node_that_does_not_take_its_messages_is_sent_away(tmp_path: Pat
 
 
 async def test_nobody_stays_longer_than_the_newest_credential_is_good(tmp_path: Path) -> None:
-    """The verifier gives 30 s for clocks that differ, so these are good for 2 s more."""
+    passed_s = 0.0
     async with (
-        SmallNetwork(tmp_path / "red", heartbeat_s=0.2) as network,
-        RawNode(network.address, network.credential(ttl_s=-28)) as revoked,
-        RawNode(network.address, network.credential("c2", ttl_s=-28)) as renewed,
+        SmallNetwork(tmp_path / "red", wall_clock=lambda: time.time() + passed_s) as network,
+        RawNode(network.address, network.credential()) as revoked,
+        RawNode(network.address, network.credential("c2")) as renewed,
     ):
         await revoked.attach()
         await renewed.attach(hello("c2"))
-
-        async def beat() -> None:
-            await renewed.say(Heartbeat(credential=network.credential("c2")))
-            while True:
-                await revoked.say(Heartbeat())
-                await renewed.say(Heartbeat())
-                await asyncio.sleep(0.1)
-
-        beating = asyncio.create_task(beat())
+        lasting = network.credential("c2", ttl_s=7200)
+        await renewed.say(Heartbeat(credential=lasting))
+        await eventually(lambda: network.handler.children["c2"]._credential == lasting)
+        passed_s = 3600.0
+        let_pass(31.0)  # whoever is attached is looked at each 30 s
         with pytest.raises(Unauthenticated, match="The credential of c1 expired"):
             await revoked.hear_out()
         assert [child.identity.name for child in network.uplink.children if not child.ended] == ["c2"]
-        beating.cancel()
 
 
 async def test_a_node_renews_with_its_own_credential_only(network: SmallNetwork) -> None:
@@ -520,4 +528,4 @@ async def test_two_hundred_children_at_once(network: SmallNetwork) -> None:
     finally:
         await asyncio.gather(*(link.__aexit__(None, None, None) for link in links))
     await eventually(lambda: len(network.handler.said("detached")) == count)
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 100

@@ -84,7 +84,7 @@ async def test_a_small_model_is_here_with_the_order(network: SmallNetwork, tmp_p
     async with network.link() as link:
         came = await asked(link, network, order())
         assert came.model_data == b""  # nothing that is kept with the order keeps it too
-        await link.fetch(came.model, tmp_path / "target", deadline_s=5)  # from above there is none
+        await link.fetch(came.model, tmp_path / "target", deadline_s=60)  # from above there is none
     assert (tmp_path / "target").read_bytes() == MODEL
 
 
@@ -92,7 +92,7 @@ async def test_a_model_that_came_damaged_is_fetched(network: SmallNetwork, tmp_p
     ref = network.handler.put(tmp_path, MODEL)
     async with network.link() as link:
         await asked(link, network, order(data=bytes(len(MODEL))))
-        await link.fetch(ref, tmp_path / "target", deadline_s=5)
+        await link.fetch(ref, tmp_path / "target", deadline_s=60)
     assert (tmp_path / "target").read_bytes() == MODEL
 
 
@@ -107,7 +107,7 @@ async def test_a_small_model_for_which_there_is_no_room_leaves_nothing(
         came = await asked(link, network, order())
         monkeypatch.setattr(SpoolFile, "finish", full)
         with pytest.raises(StorageFull):
-            await link.fetch(came.model, tmp_path / "target", deadline_s=5)
+            await link.fetch(came.model, tmp_path / "target", deadline_s=60)
     assert {path.name for path in tmp_path.iterdir()} == {"red"}
 
 
@@ -122,7 +122,7 @@ async def test_a_small_payload_goes_within_its_report(
     update.write_bytes(b"update")
     async with network.link(kind=kind) as link:
         await asked(link, network, order())
-        await link.push("ord-1", update, ref_of(b"update"), deadline_s=5)
+        await link.push("ord-1", update, ref_of(b"update"), deadline_s=60)
         link.send(dataclasses.replace(report(ref_of(b"update")), payload_kind=payload_kind))
         await eventually(lambda: network.handler.said("received"))
     (got,) = network.handler.said("received")
@@ -143,7 +143,7 @@ async def test_what_may_not_go_within_is_pushed(
     async with network.link() as link:
         await asked(link, network, order(within=within))
         with pytest.raises(IllegalState, match="Nothing is pushed here"):
-            await link.push(order_id, update, ref_of(bytes(size)), deadline_s=5)
+            await link.push(order_id, update, ref_of(bytes(size)), deadline_s=60)
 
 
 async def test_a_payload_that_is_another_one_by_now_is_not_sent(network: SmallNetwork, tmp_path: Path) -> None:
@@ -152,4 +152,4 @@ async def test_a_payload_that_is_another_one_by_now_is_not_sent(network: SmallNe
     async with network.link() as link:
         await asked(link, network, order())
         with pytest.raises(CorruptData, match="any more"):
-            await link.push("ord-1", update, ref_of(b"update"), deadline_s=5)
+            await link.push("ord-1", update, ref_of(b"update"), deadline_s=60)
