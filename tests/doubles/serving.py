@@ -36,6 +36,7 @@ async def serving(
     tls: ServerTls | None = None,
     reducer: InMemoryReducer | None = None,
     listen: str = "127.0.0.1:0",
+    stop_s: float = 2,
 ) -> AsyncIterator[Served]:
     reducer = reducer or InMemoryReducer(folder, insecure=insecure)
     token = OPERATOR_TOKEN if token is None else token
@@ -43,7 +44,7 @@ async def serving(
         create_app(reducer, insecure=insecure, registries=["registry.example.org", "registry.example.org:5000"]),
         listen,
         tls,
-        stop_s=2,
+        stop_s=stop_s,
     ) as server:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         async with httpx.AsyncClient(

@@ -94,7 +94,7 @@ async def test_another_machine_with_the_database_goes_on_with_what_was_settled(
         assert [runs(tmp_path, client) for client in ("site-1", "site-2")] == [2, 2]  # nothing was done twice
         await require_mean(net, view["model"], (1 + 2) / 2 * (1 + 1.9))  # momentum 0.9, its state came along
         # The package, the seed, the newest model and the state of its optimizer.
-        await eventually(lambda: len(server.keys(url) - {"runnel.txt"}) == 4, timeout_s=10)
+        await eventually(lambda: len(server.keys(url) - {"runnel.txt"}) == 4)
 
 
 @pytest.mark.restarts
@@ -121,8 +121,8 @@ async def test_a_store_that_goes_away_in_a_round_is_waited_for(server: BucketSer
         assert view["status"] == "finished", view["reason"]
         assert [runs(tmp_path, client) for client in ("site-1", "site-2")] == [2, 2]
         await require_mean(net, view["model"], 3.0)
-        assert not [key for key in server.keys(url) if key.startswith("partials/")]
-        assert not list((tmp_path / "reducer" / "partials").iterdir())
+        await eventually(lambda: not [key for key in server.keys(url) if key.startswith("partials/")])
+        await eventually(lambda: not list((tmp_path / "reducer" / "partials").iterdir()))
 
 
 async def test_neither_log_nor_endpoints_nor_answers_have_a_secret(

@@ -97,8 +97,8 @@ async def test_nobody_waits_for_the_slow_whose_update_counts_later(tmp_path: Pat
         rounds = await trained(net, session)
         assert of_slow(rounds)[0] == (4, "counted", 3)
         # Nothing waits any more at any tier.
-        assert not list((tmp_path / "reducer" / "partials").iterdir())
-        await eventually(lambda: not any((tmp_path / "slow" / "outbox").iterdir()), timeout_s=10)
+        await eventually(lambda: not list((tmp_path / "reducer" / "partials").iterdir()))
+        await eventually(lambda: not any((tmp_path / "slow" / "outbox").iterdir()))
 
 
 async def has_counted(net: LocalNetwork, session: str) -> bool:

@@ -15,7 +15,7 @@ from runnel.client.data.tables import Statement
 from runnel.common.errors import BadQuery, DeadlineExceeded, QueryFailed, RunnelError, TooLarge, UnknownData
 from runnel.common.tasks import Language, Selection
 from tests.doubles.database_site import DatabaseSite
-from tests.eventually import eventually
+from tests.eventually import eventually, eventually_blocking
 from tests.mariadb import DATABASE, PASSWORD, USER, MariaDB, running_mariadb
 
 pytestmark = [pytest.mark.network, pytest.mark.timeout(120)]
@@ -178,7 +178,7 @@ LONG = "SELECT count(*) AS n FROM visits a, visits b, visits c"
 
 def test_a_statement_that_takes_too_long_is_ended_at_the_server(sql: DatabaseSite, mariadb: MariaDB) -> None:
     sql.refuses(DeadlineExceeded, LONG, limits=SelectLimits(time_s=0.5))
-    assert _running(mariadb) == []
+    eventually_blocking(lambda: _running(mariadb) == [])
 
 
 async def test_a_statement_is_called_off(server: DatabaseConfig, mariadb: MariaDB, tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ async def test_a_statement_is_called_off(server: DatabaseConfig, mariadb: MariaD
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    await eventually(lambda: _running(mariadb) == [], timeout_s=10)
+    await eventually(lambda: _running(mariadb) == [])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -199,7 +199,7 @@ def test_what_is_too_much_is_not_read_to_its_end(sql: DatabaseSite, mariadb: Mar
     """25 million rows: who reads on until they are all there takes far longer."""
     endless = "SELECT a.id AS a, b.id AS b FROM visits a, visits b"
     sql.refuses(TooLarge, endless, limits=SelectLimits(rows=10, time_s=15))
-    assert _running(mariadb) == []
+    eventually_blocking(lambda: _running(mariadb) == [])
 
 
 def _running(mariadb: MariaDB) -> list[Any]:

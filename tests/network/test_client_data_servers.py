@@ -24,7 +24,7 @@ from runnel.common.errors import (
 )
 from runnel.common.tasks import Language, Selection
 from tests.doubles.database_site import DatabaseSite
-from tests.eventually import eventually
+from tests.eventually import eventually, eventually_blocking
 from tests.postgresql import PASSWORD, USER, Cluster
 
 pytestmark = [pytest.mark.network, pytest.mark.timeout(120)]
@@ -167,7 +167,7 @@ LONG = "SELECT count(*) AS n FROM study.visits a, study.visits b, study.visits c
 
 def test_a_statement_that_takes_too_long_is_ended_at_the_server(sql: DatabaseSite, cluster: Cluster) -> None:
     sql.refuses(DeadlineExceeded, LONG, limits=SelectLimits(time_s=0.5))
-    assert _running(cluster) == []
+    eventually_blocking(lambda: _running(cluster) == [])
 
 
 async def test_a_statement_is_called_off(server: DatabaseConfig, cluster: Cluster, tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ async def test_a_statement_is_called_off(server: DatabaseConfig, cluster: Cluste
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert _running(cluster) == []
+    await eventually(lambda: _running(cluster) == [])
     assert list(tmp_path.iterdir()) == []
 
 

@@ -53,8 +53,9 @@ def moved(step: float) -> Arrays:
     return {name: (step * (2 + waves[name])).astype(array.dtype) for name, array in SEED.items()}
 
 
-def left_at(net: LocalNetwork, site: str) -> Arrays:
-    """What the counted updates of a site left untold."""
+async def left_at(net: LocalNetwork, site: str) -> Arrays:
+    """What the counted updates of a site left untold, once it has heard that they count."""
+    await eventually(lambda: not any((net.folder / site / "outbox").iterdir()))
     (file,) = (net.folder / site / "leftovers").glob("*/*")
     with np.load(file) as loaded:
         return {name: loaded[name] for name in loaded.files}
@@ -135,7 +136,7 @@ async def counted(net: LocalNetwork, session: str, number: int) -> bool:
 async def test_what_arrived_and_what_is_left_is_all_that_was_to_be_told(tmp_path: Path, combiners: int) -> None:
     async with network(tmp_path, combiners=combiners, clients=2, direct_clients=2) as net:
         model = await trained(net, rounds=2, min_clients=2, compress="top-k:0.05+zstd")
-        left = {site: left_at(net, site) for site in ("site-1", "site-2")}
+        left = {site: await left_at(net, site) for site in ("site-1", "site-2")}
         assert list((tmp_path / "reducer").rglob("*.plain")) == []
     means = {name: moved(1.0)[name] / 3 + moved(2.0)[name] * 2 / 3 for name in SEED}
     assert np.array_equal(model["steps"], SEED["steps"] + 2 * np.rint(means["steps"]))
@@ -153,21 +154,21 @@ async def test_each_compression_through_combiners_and_for_a_rule_that_sees_every
             model = await trained(net, rounds=1, min_clients=3, strategy="median", compress=how)
             assert np.abs(model["w"] - exact).max() < error, how
         sums = net.folder / "c1" / "sums"
-        await eventually(lambda: not any(sums.iterdir()), timeout_s=5)
+        await eventually(lambda: not any(sums.iterdir()))
 
 
 async def test_leftovers_outlive_a_restart_of_the_client(tmp_path: Path) -> None:
     async with network(tmp_path, combiners=1, clients=1) as net:
         session = await start(net, rounds=1, compress="int8")
         view = await net.until_ended(session)
+        before = await left_at(net, "site-1")
         await net.stop("site-1")
-        before = left_at(net, "site-1")
         assert np.abs(before["w"]).max() > 0
         await net.start_client("site-1")
         (await net.http.post(f"/sessions/{session}/extend", json={"rounds": 1})).raise_for_status()
         view = await net.until_ended(session)
         model = await net.model(view["model"])
-        left = left_at(net, "site-1")["w"]
+        left = (await left_at(net, "site-1"))["w"]
     assert not np.array_equal(left, before["w"])
     np.testing.assert_allclose(model["w"] + left, SEED["w"] + 2 * moved(1.0)["w"], atol=2e-5)
 

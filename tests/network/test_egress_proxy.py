@@ -19,7 +19,7 @@ from runnel.client.domain.egress import egress_host
 from runnel.client.tasks.egress import EgressProxy, Traffic
 from runnel.common.errors import EnvironmentFailed
 
-pytestmark = [pytest.mark.network, pytest.mark.timeout(30)]
+pytestmark = [pytest.mark.network, pytest.mark.timeout(90)]
 
 LARGE = b"0123456789abcdef" * (1 << 16)
 
@@ -79,7 +79,7 @@ async def way(entries: Sequence[str] = ("127.0.0.1:{port}",)) -> AsyncIterator[W
 
 
 async def ask(there: Way, method: str, path: str, **choices: Any) -> httpx.Response:
-    async with httpx.AsyncClient(proxy=there.proxy, trust_env=False) as client:
+    async with httpx.AsyncClient(proxy=there.proxy, trust_env=False, timeout=30) as client:
         return await client.request(method, f"http://127.0.0.1:{there.port}{path}", **choices)
 
 
@@ -132,7 +132,7 @@ async def test_curl_finds_the_way_by_its_variables() -> None:
     ],
 )
 async def test_other_hosts_and_ports_are_refused_with_the_rule(entries: Sequence[str], host: str) -> None:
-    async with way(entries) as there, httpx.AsyncClient(proxy=there.proxy, trust_env=False) as client:
+    async with way(entries) as there, httpx.AsyncClient(proxy=there.proxy, trust_env=False, timeout=30) as client:
         answer = await client.get(f"http://{host}:{there.port}/")
         assert answer.status_code == 403
         assert answer.text == f"The policy of this site (tasks.egress) does not lead to {host}:{there.port}.\n"
@@ -141,14 +141,20 @@ async def test_other_hosts_and_ports_are_refused_with_the_rule(entries: Sequence
 
 
 async def test_a_name_does_not_lead_back_to_this_machine() -> None:
-    async with way(("localhost:{port}",)) as there, httpx.AsyncClient(proxy=there.proxy, trust_env=False) as client:
+    async with (
+        way(("localhost:{port}",)) as there,
+        httpx.AsyncClient(proxy=there.proxy, trust_env=False, timeout=30) as client,
+    ):
         answer = await client.get(f"http://localhost:{there.port}/")
         assert answer.status_code == 502
         assert "leads to this machine" in answer.text
 
 
 async def test_a_host_that_is_not_there_is_told() -> None:
-    async with way(("127.0.0.1:9",)) as there, httpx.AsyncClient(proxy=there.proxy, trust_env=False) as client:
+    async with (
+        way(("127.0.0.1:9",)) as there,
+        httpx.AsyncClient(proxy=there.proxy, trust_env=False, timeout=30) as client,
+    ):
         answer = await client.get("http://127.0.0.1:9/")
         assert answer.status_code == 502
 
@@ -206,7 +212,7 @@ async def test_a_run_that_asks_for_ever_more_hosts_fills_neither_memory_nor_log(
     with structlog.testing.capture_logs() as lines:
         async with (
             way(["api.example.org"]) as there,
-            httpx.AsyncClient(proxy=there.proxy, trust_env=False) as client,
+            httpx.AsyncClient(proxy=there.proxy, trust_env=False, timeout=30) as client,
         ):
             answers = [await client.get(f"http://h{number}.example.org/") for number in range(300)]
     assert {answer.status_code for answer in answers} == {403}

@@ -106,7 +106,7 @@ async def test_megabytes_of_output_fill_nothing(tmp_path: Path) -> None:
         async def told() -> bool:
             return any("more were printed" in line["text"] for line in await lines())
 
-        await eventually(told, timeout_s=10)
+        await eventually(told)
         kept = await lines()
         assert 100 < len(kept) <= 5000
         assert sum(len(line["text"]) for line in kept) < 600_000
@@ -308,7 +308,7 @@ async def test_a_session_that_begins_again_from_its_ledger_leaves_nothing_at_its
         assert view["status"] == "finished", view["reason"]
         assert view["rounds"][0]["updates"] == 3
         books = [combiner._book for combiner in net.combiners.values()]
-        await eventually(lambda: not any(book.orders for book in books), timeout_s=5)
+        await eventually(lambda: not any(book.orders for book in books))
 
 
 async def test_a_reducer_that_restarts_goes_on_with_the_round(tmp_path: Path) -> None:
@@ -358,7 +358,7 @@ async def test_a_client_that_restarts_offers_what_it_holds(tmp_path: Path) -> No
         assert view["status"] == "finished", view["reason"]
         assert ((await net.model(view["model"]))["w"] == 1.5).all()
         assert (tmp_path / "site-1.txt.runs").read_text() == "x"
-        await eventually(lambda: not (any((tmp_path / "site-1" / "outbox").iterdir())), timeout_s=10)
+        await eventually(lambda: not (any((tmp_path / "site-1" / "outbox").iterdir())))
 
 
 async def test_two_clients_of_one_name(tmp_path: Path) -> None:

@@ -25,12 +25,12 @@ def settings(folder: Path, **more: object) -> FileServiceSettings:
 
 
 async def add(service: FileService, data: bytes, *, field: str = "fileObj", **headers: str) -> httpx.Response:
-    async with httpx.AsyncClient(trust_env=False) as http:
+    async with httpx.AsyncClient(trust_env=False, timeout=30) as http:
         return await http.post(f"http://{service.address}/addFile", files={field: ("../x", data)}, headers=headers)
 
 
 async def fetch(service: FileService, path: str, **headers: str) -> httpx.Response:
-    async with httpx.AsyncClient(trust_env=False) as http:
+    async with httpx.AsyncClient(trust_env=False, timeout=30) as http:
         return await http.get(f"http://{service.address}{path}", headers=headers)
 
 
@@ -90,7 +90,7 @@ async def test_what_is_too_large_or_no_file_leaves_nothing(tmp_path: Path) -> No
         assert (await add(service, b"x" * 1000)).status_code == 200
         refused = await add(service, b"x" * 1001)
         assert (refused.status_code, refused.json()["status"]) == (413, "error")
-        async with httpx.AsyncClient(trust_env=False) as http:
+        async with httpx.AsyncClient(trust_env=False, timeout=30) as http:
             url = f"http://{service.address}/addFile"
             form = {"Content-Type": "multipart/form-data; boundary=b"}
             assert (await http.post(url, content=endless(), headers=form)).status_code == 413

@@ -119,4 +119,4 @@ async def a_session_of_sixty_rounds(tmp_path: Path, steps: Steps, at: dict[int, 
                 tmp_path / "reducer" / "spool",
                 tmp_path / "c1" / "spool",
             ):
-                await eventually(partial(is_empty, folder), timeout_s=5)
+                await eventually(partial(is_empty, folder))

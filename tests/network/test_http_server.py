@@ -71,14 +71,14 @@ async def test_speaks_tls(tmp_path: Path) -> None:
 
 async def test_a_running_request_ends_before_the_server_does(tmp_path: Path) -> None:
     reducer = InMemoryReducer(tmp_path, insecure=True)
-    async with asyncio.TaskGroup() as tasks, serving(tmp_path, reducer=reducer) as served:
+    async with asyncio.TaskGroup() as tasks, serving(tmp_path, reducer=reducer, stop_s=60) as served:
         package = (await served.http.post("/packages", content=b"a")).json()["digest"]
         seed = (await served.http.post("/models", content=b"m")).json()["model"]
         reducer.gate.clear()
         wanted = {"package": package, "seed": seed, "rounds": 1}
 
         async def start() -> int:
-            async with httpx.AsyncClient() as http:
+            async with httpx.AsyncClient(timeout=60) as http:
                 return (await http.post(f"{served.url}/api/v1/sessions", json=wanted)).status_code
 
         running = tasks.create_task(start())

@@ -67,7 +67,7 @@ def told(metric: Metric) -> set[str]:
 
 
 async def scrape(url: str) -> str:
-    async with httpx.AsyncClient() as http:
+    async with httpx.AsyncClient(timeout=30) as http:
         answer = await http.get(url)
     assert answer.status_code == 200, answer.text
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
@@ -84,6 +84,12 @@ async def test_a_session_shows_in_the_metrics_of_every_component(tmp_path: Path)
         seed = await net.push_model({"w": np.zeros(20_000)})  # too large to travel within messages
         session = await net.start_session(package, seed, rounds=2, min_clients=2)
         assert (await net.until_ended(session))["status"] == "finished"
+
+        async def all_settled() -> bool:  # a client hears of it after the session has ended
+            client = parsed(await scrape(f"http://{at_client}/metrics"))
+            return value(client, "runnel_settlements_total", settlement="counted") == 4
+
+        await eventually(all_settled)
         urls = {"reducer": net.reducer.url, "combiner": f"http://{at_combiner}", "client": f"http://{at_client}"}
         texts = {name: await scrape(f"{url}/metrics") for name, url in urls.items()}
     for name, text in texts.items():
@@ -155,12 +161,13 @@ async def test_tasks_show_in_the_metrics_and_no_client_adds_to_their_labels(tmp_
                 values = parsed(await scrape(f"{net.reducer.url}/metrics"))
                 return values if values.get((name, frozenset(labels.items()))) == number else None
 
-            found = await eventually(look, timeout_s=20)
+            found = await eventually(look)
             assert found is not None
             return found
 
         await values_when("runnel_open_runs", 1, state="running")
         await values_when("runnel_runs_ended_total", 1, state="failed", code="other")
+        await values_when("runnel_runs_ended_total", 1, state="failed", code="exit_status")
         before = await values_when("runnel_open_runs", 1, state="awaiting-release")
         good.gate.set()
         after = await values_when("runnel_runs_ended_total", 1, state="done", code="")
@@ -287,7 +294,7 @@ async def test_the_lag_of_the_loop_is_the_longest_since_the_last_look() -> None:
         found.append(lag.take())
         return found[-1] > 0.2
 
-    await eventually(late, timeout_s=5)
+    await eventually(late)
     assert lag.take() < max(found)
     lag.close()
 

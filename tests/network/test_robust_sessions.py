@@ -140,9 +140,9 @@ async def test_the_model_is_that_of_the_rule_itself(tmp_path: Path, layout: str)
             trail = (await net.http.get(f"/models/{view['model']}")).json()
             assert trail["strategy"] == strategy
         # Nothing of any update stays, here or below.
-        assert not list((tmp_path / "reducer" / "partials").iterdir())
+        await eventually(lambda: not list((tmp_path / "reducer" / "partials").iterdir()))
         folders = [tmp_path / name / "sums" for name, _ in LAYOUTS[layout]]
-        await eventually(lambda: not any(any(folder.iterdir()) for folder in folders), timeout_s=10)
+        await eventually(lambda: not any(any(folder.iterdir()) for folder in folders))
 
 
 Law = Callable[[Arrays, list[Arrays]], bool]

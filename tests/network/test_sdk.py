@@ -28,6 +28,7 @@ from runnel.transport.tls import ServerTls
 from tests.doubles.reducer_service import OPERATOR_TOKEN, VIEWER_TOKEN, InMemoryReducer
 from tests.doubles.serving import Served, serving
 from tests.eventually import eventually
+from tests.lasting_port import lasting_port
 
 pytestmark = pytest.mark.network
 
@@ -289,7 +290,7 @@ async def test_a_download_that_is_something_else_leaves_nothing(tmp_path: Path) 
 
 async def test_watching_survives_a_restart_of_the_network(tmp_path: Path, files: tuple[Path, Path]) -> None:
     reducer = InMemoryReducer(tmp_path, insecure=True)
-    async with serving(tmp_path, reducer=reducer) as served:
+    async with serving(tmp_path, reducer=reducer, listen=f"127.0.0.1:{lasting_port()}") as served:
         session = await use(served.url, lambda n: start(n, files))
         url, address = served.url, served.server.address
         watching = asyncio.create_task(use(url, lambda n: list(n.sessions.watch(session))))

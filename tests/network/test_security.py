@@ -73,11 +73,13 @@ async def round_with(folder: Path, at: str) -> AsyncIterator[tuple[LocalNetwork,
 
 @contextlib.asynccontextmanager
 async def one_more_round(net: LocalNetwork, at: str) -> AsyncIterator[tuple[HostileNode, str]]:
-    """Start a session of the clients that are there and mallory."""
+    """Start a session of the clients that are there, who wait until they are let go on, and mallory."""
     address = net.combiners["c1"].address if at == "combiner" else net.reducer.rpc_address
     folder = net.folder / "package"
     if not folder.exists():
-        write_package(folder)
+        write_package(folder, train=WAIT + ADD_CONSTANT)
+    for number in (1, 2):
+        _word(net, number).unlink(missing_ok=True)
     async with HostileNode(net.reducer.rpc_address, "mallory", at=address) as node:
         await net.until_attached("mallory")
         package = await net.push_package(folder)
@@ -88,6 +90,7 @@ async def one_more_round(net: LocalNetwork, at: str) -> AsyncIterator[tuple[Host
 
 async def goes_on_without(net: LocalNetwork, session: str) -> dict[str, Any]:
     """Require that the session finishes with the honest two and nobody else; return its clients by name."""
+    let_go_on(net)
     view = await net.until_ended(session)
     assert view["status"] == "finished", view["reason"]
     assert view["rounds"][0]["updates"] == 2
@@ -96,6 +99,15 @@ async def goes_on_without(net: LocalNetwork, session: str) -> dict[str, Any]:
     assert [clients[name]["status"] for name in ("site-1", "site-2")] == ["counted", "counted"]
     assert clients["mallory"]["status"] != "counted"
     return clients
+
+
+def let_go_on(net: LocalNetwork) -> None:
+    for number in (1, 2):
+        _word(net, number).touch()
+
+
+def _word(net: LocalNetwork, number: int) -> Path:
+    return net.folder / f"site-{number}.txt.go"
 
 
 def files_in(folder: Path) -> list[Path]:
@@ -274,8 +286,7 @@ async def test_an_order_of_others_can_not_be_answered(tmp_path: Path, at: str) -
                     lines=(LogLine(at_ms=0, stream="stdout", text="and there"),),
                 ),
             )
-            for number in (1, 2):
-                (tmp_path / f"site-{number}.txt.go").touch()
+            let_go_on(net)
             view = await net.until_ended(session)
             assert view["status"] == "finished", view["reason"]
             assert (view["rounds"][0]["updates"], view["rounds"][0]["failed"]) == (2, 0)
@@ -328,8 +339,8 @@ async def test_an_update_counts_once_however_often_it_is_reported(tmp_path: Path
             assert np.allclose(model["w"], (1 + 2 + 7) / 3)
             assert not node.ended.is_set()
         # Nothing of it stays behind.
-        await eventually(lambda: not list((tmp_path / "reducer" / "partials").iterdir()), timeout_s=10)
-        await eventually(lambda: not files_in(tmp_path / "c1" / "spool"), timeout_s=10)
+        await eventually(lambda: not list((tmp_path / "reducer" / "partials").iterdir()))
+        await eventually(lambda: not files_in(tmp_path / "c1" / "spool"))
 
 
 async def test_what_was_begun_and_never_ended_is_removed(tmp_path: Path) -> None:
@@ -339,13 +350,13 @@ async def test_what_was_begun_and_never_ended_is_removed(tmp_path: Path) -> None
         await node.push(order.order_id, big[:300_000], ref_of(big))
         assert files_in(tmp_path / "c1" / "spool")
         await goes_on_without(net, session)
-        await eventually(lambda: not files_in(tmp_path / "c1" / "spool"), timeout_s=10)
+        await eventually(lambda: not files_in(tmp_path / "c1" / "spool"))
     async with round_with(tmp_path / "again", "reducer") as (net, node, session):
         order = await node.assignment()
         await node.push(order.order_id, big[:300_000], ref_of(big))
         assert files_in(tmp_path / "again" / "reducer" / "spool")
         await goes_on_without(net, session)
-        await eventually(lambda: not files_in(tmp_path / "again" / "reducer" / "spool"), timeout_s=10)
+        await eventually(lambda: not files_in(tmp_path / "again" / "reducer" / "spool"))
 
 
 # ---- floods
@@ -362,6 +373,7 @@ async def test_a_flood_takes_nobody_down(tmp_path: Path) -> None:
             lines=tuple(LogLine(at_ms=0, stream="stdout", text=text) for _ in range(200)),
         )
         progress = Progress(key=order.key, order_id=order.order_id, client="mallory", stage=Stage.RUNNING)
+        let_go_on(net)
         async with asyncio.timeout(60):
             await node.say(*[lines] * 40, *[progress] * 10_000)
         await goes_on_without(net, session)
@@ -386,19 +398,25 @@ async def hostile_combiner(folder: Path) -> AsyncIterator[tuple[LocalNetwork, Ho
         async with HostileNode(address, "mallory", at=address, kind=NodeKind.COMBINER) as node:
             await node.say(Roster(joined=tuple(ghosts)))
             await net.until_attached("ghost-1", "ghost-2")
-            package = await net.push_package(write_package(folder / "package"))
+            package = await net.push_package(write_package(folder / "package", train=WAIT + ADD_CONSTANT))
             session = await net.start_session(
                 package,
                 await net.push_model(SEED),
                 rounds=1,
                 min_clients=2,
                 buffer=2,
-                round_timeout_s=5,
+                round_timeout_s=60,
                 validate_every=0,
             )
             order = await node.assignment()
             assert order.clients == ("ghost-1", "ghost-2")
             yield net, node, session, order
+
+
+async def give_up(node: HostileNode, order: Assignment) -> None:
+    """Report for the ghosts, whom the round would wait for."""
+    lost = Failure(code="x", message="It is none.")
+    await node.say(node.report(order, outcomes=tuple(Outcome(client=name, failure=lost) for name in order.clients)))
 
 
 GHOSTS = (Outcome(client="ghost-1", weight=1.0), Outcome(client="ghost-2", weight=1.0))
@@ -427,7 +445,8 @@ async def test_a_sum_that_is_none_is_refused_whole(
             said.append(capsys.readouterr().out)
             return words in "".join(said)
 
-        await eventually(told, timeout_s=10)
+        await eventually(told)
+        let_go_on(net)
         view = await net.until_ended(session)
         assert view["status"] == "finished", view["reason"]
         assert view["rounds"][0]["updates"] == 2
@@ -446,6 +465,7 @@ async def test_a_combiner_reports_for_nobody_but_those_it_was_asked_for(tmp_path
             Released(order_id=order.order_id, clients=("site-1", "site-2")),
             node.report(order, data, outcomes=stolen, weight=2.0, payload_kind=PayloadKind.WEIGHTED_SUM),
         )
+        let_go_on(net)
         view = await net.until_ended(session)
         assert view["status"] == "finished", view["reason"]
         clients = {c["client"]: c["status"] for c in (await net.session(session, clients=True))["rounds"][0]["clients"]}
@@ -467,6 +487,8 @@ async def test_a_combiner_has_no_part_in_the_orders_of_another(tmp_path: Path) -
                 node.report(theirs, outcomes=failed),
                 node.report(dataclasses.replace(theirs, key=dataclasses.replace(order.key, round=2))),
             )
+        await give_up(node, order)
+        let_go_on(net)
         view = await net.until_ended(session)
         assert view["status"] == "finished", view["reason"]
         assert ((await net.model(view["model"]))["w"] == 1.5).all()
@@ -492,13 +514,14 @@ async def test_a_combiner_that_lies_is_refused(tmp_path: Path, lie: Lie, kind: t
         await node.say(lie(node, order))
         with pytest.raises(kind, match=words):
             raise await node.refusal()
+        let_go_on(net)
         view = await net.until_ended(session)
         assert view["status"] == "finished", view["reason"]
         assert ((await net.model(view["model"]))["w"] == 1.5).all()
 
 
 async def test_a_combiner_brings_nobody_in_who_has_not_joined(tmp_path: Path) -> None:
-    async with hostile_combiner(tmp_path) as (net, node, session, _):
+    async with hostile_combiner(tmp_path) as (net, node, session, order):
         await node.say(
             Roster(
                 joined=(
@@ -517,6 +540,8 @@ async def test_a_combiner_brings_nobody_in_who_has_not_joined(tmp_path: Path) ->
         await eventually(told_again)
         assert roster.find("invented") is None
         assert roster.route("site-1") == "c1"
+        await give_up(node, order)
+        let_go_on(net)
         await net.until_ended(session)
 
 

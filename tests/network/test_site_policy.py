@@ -252,7 +252,7 @@ async def test_a_site_writes_down_what_ran_with_which_data(tmp_path: Path, site:
             seen[:] = [each["text"] for each in logs if "RUNNEL_DATA" in each["text"]]
             return bool(seen)
 
-        await eventually(printed, timeout_s=10)
+        await eventually(printed)
         assert "EHR" not in seen[0]
         assert "MORE" not in seen[0]
     healed, started, ended = (site.audit(kind) for kind in ("log.healed", "run.started", "run.ended"))
@@ -294,7 +294,7 @@ async def test_a_policy_that_changes_is_followed_and_one_that_is_wrong_is_not(tm
         assert len([kind for kind in await kinds(running, session) if kind == "client.failed"]) == 1
 
         site.says('approve = "anything"\npackage = [".*"]\n')
-        await eventually(lambda: bool(site.audit("policy.rejected")), timeout_s=10)
+        await eventually(lambda: bool(site.audit("policy.rejected")))
         assert "package is no key. Did you mean packages?" in site.audit("policy.rejected")[0]["problem"]
 
         site.says('approve = "anything"\n[limits]\ntime_s = 40\n')

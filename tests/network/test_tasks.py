@@ -201,7 +201,7 @@ async def test_results_that_await_release_are_decided_on_from_afar(net: LocalNet
         assert [(await ended(net, task))["status"] for task in tasks] == ["done", "failed"]
         refused = await net.http.post(f"/runs/{run}/release", json={"release": True})
         assert (refused.status_code, refused.json()["code"]) == (409, "illegal_state")
-        assert not client.held
+        await eventually(lambda: not client.held)
 
 
 async def test_a_client_is_given_no_more_than_it_has_room_for(net: LocalNetwork) -> None:

@@ -24,7 +24,7 @@ from runnel.common.tasks import Contract, Executor, TaskSpec, task_spec
 from runnel.common.tasks.asks import LookAtTask, NewTask, Site, SitesAsk, SubRun, TaskAnswer, TaskAsk
 from runnel.common.tasks.site_numbers import site_number
 
-pytestmark = [pytest.mark.network, pytest.mark.timeout(30)]
+pytestmark = [pytest.mark.network, pytest.mark.timeout(60)]
 
 IMAGE = "average:1"
 SITES = [f"site-{number:02}" for number in range(12)]
