@@ -84,7 +84,7 @@ async def test_a_task_is_watched_and_its_results_are_approved(tmp_path: Path) ->
             await expect(page.get_by_text("Somebody has to look")).to_have_count(0)
             steps = page.get_by_role("list", name="How it went").locator("strong")
             states = ["queued", "assigned", "preparing", "running", "awaiting-release", "done"]
-            assert await steps.all_text_contents() == states
+            await expect(steps).to_have_text(states)
             async with page.expect_download() as saving:
                 await page.get_by_role("button", name="Download bergen-stdout.txt").click()
             saved = await (await saving.value).path()

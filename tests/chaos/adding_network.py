@@ -18,6 +18,7 @@ from runnel.common.crash_points import VARIABLE, CrashPoint
 from runnel.common.tensors import write_npz
 from tests.chaos.proxied_network import ProxiedNetwork
 from tests.eventually import eventually_blocking
+from tests.process.process_network import START_S
 
 SIZE = 400_000  # float64: several chunks of the wire, and more than goes over gRPC
 
@@ -114,7 +115,7 @@ class AddingNetwork(ProxiedNetwork):
         found = places()
         if found != {"c1"} and (anew or found != {"c2"}):
             self.kill("c2", signal.SIGTERM)
-            eventually_blocking(lambda: places() == {"c1"}, timeout_s=20)
+            eventually_blocking(lambda: places() == {"c1"}, timeout_s=START_S, state=self.places)
             self.relaunch("c2")
             self.until_attached("c2")
             found = {"c1"}
@@ -126,8 +127,13 @@ class AddingNetwork(ProxiedNetwork):
         self.until_attached("c1", "c2", *self.steps)
         if len(set(self.places().values())) == 1:
             self.again(*(name for name, place in self.places().items() if place != self._preferred[name]))
-        places = self.places()
-        assert set(places.values()) == {"c1", "c2"}, places
+        # Of who was started again, the place of before may still be told.
+        places = eventually_blocking(
+            lambda: set((found := self.places()).values()) == {"c1", "c2"} and found,
+            timeout_s=START_S,
+            state=self.places,
+        )
+        assert places
         return str(places["site-1"])
 
     def work(self, size: int = SIZE) -> tuple[str, str]:
@@ -143,14 +149,22 @@ class AddingNetwork(ProxiedNetwork):
         options = {"min_clients": len(self.steps), "round_timeout_s": self.ROUND_TIMEOUT_S, "retries": 20} | more
         return self.sdk.sessions.start(package=package, seed=seed, rounds=rounds, **options).session
 
-    def until_under_way(self, session: str) -> None:
-        """Wait until a round is done and others are not, so that what happens now happens in the middle."""
+    def session_under_way(self, work: tuple[str, str], rounds: int) -> str:
+        """Start a session; return it when a round is done and others are not: what happens now is in the middle of it.
 
-        def done() -> bool:
-            return any(each.status == "committed" for each in self.sdk.sessions.show(session).rounds)
+        One that was over before this was seen, as this process may stand still too, is followed by another.
+        """
+        for _ in range(5):
+            session = self.start_session(work, rounds)
 
-        eventually_blocking(done, timeout_s=30)
-        assert self.sdk.sessions.show(session).status == "running"
+            def done(session: str = session) -> bool:
+                return any(each.status == "committed" for each in self.sdk.sessions.show(session).rounds)
+
+            eventually_blocking(done, timeout_s=60)
+            if self.sdk.sessions.show(session).status == "running":
+                return session
+            self.require_exact(session, rounds)
+        raise AssertionError("five sessions were over before it was seen that their first round was")
 
     def require_exact(
         self,

@@ -46,6 +46,8 @@ HOLES = {Way.UP: {Fault.HOLE, Fault.HOLE_UP}, Way.DOWN: {Fault.HOLE, Fault.HOLE_
 PIECE_BYTES = {Fault.TRICKLE: 64, Fault.BYTE: 1}
 PAUSE_S = {Fault.TRICKLE: 0.01, Fault.BYTE: 1.0}
 RETRANSMISSION_S = 0.2
+# What has been counted and is lost when a connection is reset: of a receiver that is slow, else up to 4 MB wait here.
+SEND_BYTES = 128 << 10
 
 
 class Connection:
@@ -150,6 +152,8 @@ class FaultyProxy:
         except OSError:
             _reset(writer)
             return
+        for each in (writer, up_writer):
+            each.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
         connection = Connection(writer, up_writer)
         self._connections.add(connection)
         try:

@@ -12,6 +12,7 @@ from tests.chaos.adding_network import AddingNetwork
 from tests.eventually import eventually_blocking
 from tests.postgresql import binaries, running_cluster
 from tests.process.clocked_network import ClockedNetwork
+from tests.process.process_network import START_S
 from tests.small_disk import CannotMount, SmallDisk, mounted_disk
 
 CLIENTS = 4
@@ -52,7 +53,7 @@ class SoakNetwork(ClockedNetwork, AddingNetwork):
     def start_shape(self, shape: Shape) -> None:
         self.start(shape.combiners, CLIENTS, above=shape.above)
         if "RUNNEL_COMBINER_CAPACITY" in shape.settings:
-            eventually_blocking(lambda: "reducer" in self.places().values(), timeout_s=20, state=self.places)
+            eventually_blocking(lambda: "reducer" in self.places().values(), timeout_s=START_S, state=self.places)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,14 +35,14 @@ def test_a_cut_between_two_tiers(network: AddingNetwork, work: tuple[str, str], 
     where = all_at(network) if where == "combiner" else where
     proxy = network.proxies[where]
     before = proxy.blobs.moved[Way.UP]
-    session = network.start_session(work, rounds=4)
-    network.until_under_way(session)
+    session = network.session_under_way(work, 4)
     assert proxy.blobs.moved[Way.UP] - before > 8 * SIZE, "updates and sums do not pass the proxy of the blob port"
     proxy.inflict(fault)
     time.sleep(4 * HEARTBEAT_S)
     proxy.inflict(Fault.NONE)
     # Who is not told that a connection is gone finds out by a probe: the longest is 10 s to it and 10 s for its answer.
-    network.require_exact(session, 4, timeout_s=40 if fault is Fault.NO_SERVER else 120)
+    # Who waited for the round's time-out would take 120 s.
+    network.require_exact(session, 4, timeout_s=80 if fault is Fault.NO_SERVER else 120)
     network.require_nothing_held()
 
 
@@ -51,8 +51,7 @@ def test_a_process_that_stands_still_for_longer_than_the_heartbeats(
     network: AddingNetwork, work: tuple[str, str], who: str
 ) -> None:
     who = all_at(network) if who == "combiner" else who
-    session = network.start_session(work, rounds=4)
-    network.until_under_way(session)
+    session = network.session_under_way(work, 4)
     network.process(who).send_signal(signal.SIGSTOP)
     time.sleep(4 * HEARTBEAT_S)
     network.process(who).send_signal(signal.SIGCONT)

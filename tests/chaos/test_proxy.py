@@ -146,8 +146,8 @@ def test_one_byte_per_second(line: Line) -> None:
     line.proxy.inflict(Fault.BYTE)
     began = time.monotonic()
     near.sendall(b"slow")
-    assert [far.recv(100) for _ in range(3)] == [b"s", b"l", b"o"]
-    assert 2 <= time.monotonic() - began < 5
+    assert [far.recv(1) for _ in range(3)] == [b"s", b"l", b"o"]
+    assert time.monotonic() - began >= 2
     line.proxy.inflict(Fault.NONE)
     assert far.recv(100) == b"w"
 

@@ -13,6 +13,7 @@ from tests.chaos.adding_network import AddingNetwork
 from tests.chaos.proxy import Fault
 from tests.chaos.test_kill_points import FETCHED, WHO
 from tests.eventually import eventually_blocking
+from tests.process.process_network import START_S
 
 pytestmark = [pytest.mark.process, pytest.mark.restarts, pytest.mark.timeout(180)]
 
@@ -39,14 +40,18 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AddingNetwork]
 def at_a_leaf(network: AddingNetwork) -> str:
     """Return a leaf with clients, when all are at leaves and these below ``top``."""
     network.until_attached("top", *LEAVES, *network.steps)
-    nodes = {node.name: node.attached_to for node in network.sdk.nodes.list()}
-    assert [nodes[name] for name in ("top", *LEAVES)] == ["reducer", "top", "top"]
+
+    def combiners() -> list[str | None]:
+        nodes = {node.name: node.attached_to for node in network.sdk.nodes.list()}
+        return [nodes[name] for name in ("top", *LEAVES)]
+
+    eventually_blocking(lambda: combiners() == ["reducer", "top", "top"], timeout_s=START_S, state=combiners)
     for name, place in network.places().items():
         if place not in LEAVES:
             network.again(name)
-    places = network.places()
-    assert set(places.values()) <= set(LEAVES), places
-    return str(places["site-1"])
+    # Of who was started again, the place of before may still be told.
+    eventually_blocking(lambda: set(network.places().values()) <= set(LEAVES), timeout_s=START_S, state=network.places)
+    return str(network.places()["site-1"])
 
 
 @pytest.mark.parametrize(
@@ -76,19 +81,17 @@ def test_a_combiner_that_is_killed_above_or_below(
 @pytest.mark.parametrize("fault", [Fault.HOLE, Fault.NO_SERVER])
 def test_a_cut_between_combiners(network: AddingNetwork, work: tuple[str, str], fault: Fault) -> None:
     at_a_leaf(network)
-    session = network.start_session(work, rounds=4)
-    network.until_under_way(session)
+    session = network.session_under_way(work, 4)
     network.proxies["top"].inflict(fault)
     time.sleep(4 * HEARTBEAT_S)
     network.proxies["top"].inflict(Fault.NONE)
-    network.require_exact(session, 4, timeout_s=40)  # a probe and its answer take 20 s at most
+    network.require_exact(session, 4, timeout_s=80)  # a probe and its answer take 20 s at most, the round's time 120 s
     network.require_nothing_held()
 
 
 def test_a_combiner_above_others_stands_still(network: AddingNetwork, work: tuple[str, str]) -> None:
     at_a_leaf(network)
-    session = network.start_session(work, rounds=4)
-    network.until_under_way(session)
+    session = network.session_under_way(work, 4)
     network.process("top").send_signal(signal.SIGSTOP)
     time.sleep(4 * HEARTBEAT_S)
     network.process("top").send_signal(signal.SIGCONT)
@@ -113,8 +116,7 @@ def direct_work(direct: AddingNetwork) -> tuple[str, str]:
 def test_a_cut_between_the_reducer_and_its_clients(
     direct: AddingNetwork, direct_work: tuple[str, str], fault: Fault
 ) -> None:
-    session = direct.start_session(direct_work, rounds=4)
-    direct.until_under_way(session)
+    session = direct.session_under_way(direct_work, 4)
     direct.proxies["reducer"].inflict(fault)
     time.sleep(4 * HEARTBEAT_S)
     direct.proxies["reducer"].inflict(Fault.NONE)

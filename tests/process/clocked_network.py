@@ -28,4 +28,4 @@ class ClockedNetwork(ProcessNetwork):
         beside.replace(clock)
         if self.components[name].process is not None:
             done = clock.with_name(clock.name + ".set")
-            eventually_blocking(lambda: done.exists() and done.read_text() == clock.read_text(), timeout_s=10)
+            eventually_blocking(lambda: done.exists() and done.read_text() == clock.read_text())

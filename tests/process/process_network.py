@@ -17,6 +17,7 @@ from runnel.common.errors import NotFound, RunnelError
 from runnel.compute_package import pack
 from runnel.sdk import Network
 from tests.eventually import eventually_blocking
+from tests.lasting_port import lasting_port
 from tests.process.forked_process import RUNNEL, ForkedProcess, start_runnel
 
 START_S = 60.0
@@ -74,13 +75,11 @@ class ProcessNetwork:
     # ---- starting and ending
 
     def start_reducer(self, *more: str, **environ: str) -> None:
-        arguments = ["reducer", "--rpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--insecure", *more]
-        self._add("reducer", arguments, **environ)
-        # The same addresses at each further start, as in life.
+        # The same addresses at each further start, as in life; nobody else gets them meanwhile.
+        rpc, http = (f"127.0.0.1:{lasting_port()}" for _ in range(2))
+        self._add("reducer", ["reducer", "--rpc", rpc, "--http", http, "--insecure", *more], **environ)
         endpoints = read_endpoints(self.folder / "reducer")
         self.rpc, self.http = str(endpoints.rpc), str(endpoints.http)
-        again = self.components["reducer"].arguments
-        again[2], again[4] = self.rpc, self.http
         self._sdk = Network(f"http://{self.http}")
 
     def start_combiner(self, name: str, *more: str, **environ: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from runnel.common.endpoints import read_endpoints
 from runnel.sdk import Network
 from tests.doubles.said import Said
+from tests.lasting_port import lasting_port
 from tests.process.forked_process import run_runnel
 from tests.process.process_network import ProcessNetwork
 
@@ -43,12 +44,10 @@ class SecureNetwork(ProcessNetwork):
         return [] if self._certificates is None else ["--tls-ca", str(self._certificates.authority)]
 
     def start_reducer(self, *more: str, **environ: str) -> None:
-        arguments = ["reducer", "--rpc", "127.0.0.1:0", "--http", "127.0.0.1:0", *self._server(), *more]
-        self._add("reducer", arguments, **environ)
+        rpc, http = (f"127.0.0.1:{lasting_port()}" for _ in range(2))
+        self._add("reducer", ["reducer", "--rpc", rpc, "--http", http, *self._server(), *more], **environ)
         endpoints = read_endpoints(self.folder / "reducer")
         self.rpc, self.http = str(endpoints.rpc), str(endpoints.http)
-        again = self.components["reducer"].arguments
-        again[2], again[4] = self.rpc, self.http
         self.operator = (self.folder / "reducer" / "operator.token").read_text().strip()
         self.secrets.append(self.operator)
         self._sdk = self.network(self.operator)

@@ -21,12 +21,10 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -46,6 +44,7 @@ from runnel.reducer.http.requests import SessionRequest
 from runnel.sdk import Network
 from tests.doubles.reducer_service import InMemoryReducer
 from tests.eventually import eventually_blocking
+from tests.lasting_port import lasting_port
 from tests.needs import needs
 from tests.process.forked_process import ForkedProcess, start_runnel
 
@@ -98,7 +97,8 @@ class Story:
         activate.parent.mkdir(parents=True)
         activate.write_text(f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH\n")
         self._state = folder / "environment"
-        self._ports = {port: str(free) for port, free in zip(("7400", "7480", "7500"), free_ports(3), strict=True)}
+        ports = (lasting_port(), lasting_port(), lasting_port())  # it takes a while until somebody listens
+        self._ports = {port: str(free) for port, free in zip(("7400", "7480", "7500"), ports, strict=True)}
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("RUNNEL_", "PYTEST_"))}
         kept |= {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}", "OMP_NUM_THREADS": "1"}
         self._environ = kept | {"OPENBLAS_NUM_THREADS": "1", "RUNNEL_URL": self._here("http://127.0.0.1:7480")}
@@ -255,12 +255,6 @@ class Story:
                 return sum(node.status == "attached" for node in network.nodes.list())
 
             eventually_blocking(lambda: attached() == int(which), timeout_s=READY_S, state=attached)
-
-
-def free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        taken = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [each.getsockname()[1] for each in taken]
 
 
 def commands(text: str) -> list[tuple[str, list[str]]]:

@@ -253,12 +253,14 @@ async def test_metadata_that_is_none(train: Train, workdir: Path, text: str, say
 
 
 @pytest.mark.parametrize(
-    ("script", "error"),
-    [("import sys; sys.exit(3)", EntryPointFailed), ("import time; time.sleep(1000)", EntryPointTimeout)],
+    ("script", "timeout_s", "error"),
+    [("import sys; sys.exit(3)", 60.0, EntryPointFailed), ("import time; time.sleep(1000)", 0.5, EntryPointTimeout)],
 )
-async def test_a_failed_run_leaves_no_files(train: Train, workdir: Path, script: str, error: type[RunnelError]) -> None:
+async def test_a_failed_run_leaves_no_files(
+    train: Train, workdir: Path, script: str, timeout_s: float, error: type[RunnelError]
+) -> None:
     with pytest.raises(error):
-        await train(script, timeout_s=0.5)
+        await train(script, timeout_s=timeout_s)
     assert list(workdir.iterdir()) == []
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -15,6 +16,7 @@ import pytest
 from tests.eventually import eventually_blocking
 from tests.needs import needs
 from tests.process.forked_process import ROOT, RUNNEL, ForkedProcess, run_runnel, start_runnel
+from tests.process.living import living
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(120)]
 
@@ -74,10 +76,19 @@ def test_it_says_and_returns_what_one_by_exec_does(
     assert (forked.returncode, forked.stdout, forked.stderr) == (status, started.stdout, started.stderr)
 
 
+def files_of(process: Path) -> dict[str, str]:
+    """Return what the descriptors of a process lead to; it opens and closes files while one looks."""
+    found = {}
+    for descriptor in (process / "fd").iterdir():
+        with suppress(FileNotFoundError):
+            found[descriptor.name] = str(descriptor.readlink())
+    return found
+
+
 def test_it_has_its_own_folder_and_nothing_of_the_servers_files(waiting: ForkedProcess, tmp_path: Path) -> None:
     me = Path("/proc") / str(waiting.pid)
     server = Path("/proc") / str(psutil.Process(waiting.pid).ppid())
-    has, servers = ({fd.name: str(fd.readlink()) for fd in (each / "fd").iterdir()} for each in (me, server))
+    has, servers = (files_of(each) for each in (me, server))
     assert str((me / "cwd").readlink()) == str(tmp_path)
     assert (has["0"], has["1"], has["2"]) == ("/dev/null", str(tmp_path / "log"), str(tmp_path / "log"))
     assert {link for link in servers.values() if link.startswith(("socket", "pipe"))}.isdisjoint(has.values())
@@ -121,7 +132,4 @@ def test_nothing_outlives_who_asked(tmp_path: Path, killed: bool) -> None:
         if killed:
             asking.kill()
 
-    def gone() -> bool:
-        return not any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in family)
-
-    eventually_blocking(gone, timeout_s=20)
+    eventually_blocking(lambda: not living(family), state=lambda: living(family))

@@ -47,6 +47,7 @@ def network(tmp_path: Path) -> Iterator[ProcessNetwork]:
 def test_it_follows_what_happens_to_a_network(network: ProcessNetwork, tmp_path: Path) -> None:
     (tmp_path / "data").write_text("1")
     network.start_combiner("c1")
+    network.until_attached("c1")  # a client that joined before it would stay at the reducer for a moment
     network.start_client("site", tmp_path / "data")
     folder = network.folder
     assert until_well(folder / "reducer") == f"well, serving at {network.rpc} and {network.http}\n"

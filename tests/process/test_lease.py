@@ -108,7 +108,7 @@ def test_one_that_stood_still_for_longer_than_its_lease_never_acts_again(two: Tw
                 break
         taken = time.monotonic() - stopped
         two.until_ready("south")
-        assert taken < LEASE_S + 20
+        assert taken < LEASE_S + 60
         answers: list[httpx.Response | httpx.HTTPError] = []
 
         def ask() -> None:
@@ -122,7 +122,7 @@ def test_one_that_stood_still_for_longer_than_its_lease_never_acts_again(two: Tw
         time.sleep(0.2)
     finally:
         north.send_signal(signal.SIGCONT)
-    assert north.wait(20) == 1
+    assert north.wait(60) == 1
     asking.join()
     assert not any(isinstance(answer, httpx.Response) and answer.status_code < 500 for answer in answers)
     last = two.log_of("north").strip().splitlines()[-1]
@@ -174,7 +174,7 @@ def test_one_that_stands_still_inside_of_a_transaction_keeps_nobody_waiting(clus
             with start("second") as second:
                 told, _ = second.communicate(timeout=60)
             assert "committed" in told
-            assert time.monotonic() - began < 25
+            assert time.monotonic() - began < 50
             first.send_signal(signal.SIGCONT)
             told, _ = first.communicate(timeout=60)
         finally:

@@ -148,7 +148,7 @@ def test_a_combiner_without_room_for_updates(network: FullNetwork) -> None:
     with disk.filled(ROOM_BYTES):
         session = network.session(LARGE, round_timeout_s=60)
         line = 'event="no room above; trying again"'
-        eventually_blocking(lambda: line in network.log_of("site-1"), timeout_s=20)
+        eventually_blocking(lambda: line in network.log_of("site-1"), timeout_s=50)
         assert f"c1 at {network.address_of('c1')}: No room in {disk.folder}/" in network.log_of("site-1")
         assert 'event="no room for an update" client=site-1' in network.log_of("c1")
     network.sdk.sessions.stop(session)  # not to wait until it is offered again
@@ -160,7 +160,7 @@ def test_a_combiner_without_room_for_updates(network: FullNetwork) -> None:
 def test_a_reducer_without_room_for_payloads(network: FullNetwork) -> None:
     disk = network.disks["reducer"]
     with disk.filled(ROOM_BYTES):
-        waits, ends = network.session(LARGE, round_timeout_s=60), network.session(LARGE, round_timeout_s=2)
+        waits, ends = network.session(LARGE, round_timeout_s=60), network.session(LARGE, round_timeout_s=10)
         network.require_right(network.session(SMALL), SMALL)
         reason = network.failed(ends)
         assert "(0 failed, 2 did not answer)" in reason

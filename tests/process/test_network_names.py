@@ -42,7 +42,7 @@ class NamedNetwork(SecureNetwork):
         with self.together():
             self._add("c1", ["combiner", *network, "--listen", free, "--name", "c1", "--token", combiner])
             self._add("site-1", ["client", *network, "--name", "site-1", *data, "--token", client])
-        eventually_blocking(lambda: len(self.json("node", "list")) == 2, timeout_s=20)
+        eventually_blocking(lambda: len(self.json("node", "list")) == 2)
 
     def endpoints(self, name: str) -> dict[str, Any]:
         found: dict[str, Any] = json.loads((self.folder / name / "endpoints.json").read_text())
@@ -88,9 +88,9 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NamedNetwork]:
 def test_components_say_where_they_are(network: NamedNetwork) -> None:
     assert set(network.endpoints("reducer")) == {"rpc", "http"}
     assert set(network.endpoints("c1")) == {"rpc", "attached_to"}
-    assert network.endpoints("c1")["attached_to"] == "reducer"
-    # It is attached before it has written so.
-    eventually_blocking(lambda: network.endpoints("site-1") == {"attached_to": "c1"}, timeout_s=10)
+    # They are attached before they have written so.
+    eventually_blocking(lambda: network.endpoints("c1")["attached_to"] == "reducer")
+    eventually_blocking(lambda: network.endpoints("site-1") == {"attached_to": "c1"})
     for name in network.components:
         assert network.log_of(name).count("event=ready ") == 1
     token = network.folder / "reducer" / "operator.token"

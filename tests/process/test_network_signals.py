@@ -61,6 +61,10 @@ class SignalledNetwork(ProcessNetwork):
     def in_the_middle(self) -> str:
         """Start a session and return it when both clients train."""
         self.until_attached("c1", "site-1", "site-2")
+        # Who was at the reducer, for want of c1, has moved.
+        eventually_blocking(
+            lambda: all(node.attached_to == "c1" for node in self.sdk.nodes.list() if node.kind == "client")
+        )
         for number in (1, 2):
             for name in ("began", "go"):
                 (self.site(number) / name).unlink(missing_ok=True)
@@ -82,16 +86,15 @@ class SignalledNetwork(ProcessNetwork):
     def tell(self, name: str, number: signal.Signals, until: str = "", times: int = 1) -> None:
         """Send a signal, and wait until the process has logged ``until`` since then."""
         before = self.log_of(name).count(until) if until else 0
+        self._children = psutil.Process(self.process(name).pid).children(recursive=True)
         self.process(name).send_signal(number)
         if until:
             eventually_blocking(lambda: self.log_of(name).count(until) >= before + times, timeout_s=SOON_S)
 
     def require_ended(self, name: str, status: int) -> None:
-        """The process ends soon, and with it what it started; its endpoints are gone."""
-        process = psutil.Process(self.process(name).pid)
-        children = process.children(recursive=True)
+        """The process that was told last ends soon, and with it what it had started; its endpoints are gone."""
         assert self.until_dead(name, SOON_S) == status, self.log_of(name)
-        _, alive = psutil.wait_procs(children, timeout=3)
+        _, alive = psutil.wait_procs(self._children, timeout=SOON_S)
         assert not alive
         assert not (self.folder / name / "endpoints.json").exists()
 

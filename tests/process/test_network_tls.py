@@ -22,7 +22,7 @@ from tests.process.secure_network import Certificates, SecureNetwork
 
 pytestmark = [pytest.mark.process, pytest.mark.restarts, pytest.mark.timeout(120)]
 
-SAYS_WITHIN_S = 10.0
+SAYS_WITHIN_S = 30.0  # on a busy machine
 
 
 def certificates(folder: Path) -> Certificates:
@@ -70,7 +70,8 @@ def test_a_session_over_tls(network: SecureNetwork) -> None:
     )
     assert said.status == 0, said.err
     assert said.document["status"] == "finished"
-    assert {node.name: node.attached_to for node in network.sdk.nodes.list()} == {"c1": "reducer", "site-1": "c1"}
+    places = {"c1": "reducer", "site-1": "c1"}  # in the end: who comes before c1 is at the reducer until then
+    eventually_blocking(lambda: {node.name: node.attached_to for node in network.sdk.nodes.list()} == places)
     for name in network.components:
         assert "plain text" not in network.log_of(name)
 

@@ -153,12 +153,10 @@ def test_a_client_whose_token_is_revoked_ends_within_the_time_of_its_credential(
     revoked = time.monotonic()
     network.sdk.tokens.revoke(token.id)
     assert network.until_dead("short", timeout_s=3 * TTL_S) == 1
-    assert time.monotonic() - revoked < TTL_S + 5
+    assert time.monotonic() - revoked < TTL_S + 15
     last = network.log_of("short").splitlines()[-1]
     assert last.startswith("runnel: The client short came with a token that is revoked.")
-    eventually_blocking(
-        lambda: "away" in {node.status for node in network.sdk.nodes.list() if node.name == "short"}, timeout_s=10
-    )
+    eventually_blocking(lambda: "away" in {node.status for node in network.sdk.nodes.list() if node.name == "short"})
 
 
 # ---- organisations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import os
 import re
@@ -17,7 +18,8 @@ import pytest
 from runnel.common.errors import ServerFunctionFailed
 from runnel.common.tensors import open_npz
 from tests.doubles.server_packages import MEDIAN, Bench
-from tests.eventually import eventually
+from tests.eventually import eventually, let_pass
+from tests.process.living import living
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(60)]
 
@@ -101,9 +103,12 @@ async def test_what_goes_wrong_is_told(bench: Bench, body: str, says: str) -> No
 
 
 async def test_a_hang_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
-    bench, before = Bench(tmp_path, timeout_s=3.0), set(psutil.Process().children(recursive=True))
-    with pytest.raises(ServerFunctionFailed, match="took more than 3 s and were ended") as caught:
-        await select(bench, selecting("print('it begins')\nwhile True:\n    pass"))
+    bench, before = Bench(tmp_path), set(psutil.Process().children(recursive=True))
+    step = asyncio.create_task(select(bench, selecting("print('it begins')\nwhile True:\n    pass")))
+    await eventually(lambda: bench.said)
+    let_pass(30.0)
+    with pytest.raises(ServerFunctionFailed, match="took more than 30 s and were ended") as caught:
+        await step
     assert caught.value.fields["log_tail"] == "it begins"
     assert bench.said == ["it begins"]
     assert list(bench.places.iterdir()) == []
@@ -122,12 +127,12 @@ async def test_a_step_ends_with_the_process_that_wanted_it(bench: Bench) -> None
     if child == 0:
         _ask_for_ever(bench, asked, model)
     try:
-        await eventually(at_work.exists, timeout_s=20)
+        await eventually(at_work.exists)
         steps = psutil.Process(child).children(recursive=True)
         assert len(steps) == 2  # the one that waits, and the one within the walls
     finally:
         _kill(child)
-    await eventually(lambda: not any(each.is_running() and each.status() != "zombie" for each in steps), timeout_s=10)
+    await eventually(lambda: not living(steps), state=lambda: living(steps))
 
 
 ESCAPES = {

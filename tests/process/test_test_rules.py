@@ -52,7 +52,7 @@ pytestmark = pytest.mark.process
 """
 CONFTEST = """
 import leftovers, tests.leaks
-tests.leaks.PATIENCE_S = 0.5
+tests.leaks.PATIENCE_S = {patience_s}
 from tests.conftest import *
 def pytest_sessionfinish():
     leftovers.end()
@@ -71,8 +71,8 @@ def end():
 """
 
 
-def run_test(code: str, folder: Path) -> str:
-    (folder / "conftest.py").write_text(CONFTEST)
+def run_test(code: str, folder: Path, patience_s: float) -> str:
+    (folder / "conftest.py").write_text(CONFTEST.format(patience_s=patience_s))
     (folder / "leftovers.py").write_text(LEFTOVERS)
     (folder / "test_one.py").write_text(f"{HEADER}\n{code}\n")
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:unraisableexception", "-q"]
@@ -90,14 +90,14 @@ def run_test(code: str, folder: Path) -> str:
 
 @pytest.mark.parametrize("kind", LEAKS)
 def test_what_is_left_behind_fails_the_test(kind: str, tmp_path: Path) -> None:
-    output = run_test(LEAKS[kind], tmp_path)
+    output = run_test(LEAKS[kind], tmp_path, 0.5)
     assert "1 passed, 1 error" in output, output
     (line,) = [line for line in output.splitlines() if line.startswith(("left behind: ", "Failed: left behind: "))]
     assert kind in line.lower()
 
 
 def test_a_clean_test_passes(tmp_path: Path) -> None:
-    output = run_test(CLEAN, tmp_path)
+    output = run_test(CLEAN, tmp_path, 20)
     assert "2 passed in" in output, output
 
 

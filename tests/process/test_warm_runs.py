@@ -85,7 +85,7 @@ ENDS = {
     "without an output": "import numpy, sys; sys.stdout = open('/dev/full', 'w'); print('lost')",
     "beside a thread": """
         import numpy, threading, time
-        def late(): time.sleep(0.1); print("late")
+        def late(): time.sleep(60); print("late")
         threading.Thread(target=late, daemon=True).start()
         """,
     "with what others hold": """
@@ -130,6 +130,7 @@ ENDS = {
         atexit.register(lambda: print("first registered", sys.excepthook is sys.__excepthook__))
         atexit.register(lambda: print("last registered", getattr(sys, "last_value", None)))
         def work():
+            threading.main_thread().join()  # the script has come to its end
             time.sleep(0.05)
             print("the thread is done")
         threading.Thread(target=work).start()
