@@ -20,7 +20,7 @@ from tests.docker_engine import base_image, docker, engine_host
 from tests.eventually import eventually_blocking
 from tests.process.process_network import ProcessNetwork
 
-pytestmark = pytest.mark.docker
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(300)]
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "federated-statistics"
 SITES = ("site-1", "site-2", "site-3")

@@ -14,7 +14,7 @@ from tests.docker_engine import base_image, docker, engine_host
 from tests.eventually import eventually_blocking
 from tests.process.process_network import ProcessNetwork
 
-pytestmark = pytest.mark.docker
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(300)]
 
 # As an algorithm on the tools of vantage6 4.1 does it: its partial function ends when it is let.
 SCRIPT = """

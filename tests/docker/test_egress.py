@@ -17,9 +17,9 @@ from runnel.client.domain.policy import ANYTHING
 from runnel.client.domain.task_policy import Pull, TaskPolicy
 from runnel.common.protocol import RunState
 from tests.docker_engine import base_image, engine_host, networks
-from tests.doubles.task_network import TaskNetwork, order, plain, site
+from tests.doubles.task_network import TaskNetwork, client_of, order, plain, site
 
-pytestmark = [pytest.mark.docker, pytest.mark.timeout(60)]
+pytestmark = pytest.mark.docker
 
 # Names are resolved by the proxy: the container's own network leads to no server of names.
 SCRIPT = """
@@ -79,7 +79,7 @@ async def test_containers_reach_the_named_hosts_and_nothing_else(tmp_path: Path,
     assert record.data["connections"] == {f"127.0.0.1:{port}": 1}
     assert record.data["refused"] == {"example.org:80": 1}
     assert record.data["bytes_in"] > len("hello")
-    assert not networks("client-of-s")
+    assert not networks(client_of(tmp_path / "s"))
     assert json.dumps(record.data).count("Basic") == 0
 
 

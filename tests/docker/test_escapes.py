@@ -292,7 +292,7 @@ async def test_a_link_in_the_runs_folder_leads_nowhere_outside(attempt: Try, say
 
 
 async def test_a_fork_bomb_stays_in_its_container(attempt: Try, tmp_path: Path) -> None:
-    with pytest.raises(EntryPointTimeout, match=r"still running after 3 s.*It had all of the 32 processes") as caught:
+    with pytest.raises(EntryPointTimeout, match=r"still running after 8 s.*It had all of the 32 processes") as caught:
         await attempt(
             """
             import os, time
@@ -302,7 +302,7 @@ async def test_a_fork_bomb_stays_in_its_container(attempt: Try, tmp_path: Path) 
                 except OSError:
                     time.sleep(0.01)
             """,
-            timeout_s=3,
+            timeout_s=8,
         )
     assert caught.value.fields["limit"] == "pids"
     assert processes_with(tmp_path.name) == [], "nothing of it is left"
@@ -360,7 +360,7 @@ async def test_many_files_of_the_run_end_it(attempt: Try, size: int) -> None:
             time.sleep(1000)
             """)
     assert caught.value.fields["limit"] == "disk"
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 50
 
 
 async def test_folders_too_deep_to_be_looked_at_end_the_run_and_are_removed(
@@ -422,7 +422,7 @@ async def test_nothing_outlives_the_time_limit(attempt: Try) -> None:
             timeout_s=0.5,
         )
     assert caught.value.fields["limit"] == "time"
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 50
 
 
 async def test_a_daemon_does_not_outlive_its_run(attempt: Try, say: Listener) -> None:

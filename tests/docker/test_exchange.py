@@ -18,7 +18,7 @@ from runnel.common.crash_points import CrashPoint
 from tests.docker_engine import base_image, containers, docker, engine_host
 from tests.eventually import eventually_blocking
 
-pytestmark = pytest.mark.docker
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from tests.docker_engine import base_image, containers, engine_host, forget_imag
 from tests.eventually import eventually_blocking
 from tests.process.process_network import ProcessNetwork
 
-pytestmark = pytest.mark.docker
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(300)]
 
 TRAIN = """
 import os, sys, time

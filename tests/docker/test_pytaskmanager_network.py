@@ -15,7 +15,7 @@ from tests.docker_engine import base_image, docker, engine_host
 from tests.eventually import eventually_blocking
 from tests.process.process_network import ProcessNetwork
 
-pytestmark = pytest.mark.docker
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(300)]
 
 
 def has_result(http: httpx.Client, url: str) -> bool:

@@ -24,7 +24,7 @@ from runnel.common.protocol import RunState, TaskNews
 from runnel.common.tasks import Contract
 from runnel.common.tasks.pytaskmanager import pytaskmanager_task
 from tests.docker_engine import base_image, containers, docker, engine_host
-from tests.doubles.task_network import TaskNetwork, order, site
+from tests.doubles.task_network import TaskNetwork, client_of, order, site
 
 pytestmark = pytest.mark.docker
 
@@ -105,7 +105,7 @@ async def site_with(folder: Path, policy: Policy = ANYTHING, *, engine: bool = T
         settings={Contract.PYTASKMANAGER: SETTINGS},
     ) as tasks:
         yield Site(tasks, network)
-    assert not containers(f"client-of-{folder.name}")
+    assert not containers(client_of(folder))
 
 
 def allowing(**rules: Any) -> Policy:
@@ -156,7 +156,7 @@ async def test_tasks_of_one_run_id_share_its_folder_and_nothing_else(tmp_path: P
         await here.run(image, "echo 1 > /tmp/state", run_id="iteration")
         # Both at once: each waits until it has seen the other in the folder that they share.
         script = (
-            "cp /tmp/state /input_output/log.txt; touch /tmp/NAME; for n in $(seq 100); do [ -e /tmp/OTHER ] && break;"
+            "cp /tmp/state /input_output/log.txt; touch /tmp/NAME; for n in $(seq 400); do [ -e /tmp/OTHER ] && break;"
             " sleep 0.1; done; echo NAME; ls /tmp /input_output"
         )
         ends = []

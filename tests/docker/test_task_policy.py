@@ -11,7 +11,7 @@ from tests.docker_engine import engine_host
 from tests.eventually import eventually
 from tests.network.local_network import LocalNetwork
 
-pytestmark = [pytest.mark.docker, pytest.mark.timeout(60)]
+pytestmark = pytest.mark.docker
 
 SPEC = {"name": "count", "executors": [{"image": "analysis:1"}]}
 
@@ -27,7 +27,7 @@ async def test_a_policy_that_changes_judges_the_next_task(tmp_path: Path) -> Non
         async def over() -> bool:
             return (await running.http.get(address)).json()["finished_at"] is not None
 
-        await eventually(over, timeout_s=20)
+        await eventually(over)
         return (await running.http.get(address)).text
 
     def policies() -> int:
@@ -38,5 +38,5 @@ async def test_a_policy_that_changes_judges_the_next_task(tmp_path: Path) -> Non
         await running.start_client("site", policy=policy, docker_host=host)
         assert "has no table [tasks]" in await refusal(running)
         policy.write_text('approve = "anything"\n[tasks]\nimages = ["other:.*"]\n')
-        await eventually(lambda: policies() == 2, timeout_s=10)
+        await eventually(lambda: policies() == 2)
         assert "no pattern matches the image analysis:1" in await refusal(running)

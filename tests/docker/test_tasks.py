@@ -18,7 +18,7 @@ from runnel.client.tasks.release import Decision, Decisions, record_decision, wa
 from runnel.common.protocol import RunState, TaskSettled
 from runnel.common.tasks import Selection
 from tests.docker_engine import base_image, containers, engine_host, volumes
-from tests.doubles.task_network import CLIENT, TaskNetwork, order, plain, site
+from tests.doubles.task_network import CLIENT, TaskNetwork, client_of, order, plain, site
 from tests.eventually import eventually
 
 pytestmark = pytest.mark.docker
@@ -106,7 +106,7 @@ print("to stdout"); print("to stderr", file=sys.stderr)
         assert tasks.holding() == ("run-1",)
         tasks.received(TaskSettled(run_id="run-1", client=CLIENT))
         await eventually(lambda: tasks.holding() == ())
-    assert not containers("client-of-s")
+    assert not containers(client_of(tmp_path / "s"))
     assert not any((tmp_path / "s" / "runs").iterdir())
 
 
@@ -164,7 +164,7 @@ async def test_executors_share_volumes_and_the_first_that_fails_ends_the_run(tmp
     ("code", "limits", "script"),
     [
         ("memory_limit", {"memory_bytes": 64 << 20}, "x = bytearray(1 << 30)"),
-        ("time_limit", {"time_s": 1.0}, "import time; print('on', flush=True); time.sleep(100)"),
+        ("time_limit", {"time_s": 5.0}, "import time; print('on', flush=True); time.sleep(100)"),
         ("disk_limit", {"disk_bytes": 2 << 20}, "f = open('/mnt/output/x', 'wb')\nwhile 1: f.write(bytes(65536))"),
         ("output_limit", {"output_bytes": 1000}, "open('/mnt/output/x', 'wb').write(bytes(100000))"),
         ("files_limit", {"output_files": 5}, "for n in range(9): open(f'/mnt/output/{n}', 'w')"),

@@ -27,7 +27,7 @@ from tests.doubles.task_client import TaskClient
 from tests.eventually import eventually
 from tests.network.local_network import LocalNetwork
 
-pytestmark = pytest.mark.docker
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(300)]
 
 LIGHT = 11
 
@@ -117,7 +117,7 @@ async def test_a_site_whose_policy_does_not_say_so_runs_no_central_function(net:
         [run] = (await net.http.get(f"/tasks/{task}")).json()["runs"]
         return run["state"] == "rejected" and "central" in run["error"]
 
-    await eventually(rejected, timeout_s=20)
+    await eventually(rejected)
 
 
 async def test_the_network_of_a_run_that_was_killed_is_removed_at_the_next_start(tmp_path: Path) -> None:

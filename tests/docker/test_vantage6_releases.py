@@ -22,7 +22,7 @@ from tests.docker_engine import engine_host
 from tests.doubles.task_client import TaskClient
 from tests.network.local_network import LocalNetwork
 
-pytestmark = pytest.mark.docker
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(300)]
 
 
 @pytest.fixture

@@ -126,6 +126,11 @@ def plain(image: str, *command: str, **choices: Any) -> TaskSpec:
     return TaskSpec.model_validate({"executors": [executor], **choices})
 
 
+def client_of(state: Path) -> str:
+    """Return the identity of the client with this state: one of its own, for other tests use the engine meanwhile."""
+    return f"client-of-{state.name}-{hashlib.sha256(bytes(state)).hexdigest()[:8]}"
+
+
 @asynccontextmanager
 async def site(
     state: Path,
@@ -146,7 +151,7 @@ async def site(
     """The tasks of a client whose state is in ``state``, at the engine ``host``; None: there is no engine."""
     await asyncio.to_thread(state.mkdir, parents=True, exist_ok=True)
     usual: dict[str, Any] = {
-        "client": client or f"client-of-{state.name}",
+        "client": client or client_of(state),
         "state": state,
         "environ": {},
         "host": host or f"unix://{state}/no-engine.sock",

@@ -19,9 +19,11 @@ pytestmark = [pytest.mark.process, pytest.mark.restarts, pytest.mark.timeout(120
 
 FLOATS = 6_500_000  # 52 MB
 TRAIN = """
-import os, sys
+import os, sys, time
 import numpy as np
 
+while os.path.exists(os.environ["RUNNEL_DATA"] + ".wait"):
+    time.sleep(0.02)
 step = float(open(os.environ["RUNNEL_DATA"]).read())
 with np.load(sys.argv[1]) as model:
     np.savez(sys.argv[2], **{name: model[name] + step for name in model.files})
@@ -100,6 +102,8 @@ def test_stopped_in_the_middle_and_gone_on_later(network: ProcessNetwork) -> Non
     """A process that stands still looks like one that is gone: its client is let go, and taken in when it goes on."""
     network.start_client("site-2", network.folder / "site-2.txt")
     network.until_attached("site-2")
+    wait = network.folder / "site-1.txt.wait"
+    wait.touch()  # so that all is not over before it is stopped, if this process is slow
     session = start(network, min_clients=2)
     process = network.process("site-2")
     outbox = network.folder / "site-2" / "outbox"
@@ -114,6 +118,7 @@ def test_stopped_in_the_middle_and_gone_on_later(network: ProcessNetwork) -> Non
         assert network.sdk.sessions.show(session).status == "running"
     finally:
         process.send_signal(signal.SIGCONT)
+    wait.unlink()
     mean_is(network, session, 1.5)
     for name in ("reducer", "c1", "site-2"):
         assert network.process(name).poll() is None
