@@ -13,7 +13,7 @@ import psutil
 _LASTING_PROCESSES = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
 _FORK_SERVER = "tests.process.fork_server"  # what it has forked is called the same, and is no child of ours
 _LASTING_CONNECTIONS = (psutil.CONN_NONE, psutil.CONN_CLOSE)
-# Sockets and children close and end in the background, a moment after their owner said so.
+# Sockets and children close and end in the background, on a busy machine a good moment after their owner said so.
 PATIENCE_S = 15.0
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -133,10 +132,9 @@ def test_a_second_signal_ends_a_client_and_its_run_at_once(network: SignalledNet
     session = network.in_the_middle()
     run = psutil.Process(network.run_of(1))
     network.tell("site-1", signal.SIGINT, until="event=stopping running=1")
-    began = time.monotonic()
     network.tell("site-1", signal.SIGINT)
     network.require_ended("site-1", INTERRUPTED)
-    assert time.monotonic() - began < 4.0  # it does not wait for a run that ignores being asked to end
+    assert "did not end when asked to" not in network.log_of("site-1")  # nor does it wait for a run that ignores that
     assert not run.is_running()
     (network.site(1) / "stubborn").unlink()
     network.go(1, 2)
