@@ -27,7 +27,7 @@ from benchmarks.transfer_profile import BLOB_PORT, transfers
 from tests.docker_engine import BASE, ENGINE
 from tests.needs import in_ci, needs
 
-pytestmark = [pytest.mark.process, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.process, pytest.mark.timeout(600)]  # all benchmarks run for the first of these
 
 ROOT = Path(__file__).parents[2]
 
