@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from runnel.common.blobs import LEAST_SPARE_BYTES, Spares
+from runnel.client import execution as execution_module
+from runnel.common.blobs import LEAST_SPARE_BYTES
 from runnel.common.protocol import (
     AssignmentKey,
     PayloadKind,
@@ -18,7 +19,7 @@ from runnel.common.protocol import (
 )
 from runnel.transport import Attached, Detached
 from tests.doubles.client_site import KEY, OTHER, Site, settled, working
-from tests.eventually import eventually
+from tests.eventually import eventually, let_pass
 
 pytestmark = pytest.mark.unit
 
@@ -49,8 +50,8 @@ async def spend_an_update(site: Site) -> None:
     site.link.receive(site.order(1))
     await site.reported(1)
     site.link.receive(settled())
-    outbox = site.state / "outbox"
-    await eventually(lambda: [file.suffix for file in outbox.iterdir()] == [".spare"], timeout_s=10)
+    await eventually(lambda: site.agent._outbox.spares._idle)  # from now on its time runs
+    assert [file.suffix for file in (site.state / "outbox").iterdir()] == [".spare"]
 
 
 async def test_a_large_update_that_is_settled_makes_room_right_before_the_next(tmp_path: Path) -> None:
@@ -65,9 +66,9 @@ async def test_a_large_update_that_is_settled_makes_room_right_before_the_next(t
 
 async def test_a_large_update_that_is_settled_is_gone_if_no_other_follows(tmp_path: Path) -> None:
     site = await asyncio.to_thread(Site, tmp_path, count=LEAST_SPARE_BYTES)
-    site.agent._outbox.spares = Spares(site.state / "outbox", idle_s=0.5)
     async with working(site):
         await spend_an_update(site)
+        let_pass(60)
         await site.empty()
 
 
@@ -87,12 +88,12 @@ async def test_work_that_a_hello_did_not_name_is_told_by_another(site: Site) -> 
     assert not site.held
     site.link.receive(site.order(1))
     site.link.happens(Detached(reason="lost"), there)
-    await eventually(lambda: site.link.left == 1, timeout_s=10)
+    await eventually(lambda: site.link.left == 1)
     assert site.held == (KEY,)
     site.link.happens(Detached(reason="left"), there)
     await site.running(1)
     site.link.receive(settled())
-    await eventually(lambda: not site.held, timeout_s=10)
+    await eventually(lambda: not site.held)
     assert site.link.left == 1
 
 
@@ -108,12 +109,13 @@ async def test_asked_again_after_a_failure_it_works_again(site: Site) -> None:
     assert (good.order_id, good.outcomes[0].failure, good.payload_kind) == ("ord-2", None, PayloadKind.UPDATE)
 
 
-async def test_only_of_a_run_that_lasts_is_told_that_it_runs(site: Site) -> None:
+async def test_only_of_a_run_that_lasts_is_told_that_it_runs(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     def running() -> list[AssignmentKey]:
         return [each.key for each in site.link.sent if isinstance(each, Progress) and each.stage is Stage.RUNNING]
 
     site.link.receive(site.order(1))
-    await eventually(running, timeout_s=5)
+    await eventually(running)
+    monkeypatch.setattr(execution_module, "_TELLING_S", 600.0)  # on a slow machine a short run lasts
     site.runtime.may_end.set()
     await site.reported(1)
     site.link.receive(settled(), site.order(2, OTHER))
@@ -129,7 +131,7 @@ async def test_it_drains_when_what_runs_is_reported_and_begins_nothing_else(site
     await asyncio.sleep(0)
     site.link.receive(site.order(2, OTHER))
     site.runtime.may_end.set()
-    await eventually(lambda: site.link.pushes == 1, timeout_s=10)
+    await eventually(lambda: site.link.pushes == 1)
     assert not draining.done(), "what is finished is not told yet"
     site.link.pushing.set()
     await draining

@@ -37,7 +37,7 @@ async def test_called_off_and_asked_again_at_once_the_two_runs_do_not_touch(site
     site.link.receive(site.order(1))
     await site.running(1)
     site.link.receive(called_off(), site.order(2))
-    await eventually(lambda: KEY in site.held and site.link._events.empty(), timeout_s=5)
+    await eventually(lambda: KEY in site.held and site.link._events.empty())
     for _ in range(20):
         await asyncio.sleep(0)
     assert len(site.runtime.began) == 1, "it waits for the other to be gone"
@@ -58,7 +58,7 @@ async def test_other_work_waits_until_what_was_called_off_has_ended(site: Site) 
     site.link.receive(site.order(1), site.order(2, OTHER))
     await site.running(1)
     site.link.receive(called_off())
-    await eventually(lambda: site.held == (OTHER,), timeout_s=5)
+    await eventually(lambda: site.held == (OTHER,))
     with pytest.raises(AssertionError):
         await eventually(lambda: len(site.runtime.began) == 2, timeout_s=0.3)
     site.runtime.may_die.set()
@@ -74,7 +74,7 @@ async def test_called_off_the_work_ends_though_its_clean_up_fails(site: Site) ->
     site.link.receive(site.order(1))
     await site.running(1)
     site.link.receive(called_off())
-    await eventually(lambda: site.runtime.died == 1 and not site.agent._clearing, timeout_s=5)
+    await eventually(lambda: site.runtime.died == 1 and not site.agent._clearing)
     site.link.receive(site.order(2))
     await site.running(2)
     site.link.receive(called_off(), site.order(3))
@@ -90,7 +90,9 @@ async def test_called_off_the_work_ends_though_its_clean_up_fails(site: Site) ->
 
 async def test_work_whose_time_is_over_is_reported_though_its_clean_up_fails(site: Site) -> None:
     site.runtime.clean_up_fails = True
-    site.link.receive(site.order(1, remaining_s=0.05))
+    site.link.receive(site.order(1, remaining_s=600.0))
+    await site.running(1)
+    site.link.receive(site.order(2, remaining_s=0.05))
     failure = (await site.reported(1)).outcomes[0].failure
     assert failure is not None
     assert failure.code == "storage_full"
@@ -108,9 +110,9 @@ async def test_what_is_called_off_while_it_is_done_is_not_reported(site: Site, m
 
     monkeypatch.setattr(Execution, "outcome", deaf)
     site.link.receive(site.order(1))
-    await eventually(lambda: site.agent.working == 1, timeout_s=5)
+    await eventually(lambda: site.agent.working == 1)
     site.link.receive(called_off())
-    await eventually(lambda: site.runtime.began and not site.agent._clearing, timeout_s=5)
+    await eventually(lambda: site.runtime.began and not site.agent._clearing)
     assert (site.link.reports, site.held) == ([], ())
 
 
@@ -122,14 +124,14 @@ async def test_what_is_called_off_over_and_over_leaves_nothing(site: Site) -> No
     assert (await site.reported(1)).order_id == "ord-9"
     site.link.receive(settled())
     await site.empty()
-    await eventually(lambda: not list((site.state / "work").iterdir()), timeout_s=5)
+    await eventually(lambda: not list((site.state / "work").iterdir()))
 
 
 async def test_settled_while_it_pushes_the_push_ends_and_the_client_does_not(site: Site) -> None:
     site.link.pushing.clear()
     site.runtime.may_end.set()
     site.link.receive(site.order(1))
-    await eventually(lambda: site.link.pushes == 1, timeout_s=10)
+    await eventually(lambda: site.link.pushes == 1)
     site.link.receive(called_off())
     await site.empty()
     site.link.pushing.set()
@@ -148,7 +150,7 @@ async def test_called_off_while_it_keeps_its_report_nothing_stays(site: Site, mo
 
     async def meanwhile() -> None:
         site.link.receive(called_off())
-        await eventually(lambda: not site.held, timeout_s=5)
+        await eventually(lambda: not site.held)
         with suppress(AssertionError):  # nothing is cleared away while something is still being written
             await eventually(lambda: not site.agent._clearing, timeout_s=0.3)
 
@@ -158,7 +160,7 @@ async def test_called_off_while_it_keeps_its_report_nothing_stays(site: Site, mo
     site.link.receive(site.order(1))
     await kept.wait()
     monkeypatch.undo()
-    await eventually(lambda: not site.agent._clearing, timeout_s=5)
+    await eventually(lambda: not site.agent._clearing)
     await site.empty()
     assert site.link.reports == []
 
@@ -175,10 +177,10 @@ async def test_called_off_while_it_compresses_what_it_carried_is_for_the_next(si
     slow = site.state / "outbox" / "slow.json"
     os.mkfifo(slow)
     site.link.receive(site.order(2, second, compression="top-k:0.1"))
-    reading = await eventually(lambda: _opened_if_read(slow), timeout_s=10)
+    reading = await eventually(lambda: _opened_if_read(slow))
     assert reading is not None
     site.link.receive(called_off(second), site.order(3, third, compression="top-k:0.1"))
-    await eventually(lambda: third in site.held, timeout_s=5)
+    await eventually(lambda: third in site.held)
     os.close(reading)
 
     assert (await site.reported(2)).key == third

@@ -15,7 +15,7 @@ from runnel.combiner.runs import Runs
 from runnel.common.errors import Forbidden, IllegalState, NotFound, RunnelError, Unreachable
 from runnel.common.protocol import BlobRef, Member, NodeKind, TaskSettled
 from runnel.transport import NodeIdentity, UplinkLink
-from tests.eventually import eventually
+from tests.eventually import eventually, let_pass
 
 pytestmark = pytest.mark.unit
 
@@ -136,10 +136,11 @@ async def test_a_node_that_left_leaves_no_file(place: Place) -> None:
 
 
 async def test_what_nobody_tries_again_goes(tmp_path: Path) -> None:
-    place = Place(tmp_path / "runs", keep_s=0.2)
+    place = Place(tmp_path / "runs")
     await place.fail()
     assert len(place.files()) == 1
-    await eventually(lambda: place.files() == [], timeout_s=5)
+    let_pass(61)
+    await eventually(lambda: place.files() == [])
     await place.push()
     assert place.way.took == [DATA]
 
@@ -147,7 +148,7 @@ async def test_what_nobody_tries_again_goes(tmp_path: Path) -> None:
 async def test_a_transfer_that_is_cut_off_leaves_a_file_for_a_while_and_none_of_a_run_that_is_over(
     tmp_path: Path,
 ) -> None:
-    place = Place(tmp_path / "runs", keep_s=0.2)
+    place = Place(tmp_path / "runs")
     place.way.stuck = True
     cut = asyncio.create_task(place.push())
     await eventually(lambda: any(path.suffix == ".whole" for path in place.files()))
@@ -155,7 +156,8 @@ async def test_a_transfer_that_is_cut_off_leaves_a_file_for_a_while_and_none_of_
     await asyncio.wait([cut])
     assert cut.cancelled()
     assert len(place.files()) == 1
-    await eventually(lambda: place.files() == [], timeout_s=5)
+    let_pass(61)
+    await eventually(lambda: place.files() == [])
     cut = asyncio.create_task(place.push())
     await eventually(lambda: any(path.suffix == ".whole" for path in place.files()))
     place.runs.down(TaskSettled(run_id="run-1", client="site"))
