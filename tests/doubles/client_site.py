@@ -195,14 +195,14 @@ class Site:
         )
 
     async def running(self, number: int) -> None:
-        await eventually(lambda: len(self.runtime.began) == number, timeout_s=10, state=lambda: self.runtime.began)
+        await eventually(lambda: len(self.runtime.began) == number, state=lambda: self.runtime.began)
 
     async def reported(self, number: int) -> Report:
-        await eventually(lambda: len(self.link.reports) >= number, timeout_s=10, state=lambda: self.link.sent)
+        await eventually(lambda: len(self.link.reports) >= number, state=lambda: self.link.sent)
         return self.link.reports[number - 1]
 
     async def empty(self) -> None:
-        await eventually(lambda: not list((self.state / "outbox").iterdir()), timeout_s=10)
+        await eventually(lambda: not list((self.state / "outbox").iterdir()))
 
     @property
     def held(self) -> tuple[AssignmentKey, ...]:

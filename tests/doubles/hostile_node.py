@@ -192,4 +192,4 @@ class HostileNode:
 async def register(directory: Any, member: Member, token: str | None = None) -> Any:
     """Join the directory and go no further."""
     ask = JoinAsk(name=member.name, node_id=member.node_id, kind=member.kind)
-    return await join(directory, ask, token=token, deadline_s=10.0)
+    return await join(directory, ask, token=token, deadline_s=30.0)

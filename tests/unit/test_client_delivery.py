@@ -100,7 +100,7 @@ async def test_what_the_attachment_or_the_order_is_the_reason_of_is_kept(site: S
     site.link.faults = [error("Not now.")]
     site.runtime.may_end.set()
     site.link.receive(site.order(1))
-    await eventually(lambda: site.link.pushes == 1 and not site.agent._offers, timeout_s=10)
+    await eventually(lambda: site.link.pushes == 1 and not site.agent._offers)
     assert site.link.reports == []
     site.link.receive(site.order(2))
     assert (await site.reported(1)).outcomes[0].failure is None
@@ -173,6 +173,6 @@ async def test_a_settled_report_that_can_not_be_removed_ends_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(Outbox, "drop", fail)
         site.link.receive(settled())
-        await asyncio.wait_for(asked.wait(), 10)
+        await asyncio.wait_for(asked.wait(), 30)
     site.link.receive(site.order(2, OTHER))
     assert (await site.reported(2)).outcomes[0].failure is None

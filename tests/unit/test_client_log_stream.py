@@ -97,9 +97,9 @@ async def test_lines_are_sent_soon_and_together() -> None:
     task = asyncio.create_task(stream.run())
     stream.add(KEY, "stdout", "1")
     stream.add(KEY, "stdout", "2")
-    await eventually(lambda: above.texts == ["1", "2"], timeout_s=5)
+    await eventually(lambda: above.texts == ["1", "2"])
     assert len(above.batches) == 1
     stream.add(KEY, "stdout", "3")
-    await eventually(lambda: above.texts == ["1", "2", "3"], timeout_s=5)
+    await eventually(lambda: above.texts == ["1", "2", "3"])
     task.cancel()
     await asyncio.wait((task,))

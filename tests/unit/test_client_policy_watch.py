@@ -60,7 +60,7 @@ def path(tmp_path: Path) -> Path:
 async def following(path: Path) -> AsyncIterator[Following]:
     made = Following(path)
     task = asyncio.create_task(made.watch.run())
-    await eventually(lambda: len(made.taken) == 1, timeout_s=5)
+    await eventually(lambda: len(made.taken) == 1)
     yield made
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
@@ -69,10 +69,10 @@ async def following(path: Path) -> AsyncIterator[Following]:
 
 async def test_what_has_changed_is_taken_over_once(path: Path, following: Following) -> None:
     path.write_text('approve = "anything"\n')
-    await eventually(lambda: len(following.taken) == 2, timeout_s=5)
+    await eventually(lambda: len(following.taken) == 2)
     assert following.taken[-1].policy.approve.value == "anything"
     os.utime(path)
-    await eventually(lambda: following.reads >= 3, timeout_s=5)
+    await eventually(lambda: following.reads >= 3)
 
 
 @pytest.mark.parametrize(
@@ -86,10 +86,10 @@ async def test_what_is_wrong_is_told_and_not_taken_over(
         path.unlink()
     else:
         path.write_text(text)
-    await eventually(lambda: bool(following.problems), timeout_s=5)
+    await eventually(lambda: bool(following.problems))
     assert problem in following.problems[0]
     path.write_text('approve = "reviewed"\n')
-    await eventually(lambda: len(following.taken) == 2, timeout_s=5)
+    await eventually(lambda: len(following.taken) == 2)
     assert len(following.problems) == 1, "it is told once"
 
 
@@ -107,15 +107,15 @@ async def test_a_file_that_is_being_written_is_not_read(path: Path) -> None:
 async def test_a_policy_that_can_not_be_written_down_is_not_taken_over(path: Path, following: Following) -> None:
     following.broken = True
     path.write_text('approve = "anything"\n')
-    await eventually(lambda: following.refused == 1, timeout_s=5)
+    await eventually(lambda: following.refused == 1)
     following.broken = False
     following.watch.look_now()
-    await eventually(lambda: len(following.taken) == 2, timeout_s=5)
+    await eventually(lambda: len(following.taken) == 2)
 
 
 async def test_a_hangup_asks_for_it(following: Following) -> None:
     before = signal.getsignal(signal.SIGHUP)
     with on_hangup(following.watch.look_now):
         os.kill(os.getpid(), signal.SIGHUP)
-        await eventually(lambda: following.reads == 2, timeout_s=5)
+        await eventually(lambda: following.reads == 2)
     assert signal.getsignal(signal.SIGHUP) is before
