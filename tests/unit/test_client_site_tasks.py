@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import threading
 from datetime import UTC, datetime, time
 from pathlib import Path
 from typing import Any
@@ -211,6 +212,33 @@ async def test_called_off_a_run_ends_though_its_clean_up_and_its_site_find_no_ro
         assert (runner.begun, runner.cancelled) == (["run-1"], ["run-1"])
         tasks.received(order("run-2", SPEC))
         await eventually(lambda: runner.begun[1:] == ["run-2"])
+
+
+@pytest.mark.parametrize("under_way", [True, False])
+async def test_a_run_that_is_called_off_does_not_begin_while_it_is_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, under_way: bool
+) -> None:
+    """As when another run ends meanwhile, and the next one is looked for."""
+    drop, forgetting, may_forget = RunBook.drop, threading.Event(), threading.Event()
+
+    def slowly(self: RunBook, run_id: str) -> None:
+        forgetting.set()
+        may_forget.wait(30)
+        drop(self, run_id)
+
+    monkeypatch.setattr(RunBook, "drop", slowly)
+    network, runner = TaskNetwork(), Runner()
+    async with site(tmp_path / "s", network, runner=runner, parallel=1 + under_way) as tasks:
+        for run in ("run-1", "run-2"):
+            tasks.received(order(run, SPEC))
+        await eventually(lambda: len(runner.begun) == 1 + under_way and len(tasks.holding()) == 2)
+        tasks.received(TaskSettled(run_id="run-2", client=CLIENT, cancelled=True))
+        await eventually(forgetting.is_set)
+        runner.go.set()
+        await network.ended("run-1")
+        may_forget.set()
+        await eventually(lambda: tasks.holding() == ("run-1",) and tasks.working == 0)
+        assert runner.begun == ["run-1", "run-2"][: 1 + under_way]
 
 
 async def test_an_order_that_comes_again_begins_nothing_and_tells_the_newest(tmp_path: Path) -> None:

@@ -101,6 +101,7 @@ class SiteTasks:
         self._ends = RunEnds(name, book, decisions, link, self._news)
         self._running: dict[str, asyncio.Task[None]] = {}
         self._telling: dict[str, asyncio.Task[None]] = {}
+        self._forgetting: set[str] = set()  # what is settled, and still in the book
         self._inbox: asyncio.Queue[TaskOrder | TaskSettled | TaskRelease] = asyncio.Queue()
         self._draining = False
         self._why_none = ""
@@ -213,11 +214,15 @@ class SiteTasks:
         log.info("run settled", run=run_id, cancelled=message.cancelled, reason=message.reason)
         self._news.forget(run_id)
         ending = [task for task in (self._running.get(run_id), self._telling.get(run_id)) if task is not None]
-        for task in ending:
-            task.cancel()
-        if ending:
-            await asyncio.wait(ending)
-        await in_thread(self._book.drop, run_id)
+        self._forgetting.add(run_id)
+        try:
+            for task in ending:
+                task.cancel()
+            if ending:
+                await asyncio.wait(ending)
+            await in_thread(self._book.drop, run_id)
+        finally:
+            self._forgetting.discard(run_id)
         self._begin()
 
     async def _remote(self, message: TaskRelease) -> None:
@@ -252,7 +257,7 @@ class SiteTasks:
         }
         closed = self._policy().closed_until(self._clock())
         for held in self._book.held():
-            if held.result is not None or held.run_id in self._running:
+            if held.result is not None or held.run_id in self._running or held.run_id in self._forgetting:
                 continue
             sub = bool(held.order.parent_run)
             if self._parallel == 0 or self._is_over(held):
