@@ -206,6 +206,8 @@ class BreakableProxy:
             above, up = await asyncio.open_connection(*self._target)
             pair.add(up)
             self._writers |= pair
+            if self._server is None or not self._server.is_serving():
+                return  # it was closed while this connected, and has cut what there was
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._pump(reader, up, "up"))
                 group.create_task(self._pump(above, writer, "down"))
