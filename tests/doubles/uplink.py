@@ -37,6 +37,7 @@ from runnel.transport import (
     UplinkLink,
     UplinkServer,
 )
+from runnel.transport.addresses import parse_address
 from runnel.transport.asking import AskHandler
 from runnel.transport.credentials import CredentialIssuer, CredentialVerifier
 from runnel.transport.transfer_queue import TransferQueue
@@ -338,6 +339,18 @@ def hello(name: str = "c1", node_id: str | None = None, kind: NodeKind = NodeKin
 
 def released(number: int) -> Released:
     return Released(order_id=f"ord-{number}", clients=("c1",))
+
+
+@asynccontextmanager
+async def before(network: SmallNetwork) -> AsyncIterator[list[BreakableProxy]]:
+    """Proxies before gRPC's port and, if there is one, the blob port, which nodes are sent to."""
+    async with AsyncExitStack() as stack:
+        proxies = [await stack.enter_async_context(BreakableProxy(network.address))]
+        network.directory.places = {"red": proxies[0].address}
+        if network.uplink.blob_port:
+            proxies.append(await stack.enter_async_context(BreakableProxy(f"127.0.0.1:{network.uplink.blob_port}")))
+            network.uplink.blob_port = parse_address(proxies[1].address).port
+        yield proxies
 
 
 @asynccontextmanager

@@ -24,7 +24,7 @@ from runnel.transport.blob_calls import BlobRoute, route_to
 from runnel.transport.blob_connection import MAGIC, SILENT_S, SMALL_BYTES, BlobConnection, Frame
 from runnel.transport.identity import bearer_metadata
 from runnel.transport.status import told_error
-from tests.doubles.uplink import BreakableProxy, SmallNetwork, attached
+from tests.doubles.uplink import BreakableProxy, SmallNetwork, attached, before
 from tests.eventually import eventually, let_pass
 
 pytestmark = pytest.mark.network
@@ -50,18 +50,6 @@ async def network(tmp_path: Path) -> AsyncIterator[SmallNetwork]:
 def source(tmp_path: Path) -> Path:
     (tmp_path / "source").write_bytes(DATA)
     return tmp_path / "source"
-
-
-@asynccontextmanager
-async def before(network: SmallNetwork) -> AsyncIterator[tuple[BreakableProxy, BreakableProxy]]:
-    """Proxies before gRPC's port and the blob port, which nodes are sent to."""
-    async with (
-        BreakableProxy(network.address) as grpc_proxy,
-        BreakableProxy(f"127.0.0.1:{network.uplink.blob_port}") as blob_proxy,
-    ):
-        network.directory.places = {"red": grpc_proxy.address}
-        network.uplink.blob_port = parse_address(blob_proxy.address).port
-        yield grpc_proxy, blob_proxy
 
 
 # ---- what goes where

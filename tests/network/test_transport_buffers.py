@@ -9,8 +9,8 @@ import hashlib
 import os
 import tracemalloc
 import weakref
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,13 @@ from runnel.common.errors import IllegalState, RunnelError
 from runnel.common.protocol import BlobRef
 from runnel.rpc.v1 import uplink_pb2 as pb
 from runnel.transport import open_channel
-from runnel.transport.addresses import parse_address
 from runnel.transport.chunk_wire import BlobCalls
 from runnel.transport.chunks import CHUNK_BYTES, QUEUED_BYTES
 from runnel.transport.identity import bearer_metadata
 from runnel.transport.transfer_queue import TransferQueue
 from runnel.transport.transfers import push_once
 from runnel.transport.wire_values import blob_to_wire
-from tests.doubles.uplink import BreakableProxy, SmallNetwork, attached
+from tests.doubles.uplink import BreakableProxy, SmallNetwork, attached, before
 from tests.eventually import eventually
 from tests.needs import needs
 
@@ -158,18 +157,6 @@ async def test_a_push_sends_no_more_than_its_first_chunk_before_it_is_its_turn(t
                 assert taken[0] < 2 * QUEUED_BYTES
             assert await waiting == (len(data), True)
         assert sum(taken) > len(data)
-
-
-@asynccontextmanager
-async def before(network: SmallNetwork) -> AsyncIterator[list[BreakableProxy]]:
-    """Proxies before gRPC's port and, if there is one, the blob port."""
-    async with AsyncExitStack() as stack:
-        proxies = [await stack.enter_async_context(BreakableProxy(network.address))]
-        network.directory.places = {"red": proxies[0].address}
-        if network.uplink.blob_port:
-            proxies.append(await stack.enter_async_context(BreakableProxy(f"127.0.0.1:{network.uplink.blob_port}")))
-            network.uplink.blob_port = parse_address(proxies[1].address).port
-        yield proxies
 
 
 def cut(proxies: list[BreakableProxy]) -> None:
