@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -19,9 +20,11 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
 from benchmarks.light_clients import light_clients
+from runnel.common.aggregation import WeightedSum
 from runnel.common.blobs import digest_file
-from runnel.common.tensors import write_npz
+from runnel.common.tensors import NpzModel, write_npz
 from runnel.reducer.engine.runner import SessionRunner
+from runnel.transport import SMALL_BYTES
 from tests.eventually import eventually
 from tests.network.local_network import network, write_package
 
@@ -134,3 +137,30 @@ async def a_session_of_sixty_rounds(tmp_path: Path) -> None:
                 tmp_path / "c1" / "spool",
             ):
                 await eventually(partial(is_empty, folder))
+
+
+async def test_updates_wait_at_their_clients_while_those_that_came_are_folded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lie, add = list[int](), WeightedSum.add  # how many updates lie at the combiner when one is folded
+
+    def slow(total: WeightedSum, opened: NpzModel, weight: float) -> None:
+        time.sleep(0.1)  # each takes far longer to fold than to push
+        lie.append(len(list((tmp_path / "c1" / "spool").glob("*.whole"))))
+        add(total, opened, weight)
+
+    monkeypatch.setattr(WeightedSum, "add", slow)
+    params = SMALL_BYTES // 2
+    async with network(tmp_path, clients=0) as net:
+        update = tmp_path / "update.npz"
+        write_npz(update, {"w": np.full(params, 2.0, np.float32)})
+        address = net.reducer.rpc_address
+        async with light_clients(12, address, update=update, ref=digest_file(update), folder=tmp_path):
+            await eventually(lambda: len(net.reducer.engine.roster.clients()) == 12, timeout_s=20)
+            package = await net.push_package(write_package(tmp_path / "package"))
+            seed = await net.push_model({"w": np.ones(params, np.float32)})
+            session = await net.start_session(package, seed, rounds=1, min_clients=12, validate_every=0)
+            assert (await net.until_ended(session))["status"] == "finished"
+    assert len(lie) == 12
+    # Four that wait, and those whose push had begun by then.
+    assert 3 <= max(lie) <= 7, lie

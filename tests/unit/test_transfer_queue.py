@@ -25,10 +25,10 @@ class Visitors:
         self._may_go: dict[str, asyncio.Event] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
-    async def come(self, *names: str, size_bytes: int = LARGE) -> None:
+    async def come(self, *names: str, size_bytes: int = LARGE, pushes: bool = False) -> None:
         for name in names:
             self._may_go[name] = asyncio.Event()
-            self._tasks[name] = asyncio.create_task(self._visit(name, size_bytes))
+            self._tasks[name] = asyncio.create_task(self._visit(name, size_bytes, pushes=pushes))
             await asyncio.sleep(0)
 
     async def go(self, name: str) -> None:
@@ -43,8 +43,8 @@ class Visitors:
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)
 
-    async def _visit(self, name: str, size_bytes: int) -> None:
-        async with self.queue.place(size_bytes):
+    async def _visit(self, name: str, size_bytes: int, *, pushes: bool) -> None:
+        async with self.queue.place(size_bytes, pushes=pushes):
             self.served.append(name)
             await self._may_go[name].wait()
 
@@ -171,3 +171,41 @@ async def test_who_is_cancelled_leaves_no_gap_and_keeps_no_place() -> None:
         await gone
         await those.come("e")
         assert those.served == ["a", "c", "e"]
+
+
+async def test_no_push_begins_while_several_that_came_are_worked_off() -> None:
+    async with visitors(TransferQueue(look_s=60)) as those:
+        with contextlib.ExitStack() as work:
+            for _ in range(3):
+                work.enter_context(those.queue.working_off(LARGE))
+            with those.queue.working_off(LARGE):
+                await those.come("push", pushes=True)
+                assert those.served == []
+                await those.come("fetch")
+                await those.come("small", size_bytes=SMALL_BYTES, pushes=True)
+                assert those.served == ["fetch", "small"]
+                await those.go("fetch")
+                assert those.served == ["fetch", "small"]
+            await asyncio.sleep(0)  # at once, not at the next look
+            assert those.served == ["fetch", "small", "push"]
+
+
+async def test_who_waits_for_what_is_worked_off_is_no_sign_of_a_slow_line() -> None:
+    async with visitors(TransferQueue(look_s=0.01)) as those:
+        with contextlib.ExitStack() as work:
+            for _ in range(4):
+                work.enter_context(those.queue.working_off(LARGE))
+            await those.come("a", "b", "c", pushes=True)
+            await asyncio.sleep(0.1)  # some looks, of which none may change anything
+            assert those.served == []
+        await asyncio.sleep(0)
+        assert those.served == ["a"]
+
+
+async def test_little_that_is_worked_off_holds_nobody_up() -> None:
+    async with visitors(TransferQueue(look_s=60)) as those:
+        with contextlib.ExitStack() as work:
+            for _ in range(100):
+                work.enter_context(those.queue.working_off(SMALL_BYTES))
+            await those.come("push", pushes=True)
+            assert those.served == ["push"]

@@ -99,7 +99,9 @@ async def serve_combiner(settings: CombinerSettings) -> AsyncIterator[tuple[Comb
         isolated_after_s=settings.isolated_after_s,
         on_attachment=functools.partial(note_attachment, settings.state),
     )
-    uplink = UplinkServer(combiner, verifier, asks=combiner.asks, heartbeat_s=settings.heartbeat_s)
+    uplink = UplinkServer(
+        combiner, verifier, asks=combiner.asks, heartbeat_s=settings.heartbeat_s, queue=combiner.queue
+    )
     services = [uplink.service]
     async with contextlib.AsyncExitStack() as stack:
         if settings.relay_joins:

@@ -128,6 +128,7 @@ class Combiner:
         self._partials = Partials(
             state / "sums", book=self._book, payloads=self._payloads, cache=self._cache, link=self._link
         )
+        self.queue = self._partials.queue  # of transfers
         self._intake = Intake(name, self._book, self._payloads, max_overhead_bytes=max_overhead_bytes)
         self._runs = Runs(
             name,

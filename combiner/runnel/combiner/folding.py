@@ -17,11 +17,12 @@ from runnel.common.compression import NO_COMPRESSION, decoded_update, parse_comp
 from runnel.common.errors import BadModel
 from runnel.common.protocol import Gather, PayloadKind, Report
 from runnel.common.tensors import ModelSchema, NpzModel, open_npz
+from runnel.transport import SMALL_BYTES
 
 _FEW = 4  # small updates that are folded at once without a thread
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class _Waiting:
     """An answer that is to be folded, and what was wrong with it."""
 
@@ -104,15 +105,27 @@ class Fold:
         mine = _Waiting(report=report, payload=payload, source=source, model=model)
         self._waiting.append(mine)
         async with self._turn:
-            # Whoever comes first folds for all that wait: for a small update the way to a thread is the larger part.
-            if batch := self._waiting:
-                self._waiting = []
+            if batch := self._batch(mine):
                 if self._is_slight(batch):
                     self._add_all(batch)
                 else:
                     await in_thread(self._add_all, batch)
         if mine.error is not None:
             raise mine.error
+
+    def _batch(self, mine: _Waiting) -> Sequence[_Waiting]:
+        """Take what is to be folded now: all that wait, as for a small update the way to a thread is the larger part.
+
+        But of large ones no more than up to ``mine``: the file of each is gone as soon as who brought it goes on.
+        """
+        if mine not in self._waiting:
+            return ()
+        large = any(
+            each.report.payload is not None and each.report.payload.size_bytes > SMALL_BYTES for each in self._waiting
+        )
+        last = self._waiting.index(mine) + 1 if large else len(self._waiting)
+        batch, self._waiting = self._waiting[:last], self._waiting[last:]
+        return batch
 
     def _is_slight(self, batch: Sequence[_Waiting]) -> bool:
         """Whether a few small updates are to be summed in memory: then others wait less than the way takes."""

@@ -38,7 +38,7 @@ from runnel.common.protocol import (
     Stage,
     Work,
 )
-from runnel.transport import UplinkLink
+from runnel.transport import TransferQueue, UplinkLink
 
 log = structlog.get_logger()
 
@@ -60,6 +60,8 @@ class Partials:
         payloads: what those below pushed.
         cache: has the global models.
         link: the way up.
+
+    Those below who push wait in ``queue`` while several updates are here that are not folded yet.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class Partials:
         self._cache = cache
         self._link = link
         self._folds: dict[str, Fold] = {}
+        self.queue = TransferQueue()
         self._memory = SumMemory()
         self._forgetting: asyncio.TimerHandle | None = None
 
@@ -93,7 +96,7 @@ class Partials:
         fold = None
         ref, payload = self._payloads.take(order_id, decision.child)
         try:
-            if payload is None or ref != report.payload or report.payload_kind is PayloadKind.NONE:
+            if payload is None or ref is None or ref != report.payload or report.payload_kind is PayloadKind.NONE:
                 raise BadModel(f"{decision.child} reported an update for {report.key} that it did not push.")
             order = self._book.orders.get(order_id)
             if order is None:
@@ -107,7 +110,8 @@ class Partials:
                     return None  # fenced meanwhile
                 fold = fold or Fold(self._folder / f"{order_id}.sum", asked.gather, asked.compression, self._memory)
                 fold = self._folds.setdefault(order_id, fold)
-                await fold.add(report, payload, decision.child, model=model)
+                with self.queue.working_off(ref.size_bytes):
+                    await fold.add(report, payload, decision.child, model=model)
                 if fold.broken:
                     raise NotFolded("The sum that it was in is lost.")
             reach(CrashPoint.UPDATE_FOLDED)

@@ -12,10 +12,12 @@ from runnel.transport.retry import RetryPolicy
 from runnel.transport.server import RpcServer
 from runnel.transport.status import STATUS, problem_of, rpc_errors, status_of
 from runnel.transport.tls import ClientTls, ServerTls
+from runnel.transport.transfer_queue import SMALL_BYTES, TransferQueue
 from runnel.transport.uplink_link import UplinkLink
 from runnel.transport.uplink_server import UplinkHandler, UplinkServer
 
 __all__ = [
+    "SMALL_BYTES",
     "STATUS",
     "Address",
     "Attached",
@@ -34,6 +36,7 @@ __all__ = [
     "RetryPolicy",
     "RpcServer",
     "ServerTls",
+    "TransferQueue",
     "UplinkHandler",
     "UplinkLink",
     "UplinkServer",

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 SMALL_BYTES = 1 << 20
 """Up to this size a transfer waits for nobody."""
@@ -18,6 +17,7 @@ _LOOK_S = 0.1
 _LOOKS = 5  # until it is judged what more places brought
 _REST = 20  # looks after more places that brought nothing, until there are more again
 _GAIN = 1.4
+_BEHIND = 4  # that came and wait to be worked off
 
 
 class TransferQueue:
@@ -33,6 +33,9 @@ class TransferQueue:
     So nobody waits for one that hangs for longer than a look, or for a slow one for longer than a few. Where more of
     them move no more, as on a machine that is busy with something else, few are served and the others wait: each that
     is served is some megabytes of memory here.
+
+    What was pushed lies on disk until it is worked off. While several do, because that is slower than they come, no
+    further push begins; fetches go on.
 
     Args:
         at_once: how many are served in any case.
@@ -55,7 +58,8 @@ class TransferQueue:
         self._clock = clock
         self._places = at_once
         self._served = 0
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._behind = 0
+        self._waiting: dict[asyncio.Future[None], bool] = {}  # and whether it is to push
         self._before: tuple[int, float] | None = None  # places and bytes per second, before there were more places
         self._rest = 0
         self._looks = 0
@@ -69,43 +73,62 @@ class TransferQueue:
         return len(self._waiting)
 
     @asynccontextmanager
-    async def place(self, size_bytes: int) -> AsyncIterator[None]:
+    async def place(self, size_bytes: int, *, pushes: bool = False) -> AsyncIterator[None]:
         """Wait until it is this one's turn, and have a place while the block runs.
 
         Args:
             size_bytes: what is to be moved; little of it waits for nobody and takes no place.
+            pushes: whether it comes here, and is to be worked off then.
         """
         if size_bytes <= SMALL_BYTES:
             yield
             return
-        await self._enter()
+        await self._enter(pushes)
         try:
             yield
         finally:
             self._served -= 1
             self._let_in()
 
+    @contextmanager
+    def working_off(self, size_bytes: int) -> Iterator[None]:
+        """Have something that was pushed lie here while the block runs; little of it counts for nothing."""
+        counts = size_bytes > SMALL_BYTES
+        self._behind += counts
+        try:
+            yield
+        finally:
+            self._behind -= counts
+            if self._waiting:
+                self._let_in()
+
+    @property
+    def _full(self) -> bool:
+        return self._behind >= _BEHIND
+
     def moved(self, count: int) -> None:
         """Note that so many bytes went or came."""
         self._moved_bytes += count
 
-    async def _enter(self) -> None:
+    async def _enter(self, pushes: bool) -> None:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
+        self._waiting[turn] = pushes
         self._let_in()
         try:
             await turn
         except asyncio.CancelledError:
             if turn.cancelled():
-                self._waiting.remove(turn)
+                del self._waiting[turn]
             else:  # it was let in at the same moment
                 self._served -= 1
             self._let_in()
             raise
 
     def _let_in(self) -> None:
-        for turn in [each for each in self._waiting if not each.done()][: max(0, self._places - self._served)]:
-            self._waiting.remove(turn)
+        full = self._full
+        able = [turn for turn, pushes in self._waiting.items() if not (turn.done() or (full and pushes))]
+        for turn in able[: max(0, self._places - self._served)]:
+            del self._waiting[turn]
             self._served += 1
             turn.set_result(None)
         if not self._waiting:

@@ -361,7 +361,7 @@ class UplinkServer(pb_grpc.UplinkServicer):
                 del data, header
                 held = file.held
                 try:
-                    async with self._queue.place(left):
+                    async with self._queue.place(left, pushes=True):
                         if left > CHUNK_BYTES:
                             await context.send_initial_metadata(())  # the caller waits for that with all but the first
                         await receive_into(file, chunks)
