@@ -6,12 +6,12 @@ fifty times a second, and once more when the session has ended and spent files, 
 gone. Figures are in models, that is bytes by the bytes of a model.
 
 What is expected, with three models kept (``keep_models``). *Combiner*: the three newest models, which it serves to
-those below; updates that come, few where they come as fast as here, and some four that wait to be folded; and up to four
-spent ones, over which the next are written. Its sum is in memory. *Reducer*: the seed, the three models
-and the next one; the combiner's sum (float64: two models), and for a moment the spent one of the round before. With a
-rule that needs every update (``median``) both hold all updates of a round until it is reduced. None of it grows with
-the number of rounds. What is left: three models at the combiner, at the reducer those and the seed. (Of models of less
-than a mebibyte a combiner keeps up to 256, and writes over none.)
+those below; updates that come, few where they come as fast as here, and some four that wait to be folded; and up to
+four spent ones, over which the next are written. Its sum is in memory. *Reducer*: the seed, the three models and the
+next one; the combiner's sum (float64: two models), and for a moment the spent one of the round before. With a rule that
+needs every update (``median``) both hold all updates of a round until it is reduced. None of it grows with the number
+of rounds. What is left: three models at the combiner, at the reducer those and the seed. (Of models of less than a
+mebibyte a combiner keeps up to 256, and writes over none.)
 
     python -m benchmarks.disk [--quick] [--json]
 """

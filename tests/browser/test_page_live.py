@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 from playwright.async_api import Route, expect
 
+from runnel.common.errors import StorageFull
+from runnel.reducer.engine import engine as engine_module
+from runnel.reducer.engine.runner import SessionRunner
 from tests.browser.browsing import Visit, browser, visit
 from tests.eventually import eventually
 from tests.network.local_network import ADD_CONSTANT, LocalNetwork, network, write_package
@@ -292,3 +295,29 @@ async def test_a_session_that_starts_elsewhere_comes_up_in_the_list(tmp_path: Pa
             await expect(rows).to_have_count(2)
             await expect(rows.first).to_contain_text("number 2")
             await eventually(lambda: rows.last.get_by_text("2 / 2").is_visible(), timeout_s=30)
+
+
+async def test_a_session_that_waits_for_the_reducer_tells_why_until_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room, run = asyncio.Event(), SessionRunner.run
+
+    async def with_room(runner: SessionRunner) -> None:
+        if not room.is_set():
+            raise StorageFull("There is no room for the next model.")
+        await run(runner)
+
+    monkeypatch.setattr(SessionRunner, "run", with_room)
+    monkeypatch.setattr(engine_module, "_STALLED_PAUSE_S", 0.5)
+    async with network(tmp_path) as net, browser() as started, visit(started, net.reducer.url) as look:
+        await mark(look)
+        package, seed = await prepared(net)
+        await net.start_session(package, seed, rounds=1, name="large")
+        await look.page.get_by_role("link", name="large").first.click()
+        why = look.page.get_by_text("the reducer tries again: There is no room for the next model.")
+        await expect(why).to_be_visible()
+        await expect(look.page.get_by_role("heading", name="large running")).to_be_visible()
+        room.set()
+        await expect(look.page.get_by_role("heading", name="large finished")).to_be_visible()
+        await expect(why).to_have_count(0)
+        assert await marked(look)
