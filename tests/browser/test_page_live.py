@@ -300,9 +300,10 @@ async def test_a_session_that_starts_elsewhere_comes_up_in_the_list(tmp_path: Pa
 async def test_a_session_that_waits_for_the_reducer_tells_why_until_it_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    room, run = asyncio.Event(), SessionRunner.run
+    looked_at, room, run = asyncio.Event(), asyncio.Event(), SessionRunner.run
 
     async def with_room(runner: SessionRunner) -> None:
+        await looked_at.wait()
         if not room.is_set():
             raise StorageFull("There is no room for the next model.")
         await run(runner)
@@ -314,9 +315,15 @@ async def test_a_session_that_waits_for_the_reducer_tells_why_until_it_goes_on(
         package, seed = await prepared(net)
         await net.start_session(package, seed, rounds=1, name="large")
         await look.page.get_by_role("link", name="large").first.click()
-        why = look.page.get_by_text("the reducer tries again: There is no room for the next model.")
-        await expect(why).to_be_visible()
         await expect(look.page.get_by_role("heading", name="large running")).to_be_visible()
+        why = look.page.get_by_text("the reducer tries again: There is no room for the next model.")
+        await expect(why).to_have_count(0)
+        looked_at.set()
+        await expect(why).to_be_visible()
+        # No round has begun, so there is none whose lines could be asked for.
+        log = look.page.get_by_role("region", name="Log")
+        await expect(log.get_by_text("Nobody has written a line here.")).to_be_visible()
+        await expect(log.get_by_role("alert")).to_have_count(0)
         room.set()
         await expect(look.page.get_by_role("heading", name="large finished")).to_be_visible()
         await expect(why).to_have_count(0)

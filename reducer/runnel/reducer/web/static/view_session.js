@@ -108,7 +108,7 @@ export class SessionView {
       return h("section", { class: "card" }, h("h1", null, this.id), pending(this.entry));
     }
     const progress = this.app.state.progress.get(this.id);
-    this.log.follow(progress?.round ?? session.rounds.at(-1)?.round ?? null);
+    this.log.follow(progress?.round || (session.rounds.at(-1)?.round ?? null)); // before the first round it is 0
     return [
       this.#head(session, progress),
       this.#curves(session),
